@@ -1,0 +1,1 @@
+//! The trained and untrained parts beside the frozen encoder.

@@ -1,0 +1,1 @@
+//! How a batch runs: thread pool, packing, CPU kernels.

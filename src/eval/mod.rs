@@ -1,0 +1,1 @@
+//! Retrieval measures: nDCG, MAP, MRR, recall.

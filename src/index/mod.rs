@@ -1,0 +1,28 @@
+//! The access method without Postgres.
+pub mod store;
+
+/// What can go wrong inside the index.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The statement was cancelled: the server's own error is raised at the wall.
+    #[error("cancelled")]
+    Cancelled,
+    /// A page does not hold what its place in the index promises.
+    #[error("index page {block} is corrupted: {what}")]
+    Corrupted { block: store::Block, what: String },
+    /// The index was written by a version whose format this version cannot read.
+    #[error("index format {found} is not supported (this version reads up to {supported})")]
+    Format { found: u32, supported: u32 },
+    /// A vector of the wrong number of dimensions.
+    #[error("expected {expected} dimensions, not {found}")]
+    Dimensions { expected: usize, found: usize },
+    /// NaN or infinity in a vector.
+    #[error("vector holds NaN or infinity")]
+    NotFinite,
+    /// More memory would be needed than the caller allowed.
+    #[error("needs {needed} kB of memory, {allowed} kB allowed: {what}")]
+    Memory { needed: usize, allowed: usize, what: String },
+    /// The store failed.
+    #[error("{0}")]
+    Store(String),
+}

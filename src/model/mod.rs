@@ -1,0 +1,1 @@
+//! Model directories: manifest, tokenizer, weights, forward pass.

@@ -1,0 +1,1 @@
+//! The part that knows Postgres: the only room that may import pgrx.

@@ -60,12 +60,17 @@ impl Cluster {
         let mut lines = format!(
             "listen_addresses = ''\nport = {PORT}\nunix_socket_directories = '{folder}'\nfsync = off\n\
              max_connections = 60\nshared_buffers = 64MB\nautovacuum = off\nmax_wal_senders = 4\n\
-             log_line_prefix = '%m [%p] %q%d '\nshared_preload_libraries = 'situ'\nsitu.model_dir = '{folder}/models'\n"
+             log_line_prefix = '%m [%p] %q%d '\nsitu.model_dir = '{folder}/models'\n"
         );
+        if !self.data().join("standby.signal").exists() {
+            lines.push_str("shared_preload_libraries = 'situ'\n");
+        }
         for (name, value) in settings {
             lines.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
         }
-        self.write("data/postgresql.auto.conf", &lines);
+        // Behind what is there: the last line of a setting wins, so a replica keeps its primary's settings.
+        let before = std::fs::read_to_string(self.data().join("postgresql.conf")).expect("postgresql.conf");
+        self.write("data/postgresql.conf", before + &lines);
         self.link_model("minilm", "minilm");
     }
 

@@ -21,7 +21,11 @@ pub enum IndexError {
     NotFinite,
     /// More memory would be needed than the caller allowed.
     #[error("needs {needed} kB of memory, {allowed} kB allowed: {what}")]
-    Memory { needed: usize, allowed: usize, what: String },
+    Memory {
+        needed: usize,
+        allowed: usize,
+        what: String,
+    },
     /// The store failed.
     #[error("{0}")]
     Store(String),

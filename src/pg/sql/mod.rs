@@ -1,0 +1,2 @@
+//! SQL-callable functions, by topic.
+pub mod models;

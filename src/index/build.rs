@@ -31,6 +31,9 @@ impl<S: PageStore> Build<S> {
         self.store.check_cancel()
     }
 
+    /// Replaces [`IndexOptions::extra`], with at most as many bytes as it had at the start.
+    pub fn set_extra(&mut self, _extra: Vec<u8>) {}
+
     /// Clusters, writes and calibrates.
     pub fn finish(self) -> Result<BuildStats, IndexError> {
         Err(IndexError::Store("not written yet".into()))

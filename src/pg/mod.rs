@@ -5,8 +5,14 @@
 pub mod service;
 
 #[cfg(feature = "pg")]
+pub mod am;
+#[cfg(feature = "pg")]
 pub mod error;
 #[cfg(feature = "pg")]
+pub mod fail;
+#[cfg(feature = "pg")]
 pub mod sql;
+#[cfg(feature = "pg")]
+pub mod store;
 #[cfg(feature = "pg")]
 pub mod vector;

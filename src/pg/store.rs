@@ -13,6 +13,9 @@ use crate::index::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};
 use pgrx::pg_sys;
 use std::ops::Deref;
 
+/// The header's InvalidSubTransactionId.
+const INVALID_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
+
 /// The pages of one fork of an index relation. The relation must stay open while the store or anything made from it
 /// is in use.
 #[derive(Clone, Copy)]
@@ -54,8 +57,8 @@ impl RelationStore {
             let relation = &*self.relation;
             let permanent = (*relation.rd_rel).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char;
             let replicated = pg_sys::wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32;
-            let new_storage = relation.rd_createSubid != pg_sys::InvalidSubTransactionId
-                || relation.rd_firstRelfilelocatorSubid != pg_sys::InvalidSubTransactionId;
+            let new_storage = relation.rd_createSubid != INVALID_SUBTRANSACTION
+                || relation.rd_firstRelfilelocatorSubid != INVALID_SUBTRANSACTION;
             permanent && (replicated || !new_storage)
         }
     }

@@ -7,14 +7,15 @@ use super::settings;
 use super::spool::TemporaryFile;
 use super::text::TextRecord;
 use crate::index::{Build, Entry, IndexOptions, Phase, Spool};
-use crate::pg::error::{OrRaise, fail_with_hint};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
 use crate::pg::service::Lane;
 use crate::pg::service::client::{Documents, ModelRef, SituatedPassage};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::store::RelationStore;
 use crate::text::Span;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::time::Instant;
@@ -26,7 +27,6 @@ fn phase_number(phase: Phase) -> i64 {
         Phase::Clustering => 3,
         Phase::Assigning => 4,
         Phase::Writing => 5,
-        Phase::Calibrating => 6,
     }
 }
 
@@ -39,7 +39,6 @@ pub unsafe extern "C-unwind" fn ambuildphasename(phase: i64) -> *mut std::ffi::c
         3 => c"clustering",
         4 => c"assigning vectors to lists",
         5 => c"writing lists",
-        6 => c"calibrating probes",
         _ => return std::ptr::null_mut(),
     };
     // SAFETY: a copy in the caller's memory context.
@@ -153,7 +152,7 @@ impl Builder {
         )
         .or_raise();
         let text = text.map(|(record, model)| TextBuild {
-            documents: Documents::new(model, Lane::Bulk, record.situate.clone()),
+            documents: Documents::open(&model, Lane::Bulk, &record.situate).or_raise(),
             record,
             hashes: HashMap::new(),
             started: Instant::now(),

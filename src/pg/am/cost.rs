@@ -47,7 +47,7 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         let index = pg_sys::index_open(information.indexoid, pg_sys::NoLock as pg_sys::LOCKMODE);
         let is_text = kind::column_kind(index, 1) == KeyKind::Text;
         let share = match Meta::open(&RelationStore::new(index)) {
-            Ok(meta) if meta.lists() > 0 => f64::from(meta.probes()) / f64::from(meta.lists()),
+            Ok(meta) if meta.lists > 0 => f64::from(meta.probes) / f64::from(meta.lists),
             // What is wrong with the meta page is said by the scan.
             _ => 1.0,
         };

@@ -139,7 +139,7 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
     let meta = Meta::open(&store).or_raise();
     // SAFETY: as above.
     let text = unsafe { TextIndex::open(index, &meta) };
-    let mut documents = Documents::new(text.model, Lane::Bulk, text.record.situate);
+    let mut documents = Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise();
     let hashes: HashMap<u64, u64> = rows.iter().map(|row| (row.tid, kind::body_hash(&row.body))).collect();
     let mut done = Vec::new();
     for row in &rows {

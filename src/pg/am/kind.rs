@@ -4,10 +4,10 @@
 //! number in [`KeyKind`]; so a class made by a user over another type name still says what it is.
 
 use crate::index::{Element, Metric};
-use crate::pg::error::{fail, fail_with_hint};
+use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::vector;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
 
 /// Support function 1 of an operator class: its kind.
 pub const KIND_PROCEDURE: u16 = 1;
@@ -128,8 +128,12 @@ pub unsafe fn read_key(index: pg_sys::Relation) -> Key {
 /// # Safety
 /// `index` is an open index relation.
 pub unsafe fn declared_dimensions(index: pg_sys::Relation) -> Option<usize> {
-    // SAFETY: an index has at least one attribute.
-    let modifier = unsafe { (*pg_sys::TupleDescAttr((*index).rd_att, 0)).atttypmod };
+    // SAFETY: a catalog look-up for an open relation; an index has at least one attribute.
+    let modifier = unsafe {
+        let (mut kind, mut modifier, mut collation) = (pg_sys::InvalidOid, -1, pg_sys::InvalidOid);
+        pg_sys::get_atttypetypmodcoll((*index).rd_id, 1, &raw mut kind, &raw mut modifier, &raw mut collation);
+        modifier
+    };
     usize::try_from(modifier).ok().filter(|&dimensions| dimensions > 0)
 }
 

@@ -6,11 +6,12 @@ use super::kind::{self, KeyKind};
 use super::settings;
 use super::text::TextIndex;
 use crate::index::{Hit, Meta, Scan, ScanParams};
-use crate::pg::error::{OrRaise, fail_with_hint};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
 
 /// Strategy number of `text <=> situ.query`; 1 is the class's first operator.
 const QUERY_STRATEGY: u16 = 2;
@@ -117,7 +118,7 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         let key = *(*scan).orderByData;
         let (vector, question, probes) = if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
             // Every distance to NULL is NULL: any order is right, and every row comes out.
-            (vec![0.0; meta.options().dimensions as usize], None, 0)
+            (vec![0.0; meta.options.dimensions as usize], None, 0)
         } else {
             read_operand(index, state.kind, &meta, &key)
         };

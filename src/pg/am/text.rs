@@ -4,12 +4,13 @@ use super::kind::Key;
 use super::options::IndexSettings;
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::index::{IndexError, Meta};
-use crate::pg::error::{OrRaise, fail_full};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_full;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::sql::query::Query;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -49,7 +50,7 @@ impl TextRecord {
 
     /// Reads the record from a meta page.
     pub fn read(meta: &Meta) -> Result<TextRecord, IndexError> {
-        postcard::from_bytes(&meta.options().extra)
+        postcard::from_bytes(&meta.options.extra)
             .map_err(|_| IndexError::Corrupted { block: 0, what: "the text options cannot be read".into() })
     }
 
@@ -85,7 +86,7 @@ impl TextIndex {
         let settings = unsafe { super::options::settings(index) };
         let name = settings.model.as_deref().unwrap_or(&record.model);
         let model = model_by_name(Some(name)).or_raise();
-        if meta.options().model.as_deref() != Some(model.fingerprint.as_str()) {
+        if meta.options.model.as_deref() != Some(model.fingerprint.as_str()) {
             // SAFETY: as above.
             let relation = unsafe { relation_name(index) };
             fail_full(
@@ -93,7 +94,7 @@ impl TextIndex {
                 format!("model \"{name}\" is not the one that index \"{relation}\" was built with"),
                 format!(
                     "The index holds vectors of model fingerprint {}, the registered model has {}.",
-                    meta.options().model.as_deref().unwrap_or("(none)"),
+                    meta.options.model.as_deref().unwrap_or("(none)"),
                     model.fingerprint
                 ),
                 format!("REINDEX INDEX {relation}; or register the model of the build again."),

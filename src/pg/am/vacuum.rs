@@ -22,10 +22,9 @@ unsafe fn fill(result: *mut pg_sys::IndexBulkDeleteResult, counts: &VacuumStats)
     let result = unsafe { &mut *result };
     result.num_pages = counts.pages;
     result.num_index_tuples = counts.rows as f64;
-    result.tuples_removed += counts.removed_rows as f64;
-    result.pages_newly_deleted += counts.pages_newly_free;
-    result.pages_deleted = counts.pages_free;
-    result.pages_free = counts.pages_free;
+    result.tuples_removed += counts.removed as f64;
+    result.pages_deleted = counts.free_pages;
+    result.pages_free = counts.free_pages;
     result.estimated_count = false;
 }
 
@@ -65,12 +64,10 @@ pub unsafe extern "C-unwind" fn amvacuumcleanup(
         }
         let result = result_of(stats);
         let removed = (*result).tuples_removed;
-        let newly = (*result).pages_newly_deleted;
         let store = RelationStore::new((*info).index);
         let counts = index::cleanup(&store).or_raise();
         fill(result, &counts);
         (*result).tuples_removed = removed;
-        (*result).pages_newly_deleted = newly;
         pg_sys::IndexFreeSpaceMapVacuum((*info).index);
         result
     }

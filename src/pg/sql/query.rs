@@ -4,13 +4,15 @@ use crate::bridge::situate::{Situate, SituateOptions};
 use crate::pg::am::distances;
 use crate::pg::am::kind::body_hash;
 use crate::pg::am::text::embed_question;
-use crate::pg::error::{OrRaise, fail, fail_with_hint};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::service::Lane;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::sql::models::model_by_name;
-use crate::pg::vector::Vector;
+use crate::pg::vector::read_vector;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
+use pgrx::datum::AnyElement;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::Digest;
@@ -75,7 +77,7 @@ impl Query {
 #[pg_extern(immutable, parallel_safe, sql = false)]
 fn make_query(
     text: Option<&str>,
-    embedding: Option<Vector>,
+    embedding: Option<AnyElement>,
     model: Option<&str>,
     probes: Option<i32>,
 ) -> Query {
@@ -93,7 +95,8 @@ fn make_query(
     });
     Query {
         text: text.map(str::to_owned),
-        embedding: embedding.map(|vector| vector.0),
+        // SAFETY: the function is declared with a vector here.
+        embedding: embedding.map(|vector| unsafe { read_vector(vector.datum()) }.or_raise()),
         model: model.map(str::to_owned),
         probes,
     }

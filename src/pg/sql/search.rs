@@ -7,11 +7,11 @@
 use crate::pg::am::build::ambuild;
 use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::scan::ScanState;
-use crate::pg::error::{fail, fail_with_hint};
+use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::sql::query::Query;
 use crate::text::Span;
 use pgrx::pg_sys;
-use pgrx::pg_sys::PgSqlErrorCode;
+use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -120,18 +120,16 @@ fn not_an_index(oid: pg_sys::Oid) -> ! {
 
 /// The leaf indexes below `oid`: itself, or those of all partitions.
 fn leaves(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: catalog look-ups in a transaction; find_all_inheritors locks what it returns.
-    unsafe {
-        if pg_sys::get_rel_relkind(oid) as u8 != pg_sys::RELKIND_PARTITIONED_INDEX {
-            return vec![oid];
-        }
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-        let list = pg_sys::find_all_inheritors(oid, lock, std::ptr::null_mut());
-        pgrx::PgList::<()>::from_pg(list)
-            .iter_oid()
-            .filter(|&child| pg_sys::get_rel_relkind(child) as u8 == pg_sys::RELKIND_INDEX)
-            .collect()
+    // SAFETY: a catalog look-up in a transaction.
+    if unsafe { pg_sys::get_rel_relkind(oid) } as u8 != pg_sys::RELKIND_PARTITIONED_INDEX {
+        return vec![oid];
     }
+    Spi::connect(|client| {
+        let statement = "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf";
+        let table = client.select(statement, None, &[oid.into()])?;
+        table.map(|row| row.get::<pg_sys::Oid>(1)).filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()
+    })
+    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
 /// Rows of `candidates` that the caller may see, by packed tid, with their text.

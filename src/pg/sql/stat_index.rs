@@ -43,14 +43,14 @@ fn index_statistics(index: pg_sys::Oid) -> Statistics {
         let bytes = i64::from(store.blocks().or_raise()) * PAGE_SIZE as i64;
         let text = (kind::column_kind(relation, 1) == KeyKind::Text).then(|| TextRecord::read(&meta).or_raise());
         pg_sys::index_close(relation, lock);
-        let options = meta.options();
+        let options = meta.options;
         (
-            meta.rows() as i64,
-            meta.entries() as i64,
+            meta.rows as i64,
+            meta.entries as i64,
             text.as_ref().map(|text| text.tokens as i64),
             options.dimensions as i32,
-            meta.lists() as i32,
-            meta.probes() as i32,
+            meta.lists as i32,
+            meta.probes as i32,
             bytes,
             format!("{:?}", options.metric).to_lowercase(),
             text.as_ref().map(|text| text.model.clone()),

@@ -30,7 +30,10 @@ impl RelationStore {
     /// # Safety
     /// `relation` must be an open index relation that outlives the store.
     pub unsafe fn new(relation: pg_sys::Relation) -> RelationStore {
-        RelationStore { relation, fork: pg_sys::ForkNumber::MAIN_FORKNUM }
+        RelationStore {
+            relation,
+            fork: pg_sys::ForkNumber::MAIN_FORKNUM,
+        }
     }
 
     /// The init fork of an unlogged `relation`.
@@ -38,12 +41,18 @@ impl RelationStore {
     /// # Safety
     /// As for [`RelationStore::new`].
     pub unsafe fn init_fork(relation: pg_sys::Relation) -> RelationStore {
-        RelationStore { relation, fork: pg_sys::ForkNumber::INIT_FORKNUM }
+        RelationStore {
+            relation,
+            fork: pg_sys::ForkNumber::INIT_FORKNUM,
+        }
     }
 
     fn manager_relation(&self) -> pg_sys::BufferManagerRelation {
         // What the header's BMR_REL macro makes.
-        pg_sys::BufferManagerRelation { rel: self.relation, ..Default::default() }
+        pg_sys::BufferManagerRelation {
+            rel: self.relation,
+            ..Default::default()
+        }
     }
 
     /// Whether changes of this fork are written to the WAL (the header's RelationNeedsWAL, and always for an init
@@ -113,13 +122,20 @@ impl RelationChange {
             }
             page.cast::<PageBytes>()
         };
-        self.pages.push(ChangedPage { block, buffer, bytes: page });
+        self.pages.push(ChangedPage {
+            block,
+            buffer,
+            bytes: page,
+        });
         // SAFETY: as above; the borrow of self keeps it unique.
         unsafe { &mut *page }
     }
 
     fn known(&self, block: Block) -> Option<*mut PageBytes> {
-        self.pages.iter().find(|page| page.block == block).map(|page| page.bytes)
+        self.pages
+            .iter()
+            .find(|page| page.block == block)
+            .map(|page| page.bytes)
     }
 
     fn pin(&self, block: Block) -> pg_sys::Buffer {
@@ -236,14 +252,21 @@ impl PageStore for RelationStore {
                 std::ptr::null_mut(),
             );
             pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-            Ok(ReadPage { buffer, bytes: pg_sys::BufferGetPage(buffer).cast() })
+            Ok(ReadPage {
+                buffer,
+                bytes: pg_sys::BufferGetPage(buffer).cast(),
+            })
         }
     }
 
     fn change(&self) -> Result<RelationChange, IndexError> {
         // SAFETY: the relation is open.
         let state = unsafe { pg_sys::GenericXLogStart(self.relation) };
-        Ok(RelationChange { store: *self, state, pages: Vec::with_capacity(2) })
+        Ok(RelationChange {
+            store: *self,
+            state,
+            pages: Vec::with_capacity(2),
+        })
     }
 
     fn prefetch(&self, blocks: &[Block]) {

@@ -14,8 +14,8 @@ use crate::pg::service::client::{Documents, ModelRef, SituatedPassage};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::store::RelationStore;
 use crate::text::Span;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::time::Instant;
@@ -57,7 +57,9 @@ fn report(phase: Phase, done: u64, total: u64) {
 /// What documents need on their way into the index.
 struct TextBuild {
     record: TextRecord,
-    documents: Documents,
+    model: ModelRef,
+    /// Opened at the first document: an empty table needs no encoder.
+    documents: Option<Documents>,
     /// Body hashes of the documents that are being encoded, by packed tid.
     hashes: HashMap<u64, u64>,
     started: Instant,
@@ -121,7 +123,13 @@ unsafe fn index_options(
             "Reduce the vectors' dimensions first, for example with subvector().",
         );
     }
-    (IndexOptions { dimensions: dimensions as u32, ..base }, None)
+    (
+        IndexOptions {
+            dimensions: dimensions as u32,
+            ..base
+        },
+        None,
+    )
 }
 
 fn temporary_file() -> Result<Box<dyn Spool>, crate::index::IndexError> {
@@ -152,8 +160,9 @@ impl Builder {
         )
         .or_raise();
         let text = text.map(|(record, model)| TextBuild {
-            documents: Documents::open(&model, Lane::Bulk, &record.situate).or_raise(),
             record,
+            model,
+            documents: None,
             hashes: HashMap::new(),
             started: Instant::now(),
         });
@@ -173,28 +182,37 @@ impl Builder {
     /// `values` and `isnull` are the row's index columns.
     unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool) {
         self.read += 1;
-        if self.read % 64 == 0 {
+        if self.read.is_multiple_of(64) {
             // SAFETY: a plain store into this backend's status entry.
             unsafe {
-                pg_sys::pgstat_progress_update_param(
-                    pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32,
-                    self.read as i64,
-                )
+                pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, self.read as i64)
             };
         }
         // SAFETY: the caller's promise.
-        let Some(row) = (unsafe { Row::read(self.key, tid, values, isnull) }) else { return };
+        let Some(row) = (unsafe { Row::read(self.key, tid, values, isnull) }) else {
+            return;
+        };
         match row {
             Row::Vector { vector, .. } => {
                 self.rows += 1;
-                let entry = Entry { tid, ordinal: 0, span: Span { start: 0, end: 0 }, hash: 0, vector: &vector };
+                let entry = Entry {
+                    tid,
+                    ordinal: 0,
+                    span: Span { start: 0, end: 0 },
+                    hash: 0,
+                    vector: &vector,
+                };
                 self.build.add(entry).or_raise();
             }
             Row::Document { title, body, .. } => {
                 let Some(text) = self.text.as_mut() else { return };
                 text.hashes.insert(tid, kind::body_hash(&body));
                 let mut done = Vec::new();
-                text.documents
+                let documents = match &mut text.documents {
+                    Some(documents) => documents,
+                    none => none.insert(Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise()),
+                };
+                documents
                     .push(tid, title.as_deref(), &body, &mut |key, passages| {
                         done.push((key, passages));
                         Ok(())
@@ -227,9 +245,9 @@ impl Builder {
 
     /// Waits for the documents on their way and writes the index.
     fn finish(mut self) -> u64 {
-        if let Some(text) = self.text.as_mut() {
+        if let Some(mut documents) = self.text.as_mut().and_then(|text| text.documents.take()) {
             let mut done = Vec::new();
-            text.documents
+            documents
                 .flush(&mut |key, passages| {
                     done.push((key, passages));
                     Ok(())
@@ -298,8 +316,8 @@ pub unsafe extern "C-unwind" fn ambuild(
             None => 0.0,
         };
         let rows = builder.finish();
-        let result = pg_sys::palloc0(std::mem::size_of::<pg_sys::IndexBuildResult>())
-            .cast::<pg_sys::IndexBuildResult>();
+        let result =
+            pg_sys::palloc0(std::mem::size_of::<pg_sys::IndexBuildResult>()).cast::<pg_sys::IndexBuildResult>();
         (*result).heap_tuples = heap_tuples;
         (*result).index_tuples = rows as f64;
         result

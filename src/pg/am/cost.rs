@@ -16,6 +16,7 @@ const CODE_OPERATORS: f64 = 0.02;
 
 /// Access-method callback: cost estimates of a path.
 #[pgrx::pg_guard]
+#[allow(clippy::too_many_arguments)] // the server's signature
 pub unsafe extern "C-unwind" fn amcostestimate(
     root: *mut pg_sys::PlannerInfo,
     path: *mut pg_sys::IndexPath,
@@ -57,11 +58,15 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         let entries = information.tuples.max(1.0);
         let first_pages = (f64::from(information.pages) * share).max(1.0);
         let codes = pg_sys::cpu_operator_cost * CODE_OPERATORS * entries;
-        let question = if is_text { pg_sys::cpu_operator_cost * QUESTION_OPERATORS } else { 0.0 };
+        let question = if is_text {
+            pg_sys::cpu_operator_cost * QUESTION_OPERATORS
+        } else {
+            0.0
+        };
         // The pages of a list lie together, and a first round reads few of its vectors: sequential cost.
         *startup_cost = question + codes * share + first_pages * pg_sys::seq_page_cost * 0.1;
-        let rest = codes + entries * pg_sys::cpu_index_tuple_cost
-            + f64::from(information.pages) * pg_sys::seq_page_cost;
+        let rest =
+            codes + entries * pg_sys::cpu_index_tuple_cost + f64::from(information.pages) * pg_sys::seq_page_cost;
         *total_cost = *startup_cost + rest;
         *selectivity = costs.indexSelectivity;
         *correlation = costs.indexCorrelation;

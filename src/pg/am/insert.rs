@@ -44,10 +44,15 @@ impl Row {
                 return None;
             }
             if key.kind != KeyKind::Text {
-                return Some(Row::Vector { vector: kind::read_vector(key.kind, *values) });
+                return Some(Row::Vector {
+                    vector: kind::read_vector(key.kind, *values),
+                });
             }
             let title = (key.title && !*isnull.add(1)).then(|| kind::read_text(*values.add(1)));
-            Some(Row::Document { title, body: kind::read_text(*values) })
+            Some(Row::Document {
+                title,
+                body: kind::read_text(*values),
+            })
         }
     }
 }
@@ -67,6 +72,7 @@ thread_local! {
 
 /// Access-method callback: one row.
 #[pgrx::pg_guard]
+#[allow(clippy::too_many_arguments)] // the server's signature
 pub unsafe extern "C-unwind" fn aminsert(
     index: pg_sys::Relation,
     values: *mut pg_sys::Datum,
@@ -83,7 +89,13 @@ pub unsafe extern "C-unwind" fn aminsert(
         match Row::read(kind::read_key(index), tid, values, isnull) {
             None => {}
             Some(Row::Vector { vector }) => {
-                let entry = Entry { tid, ordinal: 0, span: Span { start: 0, end: 0 }, hash: 0, vector: &vector };
+                let entry = Entry {
+                    tid,
+                    ordinal: 0,
+                    span: Span { start: 0, end: 0 },
+                    hash: 0,
+                    vector: &vector,
+                };
                 index::insert(&RelationStore::new(index), &[entry]).or_raise();
             }
             Some(Row::Document { title, body }) => {
@@ -102,7 +114,13 @@ fn gather(index: pg_sys::Oid, tid: u64, title: Option<String>, body: String) -> 
     // SAFETY: reads a variable of this backend.
     let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
     WAITING.with_borrow_mut(|waiting| {
-        waiting.push(Waiting { index, subtransaction, tid, title, body });
+        waiting.push(Waiting {
+            index,
+            subtransaction,
+            tid,
+            title,
+            body,
+        });
         let mine = waiting.iter().filter(|row| row.index == index);
         let (rows, bytes) = mine.fold((0, 0), |(rows, bytes), row| (rows + 1, bytes + row.body.len()));
         rows >= GATHER_ROWS || bytes >= GATHER_BYTES
@@ -147,7 +165,9 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
             done.push((key, passages));
             Ok(())
         };
-        documents.push(row.tid, row.title.as_deref(), &row.body, &mut sink).or_raise();
+        documents
+            .push(row.tid, row.title.as_deref(), &row.body, &mut sink)
+            .or_raise();
         insert_documents(&store, &hashes, std::mem::take(&mut done));
     }
     documents
@@ -179,7 +199,9 @@ fn insert_documents(store: &RelationStore, hashes: &HashMap<u64, u64>, done: Vec
 /// Flushes whatever still waits, for a server that did not say that a statement was over.
 unsafe fn flush_all() {
     loop {
-        let Some(oid) = WAITING.with_borrow(|waiting| waiting.first().map(|row| row.index)) else { return };
+        let Some(oid) = WAITING.with_borrow(|waiting| waiting.first().map(|row| row.index)) else {
+            return;
+        };
         // SAFETY: inside a transaction; an index that is gone takes its documents with it.
         unsafe {
             let index = pg_sys::try_index_open(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);

@@ -6,8 +6,8 @@
 use crate::index::{Element, Metric};
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::vector;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
 
 /// Support function 1 of an operator class: its kind.
 pub const KIND_PROCEDURE: u16 = 1;
@@ -176,7 +176,10 @@ pub unsafe fn pack_tid(tid: pg_sys::ItemPointer) -> u64 {
 /// The reverse of [`pack_tid`].
 pub fn unpack_tid(tid: u64) -> pg_sys::ItemPointerData {
     pg_sys::ItemPointerData {
-        ip_blkid: pg_sys::BlockIdData { bi_hi: (tid >> 32) as u16, bi_lo: (tid >> 16) as u16 },
+        ip_blkid: pg_sys::BlockIdData {
+            bi_hi: (tid >> 32) as u16,
+            bi_lo: (tid >> 16) as u16,
+        },
         ip_posid: tid as u16,
     }
 }

@@ -59,11 +59,26 @@ fn kind() -> pg_sys::relopt_kind::Type {
         let kind = pg_sys::add_reloption_kind();
         let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
         let members: &'static mut [pg_sys::relopt_enum_elt_def] = Box::leak(Box::new([
-            pg_sys::relopt_enum_elt_def { string_val: c"auto".as_ptr(), symbol_val: 0 },
-            pg_sys::relopt_enum_elt_def { string_val: c"none".as_ptr(), symbol_val: 1 },
-            pg_sys::relopt_enum_elt_def { string_val: c"header".as_ptr(), symbol_val: 2 },
-            pg_sys::relopt_enum_elt_def { string_val: c"late".as_ptr(), symbol_val: 3 },
-            pg_sys::relopt_enum_elt_def { string_val: std::ptr::null(), symbol_val: 0 },
+            pg_sys::relopt_enum_elt_def {
+                string_val: c"auto".as_ptr(),
+                symbol_val: 0,
+            },
+            pg_sys::relopt_enum_elt_def {
+                string_val: c"none".as_ptr(),
+                symbol_val: 1,
+            },
+            pg_sys::relopt_enum_elt_def {
+                string_val: c"header".as_ptr(),
+                symbol_val: 2,
+            },
+            pg_sys::relopt_enum_elt_def {
+                string_val: c"late".as_ptr(),
+                symbol_val: 3,
+            },
+            pg_sys::relopt_enum_elt_def {
+                string_val: std::ptr::null(),
+                symbol_val: 0,
+            },
         ]));
         pg_sys::add_string_reloption(
             kind,
@@ -137,10 +152,22 @@ pub unsafe extern "C-unwind" fn amoptions(options: pg_sys::Datum, validate: bool
     let elements = [
         element(c"model", RELOPT_TYPE_STRING, offset_of!(StoredOptions, model)),
         element(c"situate", RELOPT_TYPE_ENUM, offset_of!(StoredOptions, situate)),
-        element(c"chunk_tokens", RELOPT_TYPE_INT, offset_of!(StoredOptions, chunk_tokens)),
-        element(c"window_tokens", RELOPT_TYPE_INT, offset_of!(StoredOptions, window_tokens)),
+        element(
+            c"chunk_tokens",
+            RELOPT_TYPE_INT,
+            offset_of!(StoredOptions, chunk_tokens),
+        ),
+        element(
+            c"window_tokens",
+            RELOPT_TYPE_INT,
+            offset_of!(StoredOptions, window_tokens),
+        ),
         element(c"lists", RELOPT_TYPE_INT, offset_of!(StoredOptions, lists)),
-        element(c"situate_weight", RELOPT_TYPE_REAL, offset_of!(StoredOptions, situate_weight)),
+        element(
+            c"situate_weight",
+            RELOPT_TYPE_REAL,
+            offset_of!(StoredOptions, situate_weight),
+        ),
     ];
     // SAFETY: the elements describe StoredOptions, whose first field is the varlena length.
     unsafe {

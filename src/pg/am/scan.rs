@@ -10,8 +10,8 @@ use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
 use crate::pg::store::RelationStore;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
 
 /// Strategy number of `text <=> situ.query`; 1 is the class's first operator.
 const QUERY_STRATEGY: u16 = 2;
@@ -40,9 +40,16 @@ pub unsafe extern "C-unwind" fn ambeginscan(
     // current memory context, whose reset or deletion (also after an error) drops it.
     unsafe {
         let scan = pg_sys::RelationGetIndexScan(index, keys, order_bys);
-        let state =
-            ScanState { kind: kind::column_kind(index, 1), running: None, question: None, hit: None, counted: false };
-        (*scan).opaque = pgrx::PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(state).cast();
+        let state = ScanState {
+            kind: kind::column_kind(index, 1),
+            running: None,
+            question: None,
+            hit: None,
+            counted: false,
+        };
+        (*scan).opaque = pgrx::PgMemoryContexts::CurrentMemoryContext
+            .leak_and_drop_on_delete(state)
+            .cast();
         scan
     }
 }
@@ -69,7 +76,11 @@ unsafe fn read_operand(
             Query::from_text(kind::read_text(key.sk_argument))
         };
         let text = TextIndex::open(index, meta);
-        (text.embed_query(&query), Some(query.identity()), query.probes.unwrap_or(0))
+        (
+            text.embed_query(&query),
+            Some(query.identity()),
+            query.probes.unwrap_or(0),
+        )
     }
 }
 
@@ -126,7 +137,6 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         let params = ScanParams {
             probes,
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
-            ..Default::default()
         };
         state.question = question;
         state.running = Some(Scan::new(store, &vector, params).or_raise());
@@ -156,7 +166,10 @@ unsafe fn count_scan(scan: pg_sys::IndexScanDesc) {
 
 /// Access-method callback: the next row, nearest first.
 #[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn amgettuple(scan: pg_sys::IndexScanDesc, _direction: pg_sys::ScanDirection::Type) -> bool {
+pub unsafe extern "C-unwind" fn amgettuple(
+    scan: pg_sys::IndexScanDesc,
+    _direction: pg_sys::ScanDirection::Type,
+) -> bool {
     // SAFETY: the server's contract for amgettuple; opaque was set by ambeginscan.
     unsafe {
         let state = &mut *(*scan).opaque.cast::<ScanState>();
@@ -167,7 +180,9 @@ pub unsafe extern "C-unwind" fn amgettuple(scan: pg_sys::IndexScanDesc, _directi
             count_scan(scan);
             state.counted = true;
         }
-        let Some(running) = state.running.as_mut() else { return false };
+        let Some(running) = state.running.as_mut() else {
+            return false;
+        };
         match running.next().or_raise() {
             Some(hit) => {
                 (*scan).xs_heaptid = kind::unpack_tid(hit.tid);

@@ -13,7 +13,9 @@ impl TemporaryFile {
     /// Creates an empty file in the temporary tablespaces.
     pub fn create() -> TemporaryFile {
         // SAFETY: runs in a backend inside a transaction; the file belongs to the current resource owner.
-        TemporaryFile { file: unsafe { pg_sys::BufFileCreateTemp(false) } }
+        TemporaryFile {
+            file: unsafe { pg_sys::BufFileCreateTemp(false) },
+        }
     }
 }
 
@@ -28,7 +30,9 @@ impl Spool for TemporaryFile {
         const SEEK_SET: i32 = 0;
         // SAFETY: the file is open.
         if unsafe { pg_sys::BufFileSeek(self.file, 0, 0, SEEK_SET) } != 0 {
-            return Err(IndexError::Store("could not rewind a temporary file of the index build".into()));
+            return Err(IndexError::Store(
+                "could not rewind a temporary file of the index build".into(),
+            ));
         }
         Ok(())
     }

@@ -9,8 +9,8 @@ use crate::pg::fail::fail_full;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::sql::query::Query;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -33,7 +33,9 @@ pub struct TextRecord {
 impl TextRecord {
     /// The record of a new index.
     pub fn new(model: &ModelRef, key: Key, settings: &IndexSettings) -> TextRecord {
-        let mode = settings.situate.unwrap_or(if key.title { Situate::Header } else { Situate::None });
+        let mode = settings
+            .situate
+            .unwrap_or(if key.title { Situate::Header } else { Situate::None });
         TextRecord {
             model: model.name.clone(),
             situate: SituateOptions {
@@ -50,8 +52,10 @@ impl TextRecord {
 
     /// Reads the record from a meta page.
     pub fn read(meta: &Meta) -> Result<TextRecord, IndexError> {
-        postcard::from_bytes(&meta.options.extra)
-            .map_err(|_| IndexError::Corrupted { block: 0, what: "the text options cannot be read".into() })
+        postcard::from_bytes(&meta.options.extra).map_err(|_| IndexError::Corrupted {
+            block: 0,
+            what: "the text options cannot be read".into(),
+        })
     }
 
     /// The bytes for a meta page.
@@ -66,7 +70,11 @@ impl TextRecord {
 /// `relation` is open.
 pub unsafe fn relation_name(relation: pg_sys::Relation) -> String {
     // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned() }
+    unsafe {
+        CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr())
+            .to_string_lossy()
+            .into_owned()
+    }
 }
 
 /// A text index that is open, with the model that it was built with.
@@ -123,7 +131,9 @@ thread_local! {
 /// ask the same one again and again.
 pub fn embed_question(model: &ModelRef, text: &str) -> Vec<f32> {
     let known = RECENT.with_borrow_mut(|recent| {
-        let at = recent.iter().position(|(print, known, _)| *print == model.fingerprint && known == text)?;
+        let at = recent
+            .iter()
+            .position(|(print, known, _)| *print == model.fingerprint && known == text)?;
         let entry = recent.remove(at);
         let vector = entry.2.clone();
         recent.push(entry);

@@ -10,9 +10,9 @@ use crate::pg::service::Lane;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::vector::read_vector;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::Digest;
@@ -38,7 +38,10 @@ pub struct Query {
 impl Query {
     /// A plain question.
     pub fn from_text(text: String) -> Query {
-        Query { text: Some(text), ..Query::default() }
+        Query {
+            text: Some(text),
+            ..Query::default()
+        }
     }
 
     /// Reads an argument of type `situ.query`.
@@ -75,12 +78,7 @@ impl Query {
 
 /// `situ.query(...)`.
 #[pg_extern(immutable, parallel_safe, sql = false)]
-fn make_query(
-    text: Option<&str>,
-    embedding: Option<AnyElement>,
-    model: Option<&str>,
-    probes: Option<i32>,
-) -> Query {
+fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&str>, probes: Option<i32>) -> Query {
     if text.is_none() && embedding.is_none() {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
@@ -89,9 +87,15 @@ fn make_query(
         );
     }
     let probes = probes.map(|probes| {
-        u32::try_from(probes).ok().filter(|&probes| probes > 0).unwrap_or_else(|| {
-            fail(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("probes must be positive, not {probes}"))
-        })
+        u32::try_from(probes)
+            .ok()
+            .filter(|&probes| probes > 0)
+            .unwrap_or_else(|| {
+                fail(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!("probes must be positive, not {probes}"),
+                )
+            })
     });
     Query {
         text: text.map(str::to_owned),
@@ -106,22 +110,34 @@ fn make_query(
 /// encoded here, chunks alone, by the query's model or the default one. A row that an index scan of this transaction
 /// has returned gets the distance that the index found.
 fn document_distance(body: &str, query: &Query) -> Option<f64> {
-    if distances::any() {
-        if let Some(distance) = distances::recall(query.identity(), body_hash(body)) {
-            return Some(distance);
-        }
+    if distances::any()
+        && let Some(distance) = distances::recall(query.identity(), body_hash(body))
+    {
+        return Some(distance);
     }
     let model = model_by_name(query.model.as_deref()).or_raise();
     let question = query.vector(&model);
     if question.len() != model.dimensions {
         fail(
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            format!("different vector dimensions {} and {}", model.dimensions, question.len()),
+            format!(
+                "different vector dimensions {} and {}",
+                model.dimensions,
+                question.len()
+            ),
         );
     }
-    let options = SituateOptions { mode: Situate::None, chunk_tokens: 128, window_tokens: 0, weight: 0.0 };
+    let options = SituateOptions {
+        mode: Situate::None,
+        chunk_tokens: 128,
+        window_tokens: 0,
+        weight: 0.0,
+    };
     let passages = client::situate_document(&model, Lane::Bulk, None, body, &options).or_raise();
-    passages.iter().map(|passage| cosine_distance(&passage.vector, &question)).min_by(f64::total_cmp)
+    passages
+        .iter()
+        .map(|passage| cosine_distance(&passage.vector, &question))
+        .min_by(f64::total_cmp)
 }
 
 /// `1 - cos(a, b)`, in f64.

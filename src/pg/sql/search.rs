@@ -10,8 +10,8 @@ use crate::pg::am::scan::ScanState;
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::sql::query::Query;
 use crate::text::Span;
-use pgrx::pg_sys;
 use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -106,7 +106,11 @@ fn name_of(oid: pg_sys::Oid) -> String {
     // SAFETY: gives null for an unknown OID.
     unsafe {
         let name = pg_sys::get_rel_name(oid);
-        if name.is_null() { oid.to_u32().to_string() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
+        if name.is_null() {
+            oid.to_u32().to_string()
+        } else {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
     }
 }
 
@@ -127,15 +131,20 @@ fn leaves(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     Spi::connect(|client| {
         let statement = "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf";
         let table = client.select(statement, None, &[oid.into()])?;
-        table.map(|row| row.get::<pg_sys::Oid>(1)).filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()
+        table
+            .map(|row| row.get::<pg_sys::Oid>(1))
+            .filter_map(Result::transpose)
+            .collect::<Result<Vec<_>, _>>()
     })
     .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
 /// Rows of `candidates` that the caller may see, by packed tid, with their text.
 fn visible_rows(statement: &str, candidates: &[Candidate]) -> HashMap<u64, String> {
-    let list: Vec<String> =
-        candidates.iter().map(|row| format!("\"({},{})\"", row.tid >> 16, row.tid & 0xffff)).collect();
+    let list: Vec<String> = candidates
+        .iter()
+        .map(|row| format!("\"({},{})\"", row.tid >> 16, row.tid & 0xffff))
+        .collect();
     let array = format!("{{{}}}", list.join(","));
     Spi::connect(|client| {
         let mut rows = HashMap::new();
@@ -227,22 +236,19 @@ fn search_leaf(oid: pg_sys::Oid, query: &Query, k: usize) -> Vec<Passage> {
     }
 }
 
-type Row = (
-    pg_sys::Oid,
-    pg_sys::ItemPointerData,
-    i32,
-    i32,
-    i32,
-    String,
-    f64,
-    f64,
-);
+type Row = (pg_sys::Oid, pg_sys::ItemPointerData, i32, i32, i32, String, f64, f64);
 
 fn search_index(index: pg_sys::Oid, query: &Query, k: i32) -> std::vec::IntoIter<Row> {
     let Some(k) = usize::try_from(k).ok().filter(|&k| k > 0) else {
-        fail(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("k must be positive, not {k}"))
+        fail(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("k must be positive, not {k}"),
+        )
     };
-    let mut found: Vec<Passage> = leaves(index).into_iter().flat_map(|leaf| search_leaf(leaf, query, k)).collect();
+    let mut found: Vec<Passage> = leaves(index)
+        .into_iter()
+        .flat_map(|leaf| search_leaf(leaf, query, k))
+        .collect();
     found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     found.truncate(k);
     let rows: Vec<Row> = found

@@ -1,11 +1,11 @@
 //! What an index holds, for the view `situ.stat_index`.
 
 use crate::index::Meta;
+use crate::index::store::{PAGE_SIZE, PageStore};
 use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::text::TextRecord;
 use crate::pg::error::OrRaise;
 use crate::pg::store::RelationStore;
-use crate::index::store::{PAGE_SIZE, PageStore};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -55,7 +55,8 @@ fn index_statistics(index: pg_sys::Oid) -> Statistics {
             format!("{:?}", options.metric).to_lowercase(),
             text.as_ref().map(|text| text.model.clone()),
             options.model.clone(),
-            text.as_ref().map(|text| format!("{:?}", text.situate.mode).to_lowercase()),
+            text.as_ref()
+                .map(|text| format!("{:?}", text.situate.mode).to_lowercase()),
             text.as_ref().map(|text| text.situate.chunk_tokens as i32),
             text.as_ref().map(|text| text.encode_milliseconds as f64 / 1000.0),
         )

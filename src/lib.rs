@@ -10,5 +10,4 @@ pub mod index;
 pub mod model;
 pub mod text;
 
-#[cfg(feature = "pg")]
 pub mod pg;

@@ -1,1 +1,31 @@
-//! How a batch runs: thread pool, packing, CPU kernels.
+//! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
+pub mod pool;
+
+pub use pool::Pool;
+
+/// What can go wrong while a batch runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A thread could not be started.
+    #[error("cannot start thread {index} of {threads}: {source}")]
+    Spawn {
+        index: usize,
+        threads: usize,
+        source: std::io::Error,
+    },
+    /// A task panicked; the others of its loop were not started any more.
+    #[error("a compute task panicked: {0}")]
+    Panicked(String),
+    /// The caller's stop hook answered true.
+    #[error("the batch was stopped")]
+    Stopped,
+    /// Tensors whose shapes do not fit each other, or an id outside its table.
+    #[error("{0}")]
+    Shape(String),
+    /// The processor lacks the instructions that the precision needs.
+    #[error("precision {precision} needs {needs}, which this processor lacks")]
+    Unsupported {
+        precision: &'static str,
+        needs: &'static str,
+    },
+}

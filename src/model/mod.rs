@@ -1,1 +1,72 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
+mod encoder;
+mod manifest;
+
+use std::path::PathBuf;
+
+pub use encoder::{Encoder, Precision, Read, Role, Sequence, Tokens};
+pub use manifest::{Activation, Family, Manifest, Pooling};
+
+/// What can go wrong with a model directory or a batch of sequences.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The path is not a directory.
+    #[error("\"{}\" is not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// A file that every model directory must have.
+    #[error("model file \"{}\" is missing", .0.display())]
+    Missing(PathBuf),
+    /// The file system refused.
+    #[error("cannot read \"{}\": {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// A JSON file that does not parse or lacks a field.
+    #[error("\"{}\" is not valid: {what}", path.display())]
+    Invalid { path: PathBuf, what: String },
+    /// A weights file that is cut short or whose header does not parse.
+    #[error("weights file \"{}\" is truncated or corrupt: {what}", path.display())]
+    Corrupt { path: PathBuf, what: String },
+    /// A tensor that the configuration asks for and the weights lack.
+    #[error("the weights lack tensor \"{0}\"")]
+    MissingTensor(String),
+    /// A tensor of another shape than the configuration says.
+    #[error("tensor \"{name}\" has shape {found:?}, the configuration needs {expected:?}")]
+    TensorShape {
+        name: String,
+        expected: Vec<usize>,
+        found: Vec<usize>,
+    },
+    /// A tensor of a type that is not f32, f16 or bf16.
+    #[error("tensor \"{name}\" has type {dtype}; F32, F16 and BF16 are supported")]
+    TensorType { name: String, dtype: String },
+    /// A tensor that holds NaN or infinity.
+    #[error("tensor \"{0}\" holds NaN or infinity")]
+    NotFinite(String),
+    /// A model, pooling or option that this version does not know.
+    #[error("{what} \"{found}\" is not supported (supported: {supported})")]
+    Unsupported {
+        what: &'static str,
+        found: String,
+        supported: &'static str,
+    },
+    /// The tokenizer cannot be loaded or failed on a text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
+    #[error("bad sequence {index}: {what}")]
+    Sequence { index: usize, what: String },
+    /// The caller's stop hook answered true.
+    #[error("the batch was stopped")]
+    Stopped,
+    /// A kernel failed.
+    #[error(transparent)]
+    Compute(crate::compute::ComputeError),
+}
+
+impl From<crate::compute::ComputeError> for ModelError {
+    fn from(error: crate::compute::ComputeError) -> ModelError {
+        match error {
+            crate::compute::ComputeError::Stopped => ModelError::Stopped,
+            other => ModelError::Compute(other),
+        }
+    }
+}

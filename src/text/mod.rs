@@ -8,3 +8,55 @@ pub struct Span {
     pub start: u32,
     pub end: u32,
 }
+
+impl Span {
+    /// Bytes in the span.
+    pub fn len(&self) -> usize {
+        self.end.saturating_sub(self.start) as usize
+    }
+
+    /// True where the span holds no byte.
+    pub fn is_empty(&self) -> bool {
+        self.end <= self.start
+    }
+
+    /// The part of `text` that the span covers; `None` where the span does not lie in `text` on character borders.
+    pub fn of<'a>(&self, text: &'a str) -> Option<&'a str> {
+        text.get(self.start as usize..self.end as usize)
+    }
+}
+
+/// A bounded piece of a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Bytes of the document that the segment covers.
+    pub span: Span,
+    /// Heading path in force at the start of the segment, outermost first.
+    pub headings: Vec<String>,
+}
+
+/// A passage that is embedded on its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Bytes of the text that was cut.
+    pub span: Span,
+    /// Tokens that begin inside the span.
+    pub tokens: u32,
+    /// Heading path in force at the chunk, outermost first.
+    pub headings: Vec<String>,
+}
+
+/// Trimmed sentence spans in order; every byte that is not white space belongs to exactly one.
+pub fn sentences(_text: &str) -> Vec<Span> {
+    Vec::new()
+}
+
+/// Cuts a document in segments of at most `max_bytes` bytes at headings, blank lines or sentence ends.
+pub fn segments(_body: &str, _max_bytes: usize) -> Vec<Segment> {
+    Vec::new()
+}
+
+/// Cuts `text` in chunks of whole sentences, at most `chunk_tokens` tokens each.
+pub fn chunks(_text: &str, _headings: &[String], _chunk_tokens: usize, _tokens: &[Span]) -> Vec<Chunk> {
+    Vec::new()
+}

@@ -1,0 +1,1 @@
+//! A byte ring with one producer and one consumer.

@@ -161,6 +161,11 @@ impl Cluster {
         eventually("all processes of the server are gone", 30, || {
             children.iter().chain([&postmaster]).all(|pid| !alive(*pid))
         });
+        // Where the init process does not reap it, a dead postmaster stays as a zombie, which a starting one takes
+        // for a live owner of the data directory.
+        if Path::new(&format!("/proc/{postmaster}")).exists() {
+            self.remove("data/postmaster.pid");
+        }
     }
 
     fn postmaster(&self) -> Option<i32> {

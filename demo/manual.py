@@ -85,7 +85,8 @@ class Page(html.parser.HTMLParser):
         """Ends the line that was being collected."""
         text, self.line = self.line.replace("\u00a0", " "), ""
         if self.preformatted:
-            self.lines.extend(line.rstrip() for line in text.strip("\n").split("\n"))
+            # Indented as Markdown has it, so that a comment (`# ...`) in a listing is not taken for a heading.
+            self.lines.extend(("    " + line).rstrip() for line in text.strip("\n").split("\n"))
             return
         text = " ".join(text.split())
         if not text:

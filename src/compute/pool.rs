@@ -85,7 +85,11 @@ impl Pool {
             park: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Pool { shared, turn: Mutex::new(()), handles: Vec::new() };
+        let mut pool = Pool {
+            shared,
+            turn: Mutex::new(()),
+            handles: Vec::new(),
+        };
         let blocked = SignalsBlocked::new();
         for index in 1..threads {
             let shared = pool.shared.clone();
@@ -127,14 +131,20 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: no thread is inside and the loop is not open (the last `run` waited for that, and `turn` is held).
         unsafe {
-            *shared.job.get() = Some(Job { call: call_erased::<F>, body: (&raw const body).cast(), tasks });
+            *shared.job.get() = Some(Job {
+                call: call_erased::<F>,
+                body: (&raw const body).cast(),
+                tasks,
+            });
         }
         shared.next.store(0, Ordering::Relaxed);
         shared.failed.store(false, Ordering::Relaxed);
         let state = shared.state.load(Ordering::Relaxed);
         // SeqCst pairs with `parked` in `wait_for_loop`: either the thread sees this loop before it parks, or it is
         // seen here as parked.
-        shared.state.store((state & !INSIDE).wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
+        shared
+            .state
+            .store((state & !INSIDE).wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
         if shared.parked.load(Ordering::SeqCst) > 0 {
             let _guard = shared.park.lock();
             shared.wake.notify_all();
@@ -187,7 +197,9 @@ unsafe fn call_erased<F: Fn(usize, usize) + Sync>(body: *const (), thread: usize
 /// Claims and runs tasks until none is left. The calling thread is inside the loop, or owns it.
 fn take_tasks(shared: &Shared, thread: usize) {
     // SAFETY: the thread is inside (or is the owner), so `job` is not written meanwhile.
-    let Some(job) = (unsafe { *shared.job.get() }) else { return };
+    let Some(job) = (unsafe { *shared.job.get() }) else {
+        return;
+    };
     loop {
         let task = shared.next.fetch_add(1, Ordering::Relaxed);
         if task >= job.tasks || shared.failed.load(Ordering::Relaxed) {
@@ -218,7 +230,10 @@ fn work(shared: &Shared, thread: usize) {
             if current & OPEN == 0 || current & !(INSIDE | OPEN) != seen {
                 break false;
             }
-            match shared.state.compare_exchange_weak(current, current + 1, Ordering::AcqRel, Ordering::Acquire) {
+            match shared
+                .state
+                .compare_exchange_weak(current, current + 1, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => break true,
                 Err(now) => current = now,
             }
@@ -258,7 +273,8 @@ fn wait_for_loop(shared: &Shared, seen: u64) -> u64 {
 /// The text of a panic.
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_string())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_string())
 }
 
 /// Blocks all signals of the calling thread while it lives, so that threads started meanwhile inherit the mask.
@@ -326,7 +342,10 @@ mod tests {
         for threads in [1, 2] {
             let pool = Pool::new(threads).unwrap();
             let error = pool.run(64, |task| assert!(task != 13, "task thirteen")).unwrap_err();
-            assert!(matches!(&error, ComputeError::Panicked(text) if text.contains("task thirteen")), "{error}");
+            assert!(
+                matches!(&error, ComputeError::Panicked(text) if text.contains("task thirteen")),
+                "{error}"
+            );
             pool.run(64, |_| ()).unwrap();
         }
     }
@@ -358,7 +377,10 @@ mod tests {
         let pool = Pool::new(4).unwrap();
         let busy: Vec<AtomicBool> = (0..4).map(|_| AtomicBool::new(false)).collect();
         pool.run_indexed(500, |thread, _| {
-            assert!(!busy[thread].swap(true, Ordering::SeqCst), "number {thread} used twice at once");
+            assert!(
+                !busy[thread].swap(true, Ordering::SeqCst),
+                "number {thread} used twice at once"
+            );
             std::thread::yield_now();
             busy[thread].store(false, Ordering::SeqCst);
         })

@@ -276,8 +276,7 @@ impl Linear {
         assert!(stride >= self.outputs && panels.end <= self.panels());
         assert!(x.words.len() >= (x.rows - 1) * x.stride + self.steps);
         assert!(self.path == Path::F32 || x.scales.len() >= x.rows);
-        // SAFETY: only the address is taken here; `part` checks that the rows lie inside `out`.
-        let c = unsafe { out.part(first, (x.rows - 1) * stride + self.outputs) }.as_mut_ptr();
+        let c = out.address(first, (x.rows - 1) * stride + self.outputs);
         let product = Product {
             rows: x.rows,
             steps: self.steps,

@@ -1,10 +1,13 @@
 //! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
 mod activation;
+mod attention;
+pub mod bert;
 mod buffer;
 pub mod cpu;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_x86;
+mod layer_norm;
 mod linear;
 pub mod pool;
 mod simd;

@@ -63,12 +63,15 @@ struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    /// Closes the open segment at `end`; the next one starts there.
+    /// Closes the open segment at `end`, without the white space around it; the next one starts there.
     fn cut(&mut self, end: usize, headings: Vec<String>) {
-        if !self.body[self.start..end].trim().is_empty() {
+        let piece = &self.body[self.start..end];
+        let words = piece.trim();
+        if !words.is_empty() {
+            let from = self.start + (piece.len() - piece.trim_start().len());
             let span = Span {
-                start: self.start as u32,
-                end: end as u32,
+                start: from as u32,
+                end: (from + words.len()) as u32,
             };
             self.found.push(Segment {
                 span,
@@ -85,15 +88,8 @@ impl Cutter<'_> {
         if let Some((at, headings)) = self.before_heading.take() {
             self.cut(at, headings);
         }
-        if to - self.start > self.max && from > self.start {
-            if from - self.start > self.max {
-                // White space alone can be longer than a segment: its end starts the next one.
-                let words_end = self.start + self.body[self.start..from].trim_end().len();
-                self.cut(words_end, path.titles());
-                self.start = from;
-            } else {
-                self.cut(from, path.titles());
-            }
+        if to - self.start > self.max {
+            self.cut(from, path.titles());
         }
     }
 
@@ -103,11 +99,7 @@ impl Cutter<'_> {
         if to - self.start <= self.max {
             return;
         }
-        if from > self.start {
-            let words_end = self.start + self.body[self.start..from].trim_end().len();
-            self.cut(words_end.max(self.start), path.titles());
-            self.start = from;
-        }
+        self.cut(from, path.titles());
         while to - self.start > self.max {
             let mut end = self.start + self.max;
             while !self.body.is_char_boundary(end) {

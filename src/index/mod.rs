@@ -4,8 +4,10 @@
 //! vacuum, [`Meta`] says what an index is. All reach their pages through [`store::PageStore`] alone.
 
 mod build;
+mod calibrate;
 mod code;
 mod insert;
+mod kmeans;
 mod lists;
 mod memory;
 mod meta;
@@ -16,6 +18,7 @@ pub mod store;
 mod types;
 mod vacuum;
 mod vector;
+mod write;
 
 pub use build::{Build, Progress};
 pub use insert::insert;

@@ -59,3 +59,6 @@ pub enum IndexError {
     #[error("{0}")]
     Store(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,3 +11,13 @@ pub mod model;
 pub mod text;
 
 pub mod pg;
+
+#[cfg(feature = "pg")]
+pgrx::pg_module_magic!(name, version);
+
+/// Called by the server when it loads the library.
+#[cfg(feature = "pg")]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    pg::init();
+}

@@ -6,25 +6,45 @@
 //! | `ring` | a byte ring with one producer and one consumer |
 //! | `wire` | messages and their bytes |
 //! | `failure` | errors that cross the process border |
-//! | `schedule` | which sequences run in the next batch |
-//! | `shared` | the layout of the shared memory, slots and their ownership rules, statistics |
-//! | `client` | the backend's end: one list of items, or a stream of documents |
+//! | `statistics` | counters and texts in shared memory |
+//! | `shared` | the layout of the shared memory, slots and their ownership rules |
+//! | `channel` | a backend's slot: claim, send, wait, resend, release |
+//! | `client` | lists of items and texts |
+//! | `documents` | streams of documents |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
-//! | `engine` | the worker's compute thread: loads models, plans and runs batches |
+//! | `engine` | the worker's compute thread: plans and runs batches |
+//! | `schedule` | which sender's work goes into the next batch |
+//! | `models` | the models that a worker has in memory |
 
+pub mod engine;
 pub mod failure;
+pub mod models;
 pub mod ring;
+pub mod schedule;
+pub mod statistics;
 pub mod wire;
 
 #[cfg(feature = "pg")]
+mod channel;
+#[cfg(feature = "pg")]
 pub mod client;
+#[cfg(feature = "pg")]
+pub mod documents;
+#[cfg(feature = "pg")]
+pub mod launcher;
+#[cfg(feature = "pg")]
+pub mod shared;
+#[cfg(feature = "pg")]
+pub mod worker;
 
 pub use failure::{Failure, Kind};
 pub use wire::{Item, Lane, Passage, Reply};
 
 #[cfg(feature = "pg")]
-pub use client::{Documents, ModelRef, SituatedPassage, embed, embed_query, encode, situate_document};
+pub use client::{ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
+#[cfg(feature = "pg")]
+pub use documents::Documents;
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,24 @@
-//! The access method without Postgres.
+//! The access method without Postgres: inverted lists over 1-bit codes with exact re-rank, on 8 kB pages.
+//!
+//! [`Build`] makes an index, [`insert`] adds a row, [`Scan`] answers a query, [`bulk_delete`] and [`cleanup`] serve
+//! vacuum, [`Meta`] says what an index is. All reach their pages through [`store::PageStore`] alone.
+
+mod build;
+mod insert;
+mod meta;
+mod scan;
+mod spool;
 pub mod store;
+mod types;
+mod vacuum;
+
+pub use build::{Build, Progress};
+pub use insert::insert;
+pub use meta::Meta;
+pub use scan::Scan;
+pub use spool::{Spool, SpoolFactory, memory_spool};
+pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, ScanParams, Tid, VacuumStats};
+pub use vacuum::{bulk_delete, cleanup};
 
 /// What can go wrong inside the index.
 #[derive(Debug, thiserror::Error)]

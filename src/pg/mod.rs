@@ -5,11 +5,17 @@
 pub mod service;
 
 #[cfg(feature = "pg")]
+pub mod am;
+#[cfg(feature = "pg")]
 pub mod error;
+#[cfg(feature = "pg")]
+pub mod fail;
 #[cfg(feature = "pg")]
 pub mod settings;
 #[cfg(feature = "pg")]
 pub mod sql;
+#[cfg(feature = "pg")]
+pub mod store;
 #[cfg(feature = "pg")]
 pub mod vector;
 
@@ -19,6 +25,7 @@ pub fn init() {
     // SAFETY: a flag of the server, read in the only thread.
     let preload = unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress };
     settings::define(preload);
+    am::init();
     if preload {
         service::shared::request();
         service::launcher::register();

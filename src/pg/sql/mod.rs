@@ -1,2 +1,5 @@
 //! SQL-callable functions, by topic.
 pub mod models;
+pub mod query;
+pub mod search;
+pub mod stat_index;

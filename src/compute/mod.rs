@@ -1,6 +1,21 @@
 //! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
+mod activation;
+mod attention;
+pub mod bert;
+mod buffer;
+pub mod cpu;
+mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_x86;
+mod layer_norm;
+mod linear;
 pub mod pool;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86;
 
+pub use activation::Activation;
+pub use linear::Precision;
 pub use pool::Pool;
 
 /// What can go wrong while a batch runs.
@@ -22,6 +37,9 @@ pub enum ComputeError {
     /// Tensors whose shapes do not fit each other, or an id outside its table.
     #[error("{0}")]
     Shape(String),
+    /// The system refused memory.
+    #[error("cannot allocate {bytes} bytes")]
+    Memory { bytes: usize },
     /// The processor lacks the instructions that the precision needs.
     #[error("precision {precision} needs {needs}, which this processor lacks")]
     Unsupported {

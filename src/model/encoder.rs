@@ -86,6 +86,19 @@ impl Encoder {
         todo!()
     }
 
+    /// The sequence of token ids that are put together from pieces: special tokens and the role's prefix around `ids`,
+    /// cut at the model's limit; with it, the position of `ids[0]` in the sequence. What is read out is the pooled
+    /// vector; callers may replace it.
+    pub fn assemble(&self, _role: Role, _ids: &[u32]) -> Result<(Sequence, usize), ModelError> {
+        todo!()
+    }
+
+    /// Tokens that [`Encoder::assemble`] leaves for a text of that role: the model's limit without special tokens and
+    /// prefix.
+    pub fn room(&self, _role: Role) -> usize {
+        todo!()
+    }
+
     /// One vector a read-out, in order. A text's vector is bit-equal alone and in any batch.
     pub fn encode(&self, pool: &Pool, batch: &[Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
         self.encode_until(pool, batch, &|| false)

@@ -1,5 +1,14 @@
 //! Text without models and without Postgres: byte spans, sentences, headings, segments and chunks.
 
+mod blocks;
+mod chunks;
+mod segments;
+mod sentences;
+
+pub use chunks::chunks;
+pub use segments::segments;
+pub use sentences::sentences;
+
 use serde::{Deserialize, Serialize};
 
 /// A half-open range of bytes, `start..end`, on UTF-8 character borders of the text it refers to.
@@ -46,17 +55,5 @@ pub struct Chunk {
     pub headings: Vec<String>,
 }
 
-/// Trimmed sentence spans in order; every byte that is not white space belongs to exactly one.
-pub fn sentences(_text: &str) -> Vec<Span> {
-    Vec::new()
-}
-
-/// Cuts a document in segments of at most `max_bytes` bytes at headings, blank lines or sentence ends.
-pub fn segments(_body: &str, _max_bytes: usize) -> Vec<Segment> {
-    Vec::new()
-}
-
-/// Cuts `text` in chunks of whole sentences, at most `chunk_tokens` tokens each.
-pub fn chunks(_text: &str, _headings: &[String], _chunk_tokens: usize, _tokens: &[Span]) -> Vec<Chunk> {
-    Vec::new()
-}
+#[cfg(test)]
+mod tests;

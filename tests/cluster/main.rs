@@ -6,4 +6,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod bad_models;
+mod concurrency;
+mod crash;
+mod data;
+mod full_disk;
 mod harness;
+mod lifecycle;
+mod privileges;
+mod service;
+mod statistics;
+mod text;
+mod text_changes;
+mod vectors;

@@ -60,12 +60,17 @@ impl Cluster {
         let mut lines = format!(
             "listen_addresses = ''\nport = {PORT}\nunix_socket_directories = '{folder}'\nfsync = off\n\
              max_connections = 60\nshared_buffers = 64MB\nautovacuum = off\nmax_wal_senders = 4\n\
-             log_line_prefix = '%m [%p] %q%d '\nshared_preload_libraries = 'situ'\nsitu.model_dir = '{folder}/models'\n"
+             log_line_prefix = '%m [%p] %q%d '\nsitu.model_dir = '{folder}/models'\n"
         );
+        if !self.data().join("standby.signal").exists() {
+            lines.push_str("shared_preload_libraries = 'situ'\n");
+        }
         for (name, value) in settings {
             lines.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
         }
-        self.write("data/postgresql.auto.conf", &lines);
+        // Behind what is there: the last line of a setting wins, so a replica keeps its primary's settings.
+        let before = std::fs::read_to_string(self.data().join("postgresql.conf")).expect("postgresql.conf");
+        self.write("data/postgresql.conf", before + &lines);
         self.link_model("minilm", "minilm");
     }
 
@@ -156,6 +161,11 @@ impl Cluster {
         eventually("all processes of the server are gone", 30, || {
             children.iter().chain([&postmaster]).all(|pid| !alive(*pid))
         });
+        // Where the init process does not reap it, a dead postmaster stays as a zombie, which a starting one takes
+        // for a live owner of the data directory.
+        if Path::new(&format!("/proc/{postmaster}")).exists() {
+            self.remove("data/postmaster.pid");
+        }
     }
 
     fn postmaster(&self) -> Option<i32> {

@@ -1,0 +1,268 @@
+//! The matrix product: rows of activations times packed weights, tile by tile.
+//!
+//! Both sides consist of 32-bit words, one word a step: one f32, two bf16 or four 8-bit integers ([`Dot`]). The right
+//! side lies in panels of [`Dot::COLUMNS`] columns: panel after panel, in it step after step, in it the columns. The
+//! left side is read in place, [`Dot::ROWS`] rows at a time; each word of it is broadcast over the columns.
+//!
+//! Each element of the product has one accumulator that runs over all steps in order, whatever the tile, so a row's
+//! result does not depend on the rows around it: a batch is bit-equal to its parts.
+
+use super::activation::{Activation, activate};
+use super::cpu::Kernel;
+use super::simd::Simd;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// How words are multiplied and accumulated.
+pub trait Dot {
+    /// The f32 vectors of the same width.
+    type S: Simd;
+    /// A vector of words.
+    type Word: Copy;
+    /// A vector of accumulators.
+    type Sum: Copy;
+    const LANES: usize = Self::S::LANES;
+    const ROWS: usize = Self::S::ROWS;
+    const COLUMNS: usize = Self::S::COLUMNS;
+
+    unsafe fn zero() -> Self::Sum;
+    /// One word in all lanes.
+    unsafe fn broadcast(from: *const u32) -> Self::Word;
+    unsafe fn load(from: *const u32) -> Self::Word;
+    unsafe fn dot(a: Self::Word, b: Self::Word, sum: Self::Sum) -> Self::Sum;
+    unsafe fn store(to: *mut u32, sum: Self::Sum);
+    /// Stored accumulators as numbers, given the row's scale and offset and the columns' scales and sums (the last
+    /// three only mean something to integers, see `linear.rs`).
+    unsafe fn result(sums: *const u32, row: [f32; 2], scale: *const f32, sum: *const f32) -> <Self::S as Simd>::V;
+}
+
+/// One f32 a word.
+pub struct F32<S: Simd>(PhantomData<S>);
+
+impl<S: Simd> Dot for F32<S> {
+    type S = S;
+    type Word = S::V;
+    type Sum = S::V;
+
+    #[inline(always)]
+    unsafe fn zero() -> S::V {
+        // SAFETY: the instructions are the caller's promise.
+        unsafe { S::zero() }
+    }
+    #[inline(always)]
+    unsafe fn broadcast(from: *const u32) -> S::V {
+        // SAFETY: the caller promises one readable word.
+        unsafe { S::splat(from.cast::<f32>().read()) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const u32) -> S::V {
+        // SAFETY: the caller promises a vector of readable words.
+        unsafe { S::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot(a: S::V, b: S::V, sum: S::V) -> S::V {
+        // SAFETY: the instructions are the caller's promise.
+        unsafe { S::fma(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut u32, sum: S::V) {
+        // SAFETY: the caller promises a vector of writable words.
+        unsafe { S::store(to.cast(), sum) }
+    }
+    #[inline(always)]
+    unsafe fn result(sums: *const u32, _row: [f32; 2], _scale: *const f32, _sum: *const f32) -> S::V {
+        // SAFETY: the caller promises a vector of readable words.
+        unsafe { S::load(sums.cast()) }
+    }
+}
+
+/// Words of the largest tile: 14 rows of 32 columns.
+pub const TILE_WORDS: usize = 14 * 32;
+
+/// Where a tile's accumulators are put down.
+#[repr(C, align(64))]
+pub struct Tile(pub [u32; TILE_WORDS]);
+
+/// A product of `rows` x `steps` words by one panel, stored as rows of [`Dot::COLUMNS`] accumulators.
+///
+/// # Safety
+/// `rows` is 1..=[`Dot::ROWS`]; `a` has `rows` rows of `steps` words, `a_stride` words apart; `b` has `steps` rows of
+/// `COLUMNS` words, `b_stride` apart; `out` holds `rows` x `COLUMNS` words. The instructions are there.
+#[inline(always)]
+pub unsafe fn tile<D: Dot>(
+    rows: usize,
+    steps: usize,
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    b_stride: usize,
+    out: *mut u32,
+) {
+    // A row's address is one of four bases plus one of four offsets: few enough to stay in registers.
+    let (o0, o1, o2, o3) = (0usize, a_stride, a_stride.wrapping_mul(2), a_stride.wrapping_mul(3));
+
+    let mut g0 = a;
+    let mut g1 = a.wrapping_add(a_stride.wrapping_mul(4));
+    let mut g2 = a.wrapping_add(a_stride.wrapping_mul(8));
+    let mut g3 = a.wrapping_add(a_stride.wrapping_mul(12));
+
+    /// Products of as many rows as are named. Each row has a variable of its own instead of a place in an array, which
+    /// is what keeps its sums in registers.
+    macro_rules! compute {
+        ($(($sum:ident $base:ident $offset:ident))+) => {{
+            // SAFETY: every address that is read or written is inside the ranges that the caller promises.
+            unsafe {
+                $(let mut $sum = [D::zero(), D::zero()];)+
+                let mut right = b;
+                let end = g0.wrapping_add(steps);
+                while g0 != end {
+                    let (b0, b1) = (D::load(right), D::load(right.wrapping_add(D::LANES)));
+                    $(
+                        let word = D::broadcast($base.wrapping_add($offset));
+                        $sum = [D::dot(word, b0, $sum[0]), D::dot(word, b1, $sum[1])];
+                    )+
+                    g0 = g0.wrapping_add(1);
+                    g1 = g1.wrapping_add(1);
+                    g2 = g2.wrapping_add(1);
+                    g3 = g3.wrapping_add(1);
+                    right = right.wrapping_add(b_stride);
+                }
+                let mut to = out;
+                $(
+                    D::store(to, $sum[0]);
+                    D::store(to.wrapping_add(D::LANES), $sum[1]);
+                    to = to.wrapping_add(D::COLUMNS);
+                )+
+                let _ = (to, g1, g2, g3);
+            }
+        }};
+    }
+
+    /// Tries one number of rows after the other; those beyond the tile's height vanish when compiled.
+    macro_rules! choose {
+        ($count:expr; [$($taken:tt)*]) => {};
+        ($count:expr; [$($taken:tt)*] $next:tt $($rest:tt)*) => {
+            if $count <= D::ROWS && rows == $count {
+                compute!($($taken)* $next);
+                return;
+            }
+            choose!($count + 1; [$($taken)* $next] $($rest)*);
+        };
+    }
+    choose!(1; []
+        (c0 g0 o0) (c1 g0 o1) (c2 g0 o2) (c3 g0 o3) (c4 g1 o0) (c5 g1 o1) (c6 g1 o2) (c7 g1 o3)
+        (c8 g2 o0) (c9 g2 o1) (c10 g2 o2) (c11 g2 o3) (c12 g3 o0) (c13 g3 o1));
+}
+
+/// What happens to a product before it is stored; the bias is added in all cases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Finish {
+    /// `c = ab + bias`
+    Bias,
+    /// `c = f(ab + bias)`
+    Activate(Activation),
+    /// `c = c + ab + bias`
+    Residual,
+}
+
+/// A product of `rows` rows by a range of panels.
+pub struct Product<'a> {
+    pub rows: usize,
+    pub steps: usize,
+    /// `rows` rows of `steps` words.
+    pub a: *const u32,
+    pub a_stride: usize,
+    /// Scale and offset of each row, or empty where the words are floats.
+    pub row_scales: &'a [[f32; 2]],
+    /// All panels of the right side.
+    pub b: *const u32,
+    /// Columns of the whole product; the last panel may be partly beyond.
+    pub columns: usize,
+    pub panels: Range<usize>,
+    /// For each column, padded to whole panels.
+    pub bias: *const f32,
+    pub column_scales: *const f32,
+    pub column_sums: *const f32,
+    /// `rows` rows of `columns` numbers (all of them, whatever `panels` is).
+    pub c: *mut f32,
+    pub c_stride: usize,
+    pub finish: Finish,
+}
+
+impl Product<'_> {
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// The pointers are valid for what the fields say, nobody else uses the written part of `c` meanwhile, and the
+    /// processor has the instructions of `D`.
+    #[inline(always)]
+    pub unsafe fn compute<D: Dot>(&self) {
+        let mut sums = Tile([0; TILE_WORDS]);
+        let sums = (&raw mut sums.0).cast::<u32>();
+        for panel in self.panels.clone() {
+            // SAFETY: `b` holds whole panels.
+            let right = unsafe { self.b.add(panel * self.steps * D::COLUMNS) };
+            let column = panel * D::COLUMNS;
+            let mut row = 0;
+            while row < self.rows {
+                let rows = (self.rows - row).min(D::ROWS);
+                // SAFETY: rows `row..row + rows` of `a` and one panel; the tile's memory fits the largest tile.
+                unsafe {
+                    let left = self.a.add(row * self.a_stride);
+                    tile::<D>(rows, self.steps, left, self.a_stride, right, D::COLUMNS, sums);
+                    self.finish_tile::<D>(row, rows, column, sums);
+                }
+                row += rows;
+            }
+        }
+    }
+
+    /// Adds the bias and whatever else, and stores `rows` rows of one panel.
+    ///
+    /// # Safety
+    /// As [`Product::compute`].
+    #[inline(always)]
+    unsafe fn finish_tile<D: Dot>(&self, row: usize, rows: usize, column: usize, sums: *const u32) {
+        for part in 0..2 {
+            let first = column + part * D::LANES;
+            let lanes = self.columns.saturating_sub(first).min(D::LANES);
+            if lanes == 0 {
+                continue;
+            }
+            for i in 0..rows {
+                // SAFETY: the bias and the column numbers are padded to whole panels; of `c`, `lanes` columns of row
+                // `row + i` are read and written, which lie inside it.
+                unsafe {
+                    let scale = self.row_scales.get(row + i).copied().unwrap_or([1.0, 0.0]);
+                    let x = D::result(
+                        sums.add(i * D::COLUMNS + part * D::LANES),
+                        scale,
+                        self.column_scales.wrapping_add(first),
+                        self.column_sums.wrapping_add(first),
+                    );
+                    let x = D::S::add(x, D::S::load(self.bias.add(first)));
+                    let to = self.c.add((row + i) * self.c_stride + first);
+                    let x = match self.finish {
+                        Finish::Bias => x,
+                        Finish::Activate(activation) => activate::<D::S>(activation, x),
+                        Finish::Residual => D::S::add(x, D::S::load_first(to, lanes)),
+                    };
+                    if lanes == D::LANES {
+                        D::S::store(to, x)
+                    } else {
+                        D::S::store_first(to, x, lanes)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A product of f32 words.
+impl Kernel for Product<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute::<F32<S>>() }
+    }
+}

@@ -1,0 +1,452 @@
+//! A linear layer: weights packed once for the kernels, and products of some rows by some of its panels.
+//!
+//! Integers: a row of activations is `x = s q + o` with q in 0..=255, a column of weights `w = t p` with p in
+//! -127..=127, so the sum over the row is `s t sum(q p) + o t sum(p)`: the column keeps `t` and `t sum(p)`.
+
+use super::ComputeError;
+use super::buffer::{Buffer, Shared};
+use super::cpu::{self, Level, dispatch};
+use super::gemm::{Finish, Product};
+#[cfg(target_arch = "x86_64")]
+use super::gemm_x86::{product_bf16, product_int8_avx2, product_vnni, row_to_bf16, row_to_int8};
+use half::bf16;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Numbers that the products are computed with; everything between them is f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// The reference.
+    #[default]
+    F32,
+    /// Both sides rounded to bf16, f32 sums. Needs AVX512-BF16.
+    Bf16,
+    /// Weights in 8 bits with a scale a column, activations in 8 bits with a scale and an offset a token. Needs
+    /// AVX512-VNNI or AVX2.
+    Int8,
+}
+
+impl Precision {
+    /// The precision's name in settings and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+        }
+    }
+
+    /// Fails where this processor lacks the instructions.
+    pub fn check(self) -> Result<(), ComputeError> {
+        let (has, needs) = match self {
+            Precision::F32 => (true, ""),
+            Precision::Bf16 => (cpu::has_bf16(), "AVX512-BF16"),
+            Precision::Int8 => (Level::detect() >= Level::Avx2, "AVX2"),
+        };
+        if has {
+            Ok(())
+        } else {
+            Err(ComputeError::Unsupported {
+                precision: self.name(),
+                needs,
+            })
+        }
+    }
+
+    /// Numbers in a 32-bit word.
+    fn per_word(self) -> usize {
+        match self {
+            Precision::F32 => 1,
+            Precision::Bf16 => 2,
+            Precision::Int8 => 4,
+        }
+    }
+}
+
+/// The code that runs a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    F32,
+    #[cfg(target_arch = "x86_64")]
+    Bf16,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Int8Avx2,
+}
+
+/// `y = x W^T + b` with W of `outputs` x `inputs`.
+pub struct Linear {
+    path: Path,
+    level: Level,
+    inputs: usize,
+    outputs: usize,
+    /// Words a row of activations has.
+    steps: usize,
+    panel_columns: usize,
+    panels: Buffer<u32>,
+    bias: Buffer<f32>,
+    column_scales: Buffer<f32>,
+    column_sums: Buffer<f32>,
+}
+
+/// Activations made ready for a layer: the same memory is used again for the next.
+pub struct Rows {
+    words: Buffer<u32>,
+    scales: Vec<[f32; 2]>,
+}
+
+impl Rows {
+    /// Memory for up to `rows` rows of up to `inputs` numbers.
+    pub fn new(rows: usize, inputs: usize) -> Result<Rows, ComputeError> {
+        Ok(Rows {
+            words: Buffer::zeroed(rows * (inputs + PADDING))?,
+            scales: vec![[1.0, 0.0]; rows],
+        })
+    }
+}
+
+/// Words between rows that were copied, so that rows a multiple of a page apart do not fall on one cache set.
+const PADDING: usize = 16;
+
+/// The left side of a product: where its words are.
+#[derive(Clone, Copy)]
+pub struct Prepared<'a> {
+    words: &'a [u32],
+    stride: usize,
+    scales: &'a [[f32; 2]],
+    rows: usize,
+}
+
+impl Linear {
+    /// Packs `weights` (`outputs` rows of `inputs` numbers) and `bias` for the given instructions.
+    pub fn new(
+        level: Level,
+        precision: Precision,
+        weights: &[f32],
+        bias: &[f32],
+        inputs: usize,
+    ) -> Result<Linear, ComputeError> {
+        let outputs = bias.len();
+        if inputs == 0 || outputs == 0 || weights.len() != inputs * outputs {
+            let found = weights.len();
+            return Err(ComputeError::Shape(format!(
+                "{found} weights for a layer of {outputs} x {inputs}"
+            )));
+        }
+        precision.check()?;
+        let level = level.or_detected();
+        let (path, level) = match precision {
+            Precision::F32 => (Path::F32, level),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => (Path::Bf16, Level::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int8 if level == Level::Avx512 && cpu::has_vnni() => (Path::Vnni, Level::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int8 => (Path::Int8Avx2, Level::Avx2),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => (Path::F32, level),
+        };
+        let panel_columns = level.panel_columns();
+        let padded = outputs.next_multiple_of(panel_columns);
+        let steps = inputs.div_ceil(precision.per_word());
+        let mut layer = Linear {
+            path,
+            level,
+            inputs,
+            outputs,
+            steps,
+            panel_columns,
+            panels: Buffer::zeroed(padded * steps)?,
+            bias: Buffer::zeroed(padded)?,
+            column_scales: Buffer::zeroed(padded)?,
+            column_sums: Buffer::zeroed(padded)?,
+        };
+        layer.bias[..outputs].copy_from_slice(bias);
+        for (column, row) in weights.chunks_exact(inputs).enumerate() {
+            layer.pack_column(precision, column, row);
+        }
+        Ok(layer)
+    }
+
+    /// Writes one column of the panels from one row of the weights.
+    fn pack_column(&mut self, precision: Precision, column: usize, row: &[f32]) {
+        let scale = row.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
+        let quantise = |weight: &f32| if scale > 0.0 { (weight / scale).round() as i8 } else { 0 };
+        let start = column / self.panel_columns * self.panel_columns * self.steps + column % self.panel_columns;
+        let words = self.panels[start..].iter_mut().step_by(self.panel_columns);
+        for (word, numbers) in words.zip(row.chunks(precision.per_word())) {
+            let mut bytes = [0u8; 4];
+            match precision {
+                Precision::F32 => bytes = numbers[0].to_le_bytes(),
+                Precision::Bf16 => {
+                    for (pair, number) in bytes.chunks_exact_mut(2).zip(numbers) {
+                        pair.copy_from_slice(&bf16::from_f32(*number).to_le_bytes());
+                    }
+                }
+                Precision::Int8 => {
+                    for (byte, number) in bytes.iter_mut().zip(numbers) {
+                        *byte = quantise(number) as u8;
+                    }
+                }
+            }
+            *word = u32::from_le_bytes(bytes);
+        }
+        if precision == Precision::Int8 {
+            self.column_scales[column] = scale;
+            self.column_sums[column] = scale * row.iter().map(|weight| quantise(weight) as i32).sum::<i32>() as f32;
+        }
+    }
+
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Panels that the outputs are divided in.
+    pub fn panels(&self) -> usize {
+        self.outputs.div_ceil(self.panel_columns)
+    }
+
+    /// Bytes of memory.
+    pub fn memory(&self) -> usize {
+        (self.panels.len() + self.bias.len() + self.column_scales.len() + self.column_sums.len()) * 4
+    }
+
+    /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
+    pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
+        let count = x.len() / self.inputs;
+        if self.path == Path::F32 && self.inputs * 4 % 4096 != 0 {
+            // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
+            let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
+            return Prepared {
+                words,
+                stride: self.inputs,
+                scales: &[],
+                rows: count,
+            };
+        }
+        let stride = self.steps + PADDING;
+        let targets = rows.words.chunks_exact_mut(stride).zip(rows.scales.iter_mut());
+        for (row, (words, _scale)) in x.chunks_exact(self.inputs).zip(targets) {
+            let words = &mut words[..self.steps];
+            match self.path {
+                Path::F32 => words
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(word, number)| *word = number.to_bits()),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `new` has checked the instructions; there are `steps` words.
+                Path::Bf16 => unsafe { row_to_bf16(row, words) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `new` has checked the instructions; there are `steps` words.
+                Path::Vnni | Path::Int8Avx2 => *_scale = unsafe { row_to_int8(row, words) },
+            }
+        }
+        let rows: &'a Rows = rows;
+        Prepared {
+            words: &rows.words,
+            stride,
+            scales: &rows.scales,
+            rows: count,
+        }
+    }
+
+    /// The products of the prepared rows by a range of panels, written to (or added to) the same rows and columns of
+    /// `out`, from number `first` on, rows of `stride` numbers.
+    ///
+    /// # Safety
+    /// No other task uses those rows and columns of `out` meanwhile, and `x` does not overlap them.
+    pub unsafe fn product(
+        &self,
+        x: Prepared,
+        panels: Range<usize>,
+        out: Shared<f32>,
+        first: usize,
+        stride: usize,
+        finish: Finish,
+    ) {
+        if x.rows == 0 {
+            return;
+        }
+        assert!(stride >= self.outputs && panels.end <= self.panels());
+        assert!(x.words.len() >= (x.rows - 1) * x.stride + self.steps);
+        assert!(self.path == Path::F32 || x.scales.len() >= x.rows);
+        let c = out.address(first, (x.rows - 1) * stride + self.outputs);
+        let product = Product {
+            rows: x.rows,
+            steps: self.steps,
+            a: x.words.as_ptr(),
+            a_stride: x.stride,
+            row_scales: x.scales,
+            b: self.panels.as_ptr(),
+            columns: self.outputs,
+            panels,
+            bias: self.bias.as_ptr(),
+            column_scales: self.column_scales.as_ptr(),
+            column_sums: self.column_sums.as_ptr(),
+            c,
+            c_stride: stride,
+            finish,
+        };
+        // SAFETY: sizes are asserted above, `new` has checked the instructions, exclusivity is the caller's promise.
+        unsafe {
+            match self.path {
+                Path::F32 => dispatch(self.level, product),
+                #[cfg(target_arch = "x86_64")]
+                Path::Bf16 => product_bf16(&product),
+                #[cfg(target_arch = "x86_64")]
+                Path::Vnni => product_vnni(&product),
+                #[cfg(target_arch = "x86_64")]
+                Path::Int8Avx2 => product_int8_avx2(&product),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers in -1..1 from a small generator with a fixed seed.
+    fn numbers(count: usize, mut seed: u64) -> Vec<f32> {
+        let mut next = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn run(layer: &Linear, x: &[f32], finish: Finish, start: &[f32]) -> Vec<f32> {
+        let mut out = start.to_vec();
+        let mut rows = Rows::new(x.len() / layer.inputs(), layer.inputs()).unwrap();
+        let prepared = layer.prepare(x, &mut rows);
+        let outputs = layer.outputs();
+        // SAFETY: one task, and `x` is another slice.
+        unsafe { layer.product(prepared, 0..layer.panels(), Shared::new(&mut out), 0, outputs, finish) };
+        out
+    }
+
+    /// (rows, inputs, outputs) around the borders of tiles, panels and words.
+    const SHAPES: [(usize, usize, usize); 8] = [
+        (1, 1, 1),
+        (3, 5, 7),
+        (14, 32, 32),
+        (15, 33, 33),
+        (29, 384, 70),
+        (2, 1024, 31),
+        (6, 7, 16),
+        (13, 130, 129),
+    ];
+
+    #[test]
+    fn products_equal_sums_in_f64() {
+        for level in Level::available() {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                if precision.check().is_err() {
+                    println!("SKIPPED: no instructions for {}", precision.name());
+                    continue;
+                }
+                for (rows, inputs, outputs) in SHAPES {
+                    let (x, weights) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+                    let (bias, start) = (numbers(outputs, 3), numbers(rows * outputs, 4));
+                    let layer = Linear::new(level, precision, &weights, &bias, inputs).unwrap();
+                    let tolerance = match precision {
+                        Precision::F32 => 2e-6 * inputs as f64,
+                        Precision::Bf16 => 0.012 * (inputs as f64).sqrt(),
+                        Precision::Int8 => 0.012 * (inputs as f64).sqrt(),
+                    };
+                    let plain = run(&layer, &x, Finish::Bias, &start);
+                    let relu = run(&layer, &x, Finish::Activate(crate::compute::Activation::Relu), &start);
+                    let added = run(&layer, &x, Finish::Residual, &start);
+                    for row in 0..rows {
+                        for column in 0..outputs {
+                            let products = x[row * inputs..][..inputs].iter().zip(&weights[column * inputs..]);
+                            let sum: f64 = products.map(|(a, b)| *a as f64 * *b as f64).sum();
+                            let expected = sum + bias[column] as f64;
+                            let at = row * outputs + column;
+                            let error = (plain[at] as f64 - expected).abs();
+                            assert!(
+                                error <= tolerance,
+                                "{level:?} {precision:?} {rows} x {inputs} x {outputs}: {error}"
+                            );
+                            assert_eq!(relu[at], plain[at].max(0.0));
+                            assert_eq!(added[at], plain[at] + start[at]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_bit_equal_alone_and_among_others() {
+        for level in Level::available() {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                if precision.check().is_err() {
+                    continue;
+                }
+                let (x, weights, bias) = (numbers(40 * 100, 1), numbers(50 * 100, 2), numbers(50, 3));
+                let layer = Linear::new(level, precision, &weights, &bias, 100).unwrap();
+                let all = run(&layer, &x, Finish::Bias, &vec![0.0; 40 * 50]);
+                for row in 0..40 {
+                    let alone = run(&layer, &x[row * 100..][..100], Finish::Bias, &[0.0; 50]);
+                    assert_eq!(alone, all[row * 50..][..50], "{level:?} {precision:?} row {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn constant_and_zero_rows_are_quantised() {
+        if Precision::Int8.check().is_err() {
+            return;
+        }
+        let weights = numbers(8 * 10, 2);
+        let layer = Linear::new(Level::detect(), Precision::Int8, &weights, &[0.5; 8], 10).unwrap();
+        assert_eq!(run(&layer, &[0.0; 10], Finish::Bias, &[0.0; 8]), [0.5; 8]);
+        let ones = run(&layer, &[1.0; 10], Finish::Bias, &[0.0; 8]);
+        for (column, y) in ones.into_iter().enumerate() {
+            let expected: f32 = weights[column * 10..][..10].iter().sum::<f32>() + 0.5;
+            assert!((y - expected).abs() < 0.05, "{y} {expected}");
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_errors() {
+        assert!(matches!(
+            Linear::new(Level::Portable, Precision::F32, &[0.0; 5], &[0.0; 2], 3),
+            Err(ComputeError::Shape(_))
+        ));
+    }
+
+    #[test]
+    #[ignore]
+    fn speed() {
+        for level in Level::available() {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                for (inputs, outputs) in [(384, 1152), (384, 384), (384, 1536), (1536, 384)] {
+                    let rows = 112;
+                    let (x, weights) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+                    let layer = Linear::new(level, precision, &weights, &numbers(outputs, 3), inputs).unwrap();
+                    let mut out = vec![0f32; rows * outputs];
+                    let mut scratch = Rows::new(rows, inputs).unwrap();
+                    let shared = Shared::new(&mut out);
+                    let mut best = f64::MAX;
+                    for _ in 0..30 {
+                        let start = std::time::Instant::now();
+                        let prepared = layer.prepare(&x, &mut scratch);
+                        unsafe { layer.product(prepared, 0..layer.panels(), shared, 0, outputs, Finish::Bias) };
+                        best = best.min(start.elapsed().as_secs_f64());
+                    }
+                    let rate = 2.0 * (rows * inputs * outputs) as f64 / best / 1e9;
+                    println!("{level:?} {precision:?} {inputs} -> {outputs}: {rate:.1} GFLOP/s");
+                }
+            }
+        }
+    }
+}

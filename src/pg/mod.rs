@@ -25,7 +25,7 @@ pub fn init() {
     // SAFETY: a flag of the server, read in the only thread.
     let preload = unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress };
     settings::define(preload);
-    am::init();
+    am::define();
     if preload {
         service::shared::request();
         service::launcher::register();

@@ -43,8 +43,6 @@ pub use wire::{Item, Lane, Passage, Reply};
 
 #[cfg(feature = "pg")]
 pub use client::{ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
-#[cfg(feature = "pg")]
-pub use documents::Documents;
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]

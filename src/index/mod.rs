@@ -4,17 +4,27 @@
 //! vacuum, [`Meta`] says what an index is. All reach their pages through [`store::PageStore`] alone.
 
 mod build;
+mod calibrate;
+mod code;
 mod insert;
+mod kmeans;
+mod lists;
+mod memory;
 mod meta;
+mod page;
 mod scan;
 mod spool;
 pub mod store;
 mod types;
 mod vacuum;
+mod vector;
+mod write;
 
 pub use build::{Build, Progress};
 pub use insert::insert;
+pub use memory::MemoryStore;
 pub use meta::Meta;
+pub use page::{init_page, new_page};
 pub use scan::Scan;
 pub use spool::{Spool, SpoolFactory, memory_spool};
 pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, ScanParams, Tid, VacuumStats};
@@ -49,3 +59,6 @@ pub enum IndexError {
     #[error("{0}")]
     Store(String),
 }
+
+#[cfg(test)]
+mod tests;

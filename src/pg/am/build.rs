@@ -10,7 +10,7 @@ use crate::index::{Build, Entry, IndexOptions, Phase, Spool};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::service::Lane;
-use crate::pg::service::client::{Documents, ModelRef, SituatedPassage};
+use crate::pg::service::{Documents, ModelRef, SituatedPassage};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::store::RelationStore;
 use crate::text::Span;

@@ -13,7 +13,7 @@ use super::text::TextIndex;
 use crate::index::{self, Entry, Meta};
 use crate::pg::error::OrRaise;
 use crate::pg::service::Lane;
-use crate::pg::service::client::{Documents, SituatedPassage};
+use crate::pg::service::{Documents, SituatedPassage};
 use crate::pg::store::RelationStore;
 use crate::text::Span;
 use pgrx::pg_sys;

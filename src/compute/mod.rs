@@ -10,12 +10,14 @@ mod gemm_x86;
 mod layer_norm;
 mod linear;
 pub mod pool;
+pub mod pooling;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
 
 pub use activation::Activation;
-pub use linear::Precision;
+pub use layer_norm::LayerNorm;
+pub use linear::{Linear, Precision};
 pub use pool::Pool;
 
 /// What can go wrong while a batch runs.

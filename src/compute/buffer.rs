@@ -92,7 +92,10 @@ impl<T: Number> Shared<T> {
 
     /// The address of the numbers `start..start + length`, which lie inside.
     pub fn address(&self, start: usize, length: usize) -> *mut T {
-        assert!(start <= self.length && length <= self.length - start, "a part outside the shared numbers");
+        assert!(
+            start <= self.length && length <= self.length - start,
+            "a part outside the shared numbers"
+        );
         self.pointer.wrapping_add(start)
     }
 

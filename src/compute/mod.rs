@@ -14,13 +14,15 @@ mod linear;
 pub mod nearest;
 pub mod parallel;
 pub mod pool;
+pub mod pooling;
 pub mod rotation;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
 
 pub use activation::Activation;
-pub use linear::Precision;
+pub use layer_norm::LayerNorm;
+pub use linear::{Linear, Precision};
 pub use pool::Pool;
 
 /// What can go wrong while a batch runs.

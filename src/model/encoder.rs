@@ -1,36 +1,28 @@
 //! A loaded model: text in, vectors out.
-use super::{Manifest, ModelError};
-use crate::compute::Pool;
-use crate::text::Span;
+
+use super::files::states;
+use super::manifest::content;
+use super::tokenizer::Tokenizer;
+use super::weights::Weights;
+use super::{Manifest, ModelError, Pooling, Precision, Tokens, bert};
+use crate::compute::bert::{Bert, Packed};
+use crate::compute::cpu::Level;
+use crate::compute::{Pool, pooling};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
 
+/// Tokens that run at once; a larger batch runs in parts, so memory is bounded. (A text's vector does not depend on it.)
+const TOKENS_AT_ONCE: usize = 8192;
+
 /// What a text is to the model: it chooses the prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     Query,
     Passage,
     /// No prefix.
     Plain,
-}
-
-/// Numbers that the kernels compute with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    #[default]
-    F32,
-    Bf16,
-    Int8,
-}
-
-/// The tokens of a text, without special tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tokens {
-    pub ids: Vec<u32>,
-    /// Bytes of the text that each token came from, ascending.
-    pub spans: Vec<Span>,
 }
 
 /// What is read out of a sequence.
@@ -49,9 +41,24 @@ pub struct Sequence {
     pub read: Read,
 }
 
+impl Sequence {
+    /// Vectors that the sequence gives.
+    pub fn vectors(&self) -> usize {
+        match &self.read {
+            Read::Pooled => 1,
+            Read::Spans(spans) => spans.len(),
+        }
+    }
+}
+
 /// A loaded model. Immutable: shared between threads freely.
 pub struct Encoder {
     manifest: Manifest,
+    precision: Precision,
+    tokenizer: Tokenizer,
+    query_prefix: Vec<u32>,
+    passage_prefix: Vec<u32>,
+    bert: Bert,
 }
 
 impl Encoder {
@@ -60,10 +67,44 @@ impl Encoder {
         Encoder::open_with(dir, Precision::F32)
     }
 
-    /// Loads a model directory for kernels of the given precision.
-    pub fn open_with(dir: &Path, _precision: Precision) -> Result<Encoder, ModelError> {
+    /// Loads a model directory for kernels of the given precision; fails where the processor lacks the instructions.
+    pub fn open_with(dir: &Path, precision: Precision) -> Result<Encoder, ModelError> {
+        Encoder::open_at(dir, precision, Level::detect())
+    }
+
+    /// Like [`Encoder::open_with`] with instructions of at most `level`.
+    pub fn open_at(dir: &Path, precision: Precision, level: Level) -> Result<Encoder, ModelError> {
+        if !dir.is_dir() {
+            return Err(ModelError::NotADirectory(dir.to_path_buf()));
+        }
+        let paths = content(dir)?;
+        let before = states(&paths)?;
+        let manifest = Manifest::read(dir)?;
+        let tokenizer = Tokenizer::open(dir, manifest.vocabulary)?;
+        let bert = bert::load(&manifest, &Weights::open(dir)?, level, precision)?;
+        // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
+        if content(dir)? != paths || states(&paths)? != before {
+            return Err(ModelError::Changed(dir.to_path_buf()));
+        }
+        let prefix = |text: &str| tokenizer.tokens(text, usize::MAX).map(|tokens| tokens.ids);
+        let query_prefix = prefix(&manifest.query_prefix)?;
+        let passage_prefix = prefix(&manifest.passage_prefix)?;
+        let (first, last) = tokenizer.around();
+        let around = first.len() + last.len() + query_prefix.len().max(passage_prefix.len());
+        if around >= manifest.max_tokens {
+            let what = format!(
+                "{around} tokens around a text leave none of the {} for it",
+                manifest.max_tokens
+            );
+            return Err(ModelError::Tokenizer(what));
+        }
         Ok(Encoder {
-            manifest: Manifest::read(dir)?,
+            manifest,
+            precision,
+            tokenizer,
+            query_prefix,
+            passage_prefix,
+            bert,
         })
     }
 
@@ -71,35 +112,66 @@ impl Encoder {
         &self.manifest
     }
 
-    /// Bytes of memory that the model holds.
-    pub fn memory(&self) -> usize {
-        todo!()
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
-    /// Ids and spans of a text: no special tokens, no limit.
-    pub fn tokenize(&self, _text: &str) -> Result<Tokens, ModelError> {
-        todo!()
+    /// Bytes of memory that the weights take; the tokenizer is not counted.
+    pub fn memory(&self) -> usize {
+        self.bert.memory()
+    }
+
+    /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
+    pub fn tokenize(&self, text: &str) -> Result<Tokens, ModelError> {
+        self.tokenizer.tokens(text, usize::MAX)
     }
 
     /// The sequence of a text: special tokens and the role's prefix around it, cut at the model's limit.
-    pub fn text(&self, _role: Role, _text: &str) -> Result<Sequence, ModelError> {
-        todo!()
+    pub fn text(&self, role: Role, text: &str) -> Result<Sequence, ModelError> {
+        let ids = self.tokenizer.tokens(text, self.manifest.max_tokens)?.ids;
+        Ok(self.assemble(role, &ids)?.0)
     }
 
     /// The sequence of token ids that are put together from pieces: special tokens and the role's prefix around `ids`,
     /// cut at the model's limit; with it, the position of `ids[0]` in the sequence. What is read out is the pooled
     /// vector; callers may replace it.
-    pub fn assemble(&self, _role: Role, _ids: &[u32]) -> Result<(Sequence, usize), ModelError> {
-        todo!()
+    pub fn assemble(&self, role: Role, ids: &[u32]) -> Result<(Sequence, usize), ModelError> {
+        let (first, last) = self.tokenizer.around();
+        let prefix = self.prefix(role);
+        let start = first.len() + prefix.len();
+        let mut all = Vec::with_capacity(start + ids.len() + last.len());
+        all.extend(first);
+        all.extend(prefix);
+        all.extend(ids);
+        all.truncate(self.manifest.max_tokens.saturating_sub(last.len()));
+        all.extend(last);
+        Ok((
+            Sequence {
+                ids: all,
+                read: Read::Pooled,
+            },
+            start,
+        ))
     }
 
     /// Tokens that [`Encoder::assemble`] leaves for a text of that role: the model's limit without special tokens and
     /// prefix.
-    pub fn room(&self, _role: Role) -> usize {
-        todo!()
+    pub fn room(&self, role: Role) -> usize {
+        let (first, last) = self.tokenizer.around();
+        self.manifest
+            .max_tokens
+            .saturating_sub(first.len() + self.prefix(role).len() + last.len())
     }
 
-    /// One vector a read-out, in order. A text's vector is bit-equal alone and in any batch.
+    fn prefix(&self, role: Role) -> &[u32] {
+        match role {
+            Role::Query => &self.query_prefix,
+            Role::Passage => &self.passage_prefix,
+            Role::Plain => &[],
+        }
+    }
+
+    /// One vector a read-out, in order. A text's vector is bit-equal alone and in any batch, on any number of threads.
     pub fn encode(&self, pool: &Pool, batch: &[Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
         self.encode_until(pool, batch, &|| false)
     }
@@ -107,10 +179,106 @@ impl Encoder {
     /// Like [`Encoder::encode`], but asks `stop` between layers and fails with [`ModelError::Stopped`] when it says so.
     pub fn encode_until(
         &self,
-        _pool: &Pool,
-        _batch: &[Sequence],
-        _stop: &dyn Fn() -> bool,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        todo!()
+        for (index, sequence) in batch.iter().enumerate() {
+            self.check(sequence)
+                .map_err(|what| ModelError::Sequence { index, what })?;
+        }
+        let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |sequence: &&Sequence| {
+                tokens += sequence.ids.len();
+                tokens <= TOKENS_AT_ONCE
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (part, others) = rest.split_at(count);
+            self.encode_part(pool, part, stop, &mut vectors)?;
+            rest = others;
+        }
+        match vectors
+            .iter()
+            .position(|vector| vector.iter().any(|number| !number.is_finite()))
+        {
+            Some(index) => Err(ModelError::Output { index }),
+            None => Ok(vectors),
+        }
+    }
+
+    fn encode_part(
+        &self,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
+        vectors: &mut Vec<Vec<f32>>,
+    ) -> Result<(), ModelError> {
+        let mut packed = Packed {
+            ids: Vec::new(),
+            starts: vec![0],
+        };
+        for sequence in batch {
+            packed.ids.extend(&sequence.ids);
+            packed.starts.push(packed.ids.len());
+        }
+        let states = self.bert.forward(pool, &packed, stop)?;
+        let hidden = self.manifest.hidden;
+        let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
+        for (sequence, start) in batch.iter().zip(&packed.starts) {
+            match &sequence.read {
+                Read::Pooled => {
+                    let all = rows(*start..start + sequence.ids.len());
+                    let mut vector = match self.manifest.pooling {
+                        Pooling::Mean => pooling::mean(all, hidden),
+                        Pooling::Cls => rows(*start..start + 1).to_vec(),
+                        Pooling::Max => pooling::max(all, hidden),
+                    };
+                    if self.manifest.normalize {
+                        pooling::normalize(&mut vector);
+                    }
+                    vectors.push(vector);
+                }
+                Read::Spans(spans) => {
+                    for span in spans {
+                        let mut vector =
+                            pooling::mean(rows(start + span.start as usize..start + span.end as usize), hidden);
+                        pooling::normalize(&mut vector);
+                        vectors.push(vector);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a sequence, if anything.
+    fn check(&self, sequence: &Sequence) -> Result<(), String> {
+        let length = sequence.ids.len();
+        if length == 0 {
+            return Err("it is empty".to_string());
+        }
+        if length > self.manifest.positions {
+            return Err(format!(
+                "{length} tokens, the model reads at most {}",
+                self.manifest.positions
+            ));
+        }
+        if let Some(id) = sequence.ids.iter().find(|id| **id as usize >= self.manifest.vocabulary) {
+            return Err(format!(
+                "id {id} is outside the vocabulary of {}",
+                self.manifest.vocabulary
+            ));
+        }
+        if let Read::Spans(spans) = &sequence.read
+            && let Some(span) = spans
+                .iter()
+                .find(|span| span.start >= span.end || span.end as usize > length)
+        {
+            return Err(format!("range {}..{} of {length} tokens", span.start, span.end));
+        }
+        Ok(())
     }
 }

@@ -1,11 +1,17 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
+mod bert;
 mod encoder;
+mod files;
 mod manifest;
+mod tokenizer;
+mod weights;
 
 use std::path::PathBuf;
 
-pub use encoder::{Encoder, Precision, Read, Role, Sequence, Tokens};
-pub use manifest::{Activation, Family, Manifest, Pooling};
+pub use crate::compute::{Activation, Precision};
+pub use encoder::{Encoder, Read, Role, Sequence};
+pub use manifest::{Family, Manifest, Pooling};
+pub use tokenizer::Tokens;
 
 /// What can go wrong with a model directory or a batch of sequences.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,12 @@ pub enum ModelError {
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },
+    /// A file changed while the directory was loaded.
+    #[error("the files of \"{}\" changed while they were read", .0.display())]
+    Changed(PathBuf),
+    /// A vector that holds NaN or infinity came out.
+    #[error("vector {index} of the batch holds NaN or infinity")]
+    Output { index: usize },
     /// The caller's stop hook answered true.
     #[error("the batch was stopped")]
     Stopped,
@@ -70,3 +82,6 @@ impl From<crate::compute::ComputeError> for ModelError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

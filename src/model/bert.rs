@@ -1,0 +1,176 @@
+//! The BERT family: which tensors it has, and how they become layers.
+
+use super::weights::Weights;
+use super::{Manifest, ModelError, Precision};
+use crate::compute::bert::{Bert, Layer};
+use crate::compute::cpu::Level;
+use crate::compute::{LayerNorm, Linear};
+
+/// Names and shapes of the tensors, found in the weights with or without the prefix `bert.`.
+struct Names<'a> {
+    manifest: &'a Manifest,
+    prefix: &'static str,
+    /// Names of a layer norm's tensors: `weight` and `bias`, or `gamma` and `beta` in old files.
+    norm: [&'static str; 2],
+}
+
+type Tensor = (String, Vec<usize>);
+
+impl<'a> Names<'a> {
+    fn new(manifest: &'a Manifest, weights: &Weights) -> Names<'a> {
+        let bare = "embeddings.word_embeddings.weight";
+        let prefix = if !weights.contains(bare) && weights.contains(&format!("bert.{bare}")) {
+            "bert."
+        } else {
+            ""
+        };
+        let old = weights.contains(&format!("{prefix}embeddings.LayerNorm.gamma"));
+        Names {
+            manifest,
+            prefix,
+            norm: if old { ["gamma", "beta"] } else { ["weight", "bias"] },
+        }
+    }
+
+    fn table(&self, name: &str, rows: usize) -> Tensor {
+        (
+            format!("{}embeddings.{name}.weight", self.prefix),
+            vec![rows, self.manifest.hidden],
+        )
+    }
+
+    fn norm(&self, place: &str) -> [Tensor; 2] {
+        self.norm.map(|part| {
+            (
+                format!("{}{place}.LayerNorm.{part}", self.prefix),
+                vec![self.manifest.hidden],
+            )
+        })
+    }
+
+    /// Weight and bias of a linear layer.
+    fn linear(&self, layer: usize, place: &str, outputs: usize, inputs: usize) -> [Tensor; 2] {
+        let name = format!("{}encoder.layer.{layer}.{place}", self.prefix);
+        [
+            (format!("{name}.weight"), vec![outputs, inputs]),
+            (format!("{name}.bias"), vec![outputs]),
+        ]
+    }
+
+    fn words(&self) -> Tensor {
+        self.table("word_embeddings", self.manifest.vocabulary)
+    }
+
+    fn positions(&self) -> Tensor {
+        self.table("position_embeddings", self.manifest.positions)
+    }
+
+    fn token_types(&self) -> Tensor {
+        self.table("token_type_embeddings", self.manifest.token_types)
+    }
+
+    fn qkv(&self, layer: usize) -> [[Tensor; 2]; 3] {
+        let hidden = self.manifest.hidden;
+        ["query", "key", "value"].map(|part| self.linear(layer, &format!("attention.self.{part}"), hidden, hidden))
+    }
+
+    fn attention_output(&self, layer: usize) -> [Tensor; 2] {
+        self.linear(
+            layer,
+            "attention.output.dense",
+            self.manifest.hidden,
+            self.manifest.hidden,
+        )
+    }
+
+    fn attention_norm(&self, layer: usize) -> [Tensor; 2] {
+        self.norm(&format!("encoder.layer.{layer}.attention.output"))
+    }
+
+    fn up(&self, layer: usize) -> [Tensor; 2] {
+        self.linear(
+            layer,
+            "intermediate.dense",
+            self.manifest.intermediate,
+            self.manifest.hidden,
+        )
+    }
+
+    fn down(&self, layer: usize) -> [Tensor; 2] {
+        self.linear(layer, "output.dense", self.manifest.hidden, self.manifest.intermediate)
+    }
+
+    fn output_norm(&self, layer: usize) -> [Tensor; 2] {
+        self.norm(&format!("encoder.layer.{layer}.output"))
+    }
+}
+
+/// Checks that all tensors are there in the shapes of the configuration.
+pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
+    let names = Names::new(manifest, weights);
+    let check = |tensor: Tensor| weights.check(&tensor.0, &tensor.1);
+    check(names.words())?;
+    check(names.positions())?;
+    check(names.token_types())?;
+    names.norm("embeddings").into_iter().try_for_each(check)?;
+    for layer in 0..manifest.layers {
+        names.qkv(layer).into_iter().flatten().try_for_each(check)?;
+        names.attention_output(layer).into_iter().try_for_each(check)?;
+        names.attention_norm(layer).into_iter().try_for_each(check)?;
+        names.up(layer).into_iter().try_for_each(check)?;
+        names.down(layer).into_iter().try_for_each(check)?;
+        names.output_norm(layer).into_iter().try_for_each(check)?;
+    }
+    Ok(())
+}
+
+/// Reads the weights and packs them for the kernels.
+pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Precision) -> Result<Bert, ModelError> {
+    let names = Names::new(manifest, weights);
+    let level = level.or_detected();
+    let read = |tensor: Tensor| weights.read(&tensor.0, &tensor.1);
+    let linear = |parts: Vec<[Tensor; 2]>, inputs: usize| -> Result<Linear, ModelError> {
+        let (mut all, mut bias) = (Vec::new(), Vec::new());
+        for [weight, shift] in parts {
+            all.extend(read(weight)?);
+            bias.extend(read(shift)?);
+        }
+        Ok(Linear::new(level, precision, &all, &bias, inputs)?)
+    };
+    let norm = |[scale, shift]: [Tensor; 2]| -> Result<LayerNorm, ModelError> {
+        Ok(LayerNorm::new(
+            &read(scale)?,
+            &read(shift)?,
+            manifest.layer_norm_epsilon,
+        )?)
+    };
+    let mut positions = read(names.positions())?;
+    let token_types = read(names.token_types())?;
+    for row in positions.chunks_exact_mut(manifest.hidden) {
+        row.iter_mut()
+            .zip(&token_types)
+            .for_each(|(number, first_type)| *number += first_type);
+    }
+    let mut layers = Vec::with_capacity(manifest.layers);
+    for layer in 0..manifest.layers {
+        layers.push(Layer {
+            qkv: linear(names.qkv(layer).into(), manifest.hidden)?,
+            attention_output: linear(vec![names.attention_output(layer)], manifest.hidden)?,
+            attention_norm: norm(names.attention_norm(layer))?,
+            up: linear(vec![names.up(layer)], manifest.hidden)?,
+            down: linear(vec![names.down(layer)], manifest.intermediate)?,
+            output_norm: norm(names.output_norm(layer))?,
+        });
+    }
+    Ok(Bert {
+        level,
+        hidden: manifest.hidden,
+        heads: manifest.heads,
+        intermediate: manifest.intermediate,
+        activation: manifest.activation,
+        words: read(names.words())?,
+        positions,
+        embedding_norm: norm(names.norm("embeddings"))?,
+        layers,
+    })
+}

@@ -1,0 +1,191 @@
+//! The weights of a model directory: one safetensors file or several with an index.
+//!
+//! Files are read with plain reads, never mapped: a file that is cut short while it is read gives an error, where a
+//! mapping would end the process. Headers are checked against the files' lengths before anything is used.
+
+use super::ModelError;
+use super::files::{io, read_json, required};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Largest header that is read.
+const MAX_HEADER: u64 = 100 << 20;
+
+/// One safetensors file.
+struct Shard {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors' bytes begin.
+    data: u64,
+}
+
+/// The tensors of a model directory: where they are, not their content.
+pub struct Weights {
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+/// Paths of the weights files of a directory, in the order of their names; with the index first where there is one.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let single = dir.join("model.safetensors");
+    let index = dir.join("model.safetensors.index.json");
+    if single.is_file() || !index.is_file() {
+        return Ok(vec![required(single)?]);
+    }
+    let parsed = read_json(&index)?;
+    let invalid = |what: &str| ModelError::Invalid {
+        path: index.clone(),
+        what: what.to_string(),
+    };
+    let map = parsed
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or_else(|| invalid("no weight_map"))?;
+    let mut names = BTreeSet::new();
+    for name in map.values() {
+        let name = name
+            .as_str()
+            .ok_or_else(|| invalid("weight_map holds something that is not a file name"))?;
+        if name.contains('/') || name.starts_with('.') {
+            return Err(invalid("weight_map names a file outside the directory"));
+        }
+        names.insert(name);
+    }
+    let mut paths = vec![index.clone()];
+    for name in names {
+        paths.push(required(dir.join(name))?);
+    }
+    Ok(paths)
+}
+
+impl Weights {
+    /// Opens the weights files and checks their headers.
+    pub fn open(dir: &Path) -> Result<Weights, ModelError> {
+        let mut weights = Weights {
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        for path in files(dir)? {
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                weights.add(path)?;
+            }
+        }
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<(), ModelError> {
+        let corrupt = |what: String| ModelError::Corrupt {
+            path: path.clone(),
+            what,
+        };
+        let file = File::open(&path).map_err(|source| io(&path, source))?;
+        let length = file.metadata().map_err(|source| io(&path, source))?.len();
+        let mut size = [0u8; 8];
+        if length < 8 {
+            return Err(corrupt(format!("{length} bytes are too few for a header")));
+        }
+        file.read_exact_at(&mut size, 0).map_err(|source| io(&path, source))?;
+        let header = u64::from_le_bytes(size);
+        if header > MAX_HEADER || header > length - 8 {
+            return Err(corrupt(format!(
+                "the header says {header} bytes, the file has {length}"
+            )));
+        }
+        let mut text = vec![0u8; header as usize];
+        file.read_exact_at(&mut text, 8).map_err(|source| io(&path, source))?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
+        let data = 8 + header;
+        let shard = self.shards.len();
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let numbers = info.shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
+            let bytes = numbers
+                .and_then(|numbers| numbers.checked_mul(info.dtype.bitsize()))
+                .map(|bits| bits / 8);
+            if end < start || Some(end - start) != bytes {
+                return Err(corrupt(format!(
+                    "tensor \"{name}\" has {} bytes for its shape",
+                    end as i64 - start as i64
+                )));
+            }
+            if end as u64 > length - data {
+                let missing = end as u64 - (length - data);
+                return Err(corrupt(format!(
+                    "tensor \"{name}\" ends {missing} bytes behind the end of the file"
+                )));
+            }
+            self.tensors.insert(name, (shard, info.clone()));
+        }
+        self.shards.push(Shard { path, file, data });
+        Ok(())
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Checks that a tensor is there with this shape and a type that can be read.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
+        let Some((_, info)) = self.tensors.get(name) else {
+            return Err(ModelError::MissingTensor(name.to_string()));
+        };
+        if info.shape != shape {
+            let (expected, found) = (shape.to_vec(), info.shape.clone());
+            return Err(ModelError::TensorShape {
+                name: name.to_string(),
+                expected,
+                found,
+            });
+        }
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(ModelError::TensorType {
+                name: name.to_string(),
+                dtype: format!("{:?}", info.dtype),
+            });
+        }
+        Ok(())
+    }
+
+    /// The numbers of a tensor as f32, row-major; fails where one is NaN or infinite.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        self.check(name, shape)?;
+        let Some((shard, info)) = self.tensors.get(name) else {
+            return Err(ModelError::MissingTensor(name.to_string()));
+        };
+        let Some(shard) = self.shards.get(*shard) else {
+            return Err(ModelError::MissingTensor(name.to_string()));
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0u8; end - start];
+        shard
+            .file
+            .read_exact_at(&mut bytes, shard.data + start as u64)
+            .map_err(|source| io(&shard.path, source))?;
+        let halves = |convert: fn(u16) -> f32| -> Vec<f32> {
+            bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|pair| convert(u16::from_le_bytes(*pair)))
+                .collect()
+        };
+        let numbers: Vec<f32> = match info.dtype {
+            Dtype::F16 => halves(|bits| half::f16::from_bits(bits).to_f32()),
+            Dtype::BF16 => halves(|bits| half::bf16::from_bits(bits).to_f32()),
+            _ => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|four| f32::from_le_bytes(*four))
+                .collect(),
+        };
+        if numbers.iter().any(|number| !number.is_finite()) {
+            return Err(ModelError::NotFinite(name.to_string()));
+        }
+        Ok(numbers)
+    }
+}

@@ -77,7 +77,9 @@ fn tests() -> Vec<String> {
         let mut attribute = false;
         for line in source.lines().map(str::trim_start) {
             attribute |= line.starts_with("#[pg_extern");
-            let Some(rest) = line.strip_prefix("fn ").or_else(|| line.strip_prefix("pub fn ")) else { continue };
+            let Some(rest) = line.strip_prefix("fn ").or_else(|| line.strip_prefix("pub fn ")) else {
+                continue;
+            };
             let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if attribute && name.starts_with("test_") {
                 names.push(name);

@@ -3,8 +3,8 @@
 //! Centroids are packed in panels of 16 (component by component), so that one vector register holds 16 centroids'
 //! partial products; eight vectors go through a panel pair together.
 
-use super::parallel::parallel_for;
 use super::cpu::{Level, level};
+use super::parallel::parallel_for;
 use parking_lot::Mutex;
 
 const PANEL: usize = 16;

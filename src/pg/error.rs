@@ -135,7 +135,21 @@ impl Describe for ServiceError {
 
 impl Describe for RegistryError {
     fn code(&self) -> PgSqlErrorCode {
-        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT
+        match self {
+            RegistryError::Unknown(_) | RegistryError::Empty => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            RegistryError::Ambiguous => PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
+            RegistryError::Taken { .. } => PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            RegistryError::NotInstalled => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            RegistryError::EmptyName => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        }
+    }
+    fn detail(&self) -> Option<String> {
+        match self {
+            RegistryError::Taken { registered, found, .. } => {
+                Some(format!("Registered fingerprint {registered}, found {found}."))
+            }
+            _ => None,
+        }
     }
     fn hint(&self) -> Option<String> {
         Some(match self {
@@ -143,6 +157,11 @@ impl Describe for RegistryError {
                 "SELECT * FROM situ.models lists the models; situ.register_model(name, path) adds one.".to_owned()
             }
             RegistryError::Ambiguous => "Name the model, or set situ.default_model.".to_owned(),
+            RegistryError::Taken { .. } => {
+                "Choose another name, or pass replace => true and REINDEX the indexes that use the model.".to_owned()
+            }
+            RegistryError::NotInstalled => "CREATE EXTENSION situ CASCADE creates it.".to_owned(),
+            RegistryError::EmptyName => "Give the model a name.".to_owned(),
         })
     }
 }

@@ -4,8 +4,14 @@
 //! f32 for `vector`, IEEE binary16 for `halfvec`. A stored datum may be toasted; what is read here is detoasted
 //! first, which also aligns it.
 
+use super::error::OrRaise;
 use half::f16;
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::IntoDatum;
 use pgrx::pg_sys;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
 
 /// Most dimensions of pgvector's types.
 pub const MAX_DIMENSIONS: usize = 16_000;
@@ -150,5 +156,77 @@ fn write(dimensions: usize, data: &[u8]) -> Result<pg_sys::Datum, VectorError> {
         std::ptr::write_bytes(bytes.add(6), 0, 2);
         std::ptr::copy_nonoverlapping(data.as_ptr(), bytes.add(HEADER), data.len());
         Ok(pg_sys::Datum::from(bytes))
+    }
+}
+
+/// A `vector` that a function returns.
+pub struct Vector(pub Vec<f32>);
+
+/// A `vector[]` that a function returns.
+pub struct VectorArray(pub Vec<Option<Vec<f32>>>);
+
+macro_rules! sql_name {
+    ($type:ty, $name:literal) => {
+        // SAFETY: used for generated SQL only, and ours is written by hand.
+        unsafe impl SqlTranslatable for $type {
+            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($type);
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($name));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::literal($name)));
+        }
+    };
+}
+sql_name!(Vector, "vector");
+sql_name!(VectorArray, "vector[]");
+
+impl IntoDatum for Vector {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        Some(write_vector(&self.0).or_raise())
+    }
+
+    /// Not known here: the type belongs to another extension. Callers take it from the function's result.
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::InvalidOid
+    }
+}
+
+// SAFETY: the datum is a `vector`, and the functions that return it are declared so.
+unsafe impl BoxRet for Vector {
+    unsafe fn box_into<'fcx>(self, call: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        let datum = write_vector(&self.0).or_raise();
+        // SAFETY: as above.
+        unsafe { call.return_raw_datum(datum) }
+    }
+}
+
+// SAFETY: the datum is an array of the element type of the function's declared result, `vector`.
+unsafe impl BoxRet for VectorArray {
+    unsafe fn box_into<'fcx>(self, call: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        let mut nulls: Vec<bool> = self.0.iter().map(Option::is_none).collect();
+        let mut elements: Vec<pg_sys::Datum> = self
+            .0
+            .into_iter()
+            .map(|vector| vector.map_or(pg_sys::Datum::null(), |vector| write_vector(&vector).or_raise()))
+            .collect();
+        // SAFETY: the call's own function; array pieces are of the lengths given.
+        unsafe {
+            let function = (*(*call.as_mut_ptr()).flinfo).fn_oid;
+            let element = pg_sys::get_element_type(pg_sys::get_func_rettype(function));
+            let (mut length, mut by_value, mut align) = (0i16, false, 0);
+            pg_sys::get_typlenbyvalalign(element, &mut length, &mut by_value, &mut align);
+            let (mut count, mut first) = (elements.len() as i32, 1);
+            let array = pg_sys::construct_md_array(
+                elements.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                1,
+                &mut count,
+                &mut first,
+                element,
+                length.into(),
+                by_value,
+                align,
+            );
+            call.return_raw_datum(pg_sys::Datum::from(array))
+        }
     }
 }

@@ -87,8 +87,17 @@ impl Cluster {
             .stdout(std::process::Stdio::null())
             .spawn()
             .expect("tee starts");
-        child.stdin.take().expect("a pipe").write_all(content.as_ref()).expect("the file is written");
-        assert!(child.wait().expect("tee ends").success(), "could not write {}", path.display());
+        child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(content.as_ref())
+            .expect("the file is written");
+        assert!(
+            child.wait().expect("tee ends").success(),
+            "could not write {}",
+            path.display()
+        );
     }
 
     /// Gives the cluster a copy of a model under a name of its own: hard links where possible, so that a test may
@@ -119,7 +128,9 @@ impl Cluster {
 
     /// The server's log so far.
     pub fn log(&self) -> String {
-        std::fs::read(self.folder.join("log")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        std::fs::read(self.folder.join("log"))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// Starts the server and waits until it answers.
@@ -136,12 +147,18 @@ impl Cluster {
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .status();
-        assert!(output.is_ok_and(|status| status.success()), "the server does not start:\n{}", self.log());
+        assert!(
+            output.is_ok_and(|status| status.success()),
+            "the server does not start:\n{}",
+            self.log()
+        );
     }
 
     /// Stops the server: `smart`, `fast` or `immediate` (which is a crash as far as the data is concerned).
     pub fn stop(&self, mode: &str) {
-        run(program("pg_ctl").args(["-w", "-t", "60", "-s", "stop", "-m", mode, "-D"]).arg(self.data()));
+        run(program("pg_ctl")
+            .args(["-w", "-t", "60", "-s", "stop", "-m", mode, "-D"])
+            .arg(self.data()));
     }
 
     /// A clean restart.
@@ -175,7 +192,9 @@ impl Cluster {
 
     /// Process ids of background workers whose title contains `name`.
     pub fn workers(&self, name: &str) -> Vec<i32> {
-        let Some(postmaster) = self.postmaster() else { return Vec::new() };
+        let Some(postmaster) = self.postmaster() else {
+            return Vec::new();
+        };
         let title = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         children(postmaster)
             .into_iter()
@@ -186,7 +205,12 @@ impl Cluster {
     /// How clients reach the server.
     pub fn config(&self, user: &str, database: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.folder).port(PORT).user(user).dbname(database).application_name("situ-tests");
+        config
+            .host_path(&self.folder)
+            .port(PORT)
+            .user(user)
+            .dbname(database)
+            .application_name("situ-tests");
         config
     }
 
@@ -245,7 +269,11 @@ impl Cluster {
             }
         }
         if std::thread::panicking() {
-            eprintln!("--- the end of the log of {}:\n{}", self.folder.display(), tail(&self.log(), 40));
+            eprintln!(
+                "--- the end of the log of {}:\n{}",
+                self.folder.display(),
+                tail(&self.log(), 40)
+            );
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -286,7 +314,17 @@ fn template() -> &'static Path {
     TEMPLATE.get_or_init(|| {
         let folder = settings().scratch.join(format!("template-{}", std::process::id()));
         run(program("initdb")
-            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .args([
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+                "-D",
+            ])
             .arg(&folder));
         folder
     })
@@ -310,8 +348,11 @@ pub fn signal(pid: i32, signal: i32) {
 
 /// Whether a process runs (a zombie does not).
 pub fn alive(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| !rest.trim_start().starts_with('Z'))
+    })
 }
 
 /// The children of a process.

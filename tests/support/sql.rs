@@ -49,7 +49,9 @@ impl Sql for Client {
     #[track_caller]
     fn one<T: FromSqlOwned>(&mut self, sql: &str) -> T {
         match self.query_one(sql, &[]) {
-            Ok(row) => row.try_get(0).unwrap_or_else(|error| panic!("{}: {error}", shorten(sql))),
+            Ok(row) => row
+                .try_get(0)
+                .unwrap_or_else(|error| panic!("{}: {error}", shorten(sql))),
             Err(error) => panic!("{}: {:#?} {error}", shorten(sql), failure_of(&error)),
         }
     }
@@ -82,7 +84,9 @@ impl Sql for Client {
 /// When it is not the server's (a lost connection, for one).
 #[track_caller]
 pub fn failure_of(error: &postgres::Error) -> Failure {
-    let Some(server) = error.as_db_error() else { panic!("not an error of the server: {error}") };
+    let Some(server) = error.as_db_error() else {
+        panic!("not an error of the server: {error}")
+    };
     Failure {
         code: server.code().code().to_string(),
         message: server.message().to_string(),

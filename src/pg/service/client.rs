@@ -8,6 +8,8 @@ use crate::model::Role;
 use crate::pg::settings;
 use crate::text::Span;
 
+pub use super::documents::{Documents, PassageSink};
+
 /// Most bytes of one text to embed. No model reads as far; what lies behind is not sent.
 const MOST_TEXT: usize = 256 << 10;
 
@@ -209,7 +211,7 @@ pub fn situate_document(
         passages = found;
         Ok(())
     };
-    let mut documents = super::Documents::open(model, lane, options)?;
+    let mut documents = Documents::open(model, lane, options)?;
     documents.push(0, title, body, &mut sink)?;
     documents.flush(&mut sink)?;
     Ok(passages)

@@ -76,7 +76,8 @@ impl From<&ModelError> for Failure {
             }
             E::TensorType { .. } | E::Unsupported { .. } => (Kind::Unsupported, None),
             E::Tokenizer(_) => (Kind::BadModel, None),
-            E::Sequence { .. } | E::Stopped | E::Compute(_) => (Kind::Internal, None),
+            E::Changed(_) => (Kind::Changed, None),
+            E::Sequence { .. } | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
         };
         Failure {
             kind,

@@ -42,9 +42,7 @@ pub use failure::{Failure, Kind};
 pub use wire::{Item, Lane, Passage, Reply};
 
 #[cfg(feature = "pg")]
-pub use client::{ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
-#[cfg(feature = "pg")]
-pub use documents::Documents;
+pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]

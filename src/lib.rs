@@ -10,5 +10,14 @@ pub mod index;
 pub mod model;
 pub mod text;
 
-#[cfg(feature = "pg")]
 pub mod pg;
+
+#[cfg(feature = "pg")]
+pgrx::pg_module_magic!(name, version);
+
+/// Called by the server when it loads the library.
+#[cfg(feature = "pg")]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    pg::init();
+}

@@ -6,16 +6,24 @@
 use super::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd_x86::{Avx2, Avx512};
+use std::sync::OnceLock;
 
 /// A set of vector instructions, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Whatever the compiler makes of plain Rust.
     Portable,
-    /// AVX2 and FMA, 8 lanes.
+    /// AVX2, FMA, F16C and POPCNT, 8 lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, 16 lanes.
     Avx512,
+}
+
+/// The strongest set of this processor, looked up once.
+#[inline]
+pub fn level() -> Level {
+    static FOUND: OnceLock<Level> = OnceLock::new();
+    *FOUND.get_or_init(Level::detect)
 }
 
 impl Level {
@@ -44,7 +52,10 @@ impl Level {
 
     #[cfg(target_arch = "x86_64")]
     fn has_avx2() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt")
     }
 
     /// The sets that this processor has, weakest first.

@@ -4,13 +4,18 @@ mod attention;
 pub mod bert;
 mod buffer;
 pub mod cpu;
+pub mod distance;
+pub mod fastscan;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_x86;
 mod layer_norm;
 mod linear;
+pub mod nearest;
+pub mod parallel;
 pub mod pool;
 pub mod pooling;
+pub mod rotation;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;

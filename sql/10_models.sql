@@ -1,0 +1,45 @@
+-- The registry of models.
+
+CREATE TABLE situ.model_registry (
+    name text PRIMARY KEY CHECK (name <> ''),
+    path text NOT NULL,
+    fingerprint text NOT NULL,
+    dimensions integer NOT NULL,
+    max_tokens integer NOT NULL,
+    family text NOT NULL,
+    pooling text NOT NULL,
+    normalize boolean NOT NULL,
+    query_prefix text NOT NULL DEFAULT '',
+    passage_prefix text NOT NULL DEFAULT '',
+    registered_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE situ.model_registry IS 'registered models; written by situ.register_model and situ.drop_model, dumped with the database';
+GRANT SELECT ON situ.model_registry TO PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('situ.model_registry', '');
+
+CREATE FUNCTION situ.model_registry_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'situ_model_registry_changed';
+COMMENT ON FUNCTION situ.model_registry_changed() IS 'makes every backend read the registry of models again';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON situ.model_registry
+    FOR EACH STATEMENT EXECUTE FUNCTION situ.model_registry_changed();
+ALTER TABLE situ.model_registry ENABLE ALWAYS TRIGGER changed;
+
+CREATE VIEW situ.models AS
+    SELECT name, path, fingerprint, dimensions, max_tokens, family, pooling, normalize, query_prefix, passage_prefix,
+           registered_at
+      FROM situ.model_registry;
+COMMENT ON VIEW situ.models IS 'registered models';
+GRANT SELECT ON situ.models TO PUBLIC;
+
+CREATE FUNCTION situ.register_model(name text, path text, replace boolean DEFAULT false) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'register_model_wrapper';
+COMMENT ON FUNCTION situ.register_model(text, text, boolean) IS
+    'registers the model directory path (below situ.model_dir) under a name, and returns the fingerprint of its files; replace: also where the name stands for other files';
+REVOKE ALL ON FUNCTION situ.register_model(text, text, boolean) FROM PUBLIC;
+
+CREATE FUNCTION situ.drop_model(name text) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'drop_model_wrapper';
+COMMENT ON FUNCTION situ.drop_model(text) IS 'removes a model from the registry; its files stay';
+REVOKE ALL ON FUNCTION situ.drop_model(text) FROM PUBLIC;

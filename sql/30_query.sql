@@ -1,0 +1,45 @@
+-- The query type, its constructor, and the distance operators over text.
+
+CREATE TYPE situ.query;
+
+CREATE FUNCTION situ.query_in(cstring) RETURNS situ.query
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'query_in_wrapper';
+COMMENT ON FUNCTION situ.query_in(cstring) IS 'input of situ.query: a JSON object';
+
+CREATE FUNCTION situ.query_out(situ.query) RETURNS cstring
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'query_out_wrapper';
+COMMENT ON FUNCTION situ.query_out(situ.query) IS 'output of situ.query: a JSON object';
+
+CREATE TYPE situ.query (
+    INTERNALLENGTH = variable,
+    INPUT = situ.query_in,
+    OUTPUT = situ.query_out,
+    STORAGE = extended
+);
+COMMENT ON TYPE situ.query IS 'a question with its options; made by situ.query()';
+
+CREATE FUNCTION situ.query(
+    text text DEFAULT NULL,
+    embedding @extschema:vector@.vector DEFAULT NULL,
+    model text DEFAULT NULL,
+    probes integer DEFAULT NULL
+) RETURNS situ.query
+    LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'make_query_wrapper';
+COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer) IS
+    'a question for <=> and situ.search: its text or its vector, the model where no index names one, and the lists to read first';
+
+CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 AS 'MODULE_PATHNAME', 'text_distance_wrapper';
+COMMENT ON FUNCTION situ.distance(text, text) IS
+    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+
+CREATE FUNCTION situ.distance(body text, question situ.query) RETURNS double precision
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 AS 'MODULE_PATHNAME', 'text_query_distance_wrapper';
+COMMENT ON FUNCTION situ.distance(text, situ.query) IS
+    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+
+CREATE OPERATOR <=> (LEFTARG = text, RIGHTARG = text, FUNCTION = situ.distance);
+COMMENT ON OPERATOR <=> (text, text) IS 'cosine distance of a document to a question';
+
+CREATE OPERATOR <=> (LEFTARG = text, RIGHTARG = situ.query, FUNCTION = situ.distance);
+COMMENT ON OPERATOR <=> (text, situ.query) IS 'cosine distance of a document to a question';

@@ -1,0 +1,65 @@
+-- Search with evidence, and what the indexes hold.
+
+CREATE FUNCTION situ.search(
+    index regclass,
+    query text,
+    k integer DEFAULT 10,
+    OUT relation regclass,
+    OUT ctid tid,
+    OUT ordinal integer,
+    OUT start integer,
+    OUT "end" integer,
+    OUT passage text,
+    OUT distance double precision,
+    OUT score double precision
+) RETURNS SETOF record
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, text, integer) IS
+    'the k documents nearest to a question, each with its nearest passage (byte span start..end of the body); the caller''s privileges and row security apply';
+
+CREATE FUNCTION situ.search(
+    index regclass,
+    query situ.query,
+    k integer DEFAULT 10,
+    OUT relation regclass,
+    OUT ctid tid,
+    OUT ordinal integer,
+    OUT start integer,
+    OUT "end" integer,
+    OUT passage text,
+    OUT distance double precision,
+    OUT score double precision
+) RETURNS SETOF record
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, situ.query, integer) IS
+    'the k documents nearest to a question, each with its nearest passage (byte span start..end of the body); the caller''s privileges and row security apply';
+
+CREATE FUNCTION situ.index_statistics(
+    index regclass,
+    OUT documents bigint,
+    OUT chunks bigint,
+    OUT tokens bigint,
+    OUT dimensions integer,
+    OUT lists integer,
+    OUT probes integer,
+    OUT bytes bigint,
+    OUT metric text,
+    OUT model text,
+    OUT fingerprint text,
+    OUT situate text,
+    OUT chunk_tokens integer,
+    OUT encode_seconds double precision
+) RETURNS SETOF record
+    LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'index_statistics_wrapper';
+COMMENT ON FUNCTION situ.index_statistics(regclass) IS 'what one situ index holds';
+
+CREATE VIEW situ.stat_index AS
+    SELECT class.oid::regclass AS indexrelid, index.indrelid::regclass AS relid, statistics.*
+      FROM pg_catalog.pg_class class
+      JOIN pg_catalog.pg_am am ON am.oid = class.relam AND am.amname = 'situ'
+      JOIN pg_catalog.pg_index index ON index.indexrelid = class.oid
+      CROSS JOIN LATERAL situ.index_statistics(class.oid) statistics
+     WHERE class.relkind = 'i' AND NOT pg_catalog.pg_is_other_temp_schema(class.relnamespace);
+COMMENT ON VIEW situ.stat_index IS
+    'the situ indexes of this database: documents, chunks, tokens and seconds of the build, lists, first-round probes, size, model';
+GRANT SELECT ON situ.stat_index TO PUBLIC;

@@ -1,0 +1,207 @@
+//! How many lists a scan has to read, found by searching.
+//!
+//! While a build gives entries to lists, the exact ten nearest of some sample vectors (themselves left out) are kept. When
+//! all is written, the sample is searched for, and the number of lists is set for a recall@10 above what is asked.
+
+use super::IndexError;
+use super::code::Prepared;
+use super::lists::{RankedList, rank};
+use super::meta::Meta;
+use super::page::{Layout, Reader};
+use super::scan::Scan;
+use super::store::PageStore;
+use super::types::{Metric, ScanParams, Tid};
+use super::vector::prepare;
+use crate::compute::nearest::Panels;
+use crate::compute::rotation::Rotation;
+
+/// Sample queries of a build.
+pub const QUERIES: usize = 200;
+/// Neighbours a query.
+const K: usize = 10;
+/// Recall@10 that the sample must reach: above what is promised, as real queries may lie between the indexed vectors.
+const TARGET: f64 = 0.985;
+/// Lists read beyond what the sample needs.
+const MARGIN: f64 = 1.15;
+
+/// An entry of the index used as a query.
+pub struct Sample {
+    pub vector: Vec<f32>,
+    pub tid: Tid,
+    pub ordinal: u32,
+    /// Number of the entry in the build's order.
+    pub number: u64,
+}
+
+/// One of a query's nearest: distance on the bounds' scale, and list.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Neighbour {
+    distance: f32,
+    list: u32,
+}
+
+/// The exact nearest of the sample, gathered while the build passes over its entries.
+pub struct Truth {
+    metric: Metric,
+    queries: Vec<Sample>,
+    panels: Panels,
+    half_norms: Vec<f32>,
+    nearest: Vec<Vec<Neighbour>>,
+    scores: Vec<f32>,
+}
+
+impl Truth {
+    /// `queries` hold prepared vectors (directions under cosine).
+    pub fn new(queries: Vec<Sample>, dimensions: usize, metric: Metric) -> Truth {
+        let rows: Vec<f32> = queries.iter().flat_map(|q| q.vector.iter().copied()).collect();
+        let half_norms = queries
+            .iter()
+            .map(|q| 0.5 * q.vector.iter().map(|x| x * x).sum::<f32>())
+            .collect();
+        let nearest = vec![Vec::with_capacity(K + 1); queries.len()];
+        Truth {
+            metric,
+            panels: Panels::new(&rows, dimensions),
+            queries,
+            half_norms,
+            nearest,
+            scores: Vec::new(),
+        }
+    }
+
+    /// Shows it prepared rows, their lists, and the number of the first in the build's order.
+    pub fn show(&mut self, rows: &[f32], d: usize, lists: &[(u32, f32)], first: u64) {
+        let count = self.queries.len();
+        if count == 0 {
+            return;
+        }
+        self.scores.resize(lists.len() * count, 0.0);
+        self.panels.scores(rows, &mut self.scores);
+        for (i, (row, &(list, _))) in rows.chunks_exact(d).zip(lists).enumerate() {
+            let norm: f32 = row.iter().map(|x| x * x).sum();
+            for (q, &score) in self.scores[i * count..(i + 1) * count].iter().enumerate() {
+                let distance = match self.metric {
+                    Metric::InnerProduct => -(score + self.half_norms[q]),
+                    Metric::L2 | Metric::Cosine => (norm - 2.0 * score).max(0.0),
+                };
+                let nearest = &mut self.nearest[q];
+                if nearest.len() == K && nearest.last().is_some_and(|n| n.distance <= distance) {
+                    continue;
+                }
+                if self.queries[q].number == first + i as u64 {
+                    continue;
+                }
+                let at = nearest.partition_point(|n| n.distance <= distance);
+                nearest.insert(at, Neighbour { distance, list });
+                nearest.truncate(K);
+            }
+        }
+    }
+
+    /// Sets the probes and the slack of `meta` by searching the finished pages; gives the recall@10 reached.
+    pub fn calibrate<S: PageStore>(&self, store: &S, meta: &mut Meta) -> Result<f32, IndexError> {
+        meta.probes = meta.lists;
+        meta.slack = 0.0;
+        if meta.lists == 1 || self.queries.is_empty() {
+            return Ok(1.0);
+        }
+        let layout = Layout::new(&meta.options);
+        let rotation = Rotation::new(layout.dimensions, meta.seed);
+        let mut reader = Reader::new(store.clone())?;
+        let mut ranked = Vec::with_capacity(self.queries.len());
+        let mut found_at = vec![0u64; meta.lists as usize];
+        let mut total = 0u64;
+        let (mut direction, mut rotated) = (Vec::new(), Vec::new());
+        for (query, nearest) in self.queries.iter().zip(&self.nearest) {
+            if prepare(&query.vector, meta.options.metric, &mut direction).is_none() {
+                continue;
+            }
+            rotation.apply(&direction, &mut rotated);
+            let prepared = Prepared::new(meta.options.metric, rotated.clone(), &meta.origin, &layout);
+            let mut lists = rank(&mut reader, meta, &layout, &prepared.rotated, |product, norm| {
+                prepared.list(product, norm)
+            })?;
+            let order = |a: &RankedList, b: &RankedList| a.terms.add.total_cmp(&b.terms.add).then(a.list.cmp(&b.list));
+            lists.sort_unstable_by(order);
+            let mut place = vec![0u32; lists.len()];
+            lists
+                .iter()
+                .enumerate()
+                .for_each(|(i, list)| place[list.list as usize] = i as u32);
+            for neighbour in nearest {
+                found_at[place[neighbour.list as usize] as usize] += 1;
+                total += 1;
+            }
+            let distance = nearest.last().map_or(0.0, |n| n.distance);
+            ranked.push((
+                lists.iter().map(|l| l.terms.add).collect::<Vec<f32>>(),
+                distance,
+                prepared.norm(),
+            ));
+        }
+        let wanted = (total as f64 * TARGET).ceil() as u64;
+        let mut sum = 0;
+        let needed = found_at
+            .iter()
+            .position(|&n| {
+                sum += n;
+                sum >= wanted
+            })
+            .map_or(meta.lists as usize, |p| p + 1);
+        let mut probes = ((needed as f64 * MARGIN).ceil() as u32 + 1).min(meta.lists);
+        let recall = loop {
+            let recall = self.measure(store, meta, probes)?;
+            if recall >= TARGET || probes >= meta.lists {
+                break recall;
+            }
+            probes = (probes + probes.div_ceil(4)).min(meta.lists);
+        };
+        meta.probes = probes;
+        let mut slacks: Vec<f32> = ranked
+            .iter()
+            .filter_map(|(adds, distance, norm)| {
+                let next = adds.get(probes as usize)?;
+                let slack = match meta.options.metric {
+                    Metric::InnerProduct => (next - distance) / norm,
+                    Metric::L2 | Metric::Cosine => next / distance,
+                };
+                slack.is_finite().then_some(slack)
+            })
+            .collect();
+        slacks.sort_unstable_by(f32::total_cmp);
+        // Half of the queries go on a little beyond the probes for their ten nearest; far queries go on more.
+        meta.slack = slacks.get(slacks.len() / 2).copied().unwrap_or(0.0);
+        Ok(recall as f32)
+    }
+
+    /// Recall@10 of the sample at a number of lists, by distance, so that ties count as found.
+    fn measure<S: PageStore>(&self, store: &S, meta: &Meta, probes: u32) -> Result<f64, IndexError> {
+        let (mut found, mut total) = (0usize, 0usize);
+        for (query, nearest) in self.queries.iter().zip(&self.nearest) {
+            store.check_cancel()?;
+            let Some(last) = nearest.last() else { continue };
+            let limit = f64::from(last.distance);
+            let params = ScanParams {
+                probes,
+                ..ScanParams::default()
+            };
+            let mut scan = Scan::with_meta(store.clone(), meta, &query.vector, params, false)?;
+            total += nearest.len();
+            let mut taken = 0;
+            while taken < nearest.len() {
+                let Some(hit) = scan.next()? else { break };
+                if (hit.tid, hit.ordinal) == (query.tid, query.ordinal) {
+                    continue;
+                }
+                taken += 1;
+                let distance = match meta.options.metric {
+                    Metric::L2 => hit.distance * hit.distance,
+                    Metric::InnerProduct => hit.distance,
+                    Metric::Cosine => 2.0 * hit.distance,
+                };
+                found += usize::from(distance <= limit + 1e-4 * limit.abs() + 1e-6);
+            }
+        }
+        Ok(if total == 0 { 1.0 } else { found as f64 / total as f64 })
+    }
+}

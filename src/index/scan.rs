@@ -1,0 +1,406 @@
+//! Answering a query.
+//!
+//! A scan is a best-first search over four kinds of things, each with a lower bound on the distance of what it can still
+//! give: *hits* (exact distance known), *candidates* (a lane's lower bound), *partial lists* (lists of which the farthest
+//! candidates were dropped for want of memory: the least dropped bound) and *unread lists* (a probable bound from the distance of
+//! the centroid and the slack that the build calibrated). The least goes first: a hit is returned, a candidate
+//! re-ranked, a partial list read again from where it was cut, unread lists read. Before the first hit the calibrated
+//! number of lists is read; when all that was read has come out, lists are read in growing rounds until none is left.
+//!
+//! Memory: candidates and waiting hits together stay below the caller's bound. Over it, the half of the candidates with
+//! the highest bounds is dropped, and their lists become partial. Candidates are ordered by (bound, block, lane) and leave
+//! in that order, so "everything of this list from here on" is one key, and reading the list again from there brings
+//! back exactly what was dropped. If hits alone fill the memory (bounds that tell nothing), the best is returned unproven.
+//! The table of lists and, for documents, the set of tids already returned are kept beside that bound.
+//!
+//! Locks: at most one page is held at a time, none between calls.
+
+use super::IndexError;
+use super::code::Prepared;
+use super::lists::{RankedList, rank};
+use super::meta::Meta;
+use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
+use super::store::{Block, PageStore};
+use super::types::{Hit, Metric, ScanParams};
+use super::vector::{Exact, Exactly, check, prepare};
+use crate::compute::rotation::Rotation;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashSet};
+
+/// Candidates that fit even the smallest memory.
+const MIN_HELD: usize = 256;
+
+/// Where a lane stands in a scan's order: bound, block, lane.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    bound: f32,
+    block: Block,
+    lane: u16,
+}
+
+impl Key {
+    const START: Key = Key {
+        bound: f32::NEG_INFINITY,
+        block: 0,
+        lane: 0,
+    };
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bound
+            .total_cmp(&other.bound)
+            .then(self.block.cmp(&other.block))
+            .then(self.lane.cmp(&other.lane))
+    }
+}
+
+/// A lane that was read. Ordered by key, reversed for the heap.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    key: Key,
+    slot: u16,
+    /// Position of the list in the scan's table.
+    list: u32,
+    vector: Block,
+    ordinal: u32,
+    tid: u64,
+}
+
+/// A hit that waits for its proof.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    bound: f32,
+    hit: Hit,
+}
+
+macro_rules! ordered_by {
+    ($type:ty, $key:expr) => {
+        impl PartialEq for $type {
+            fn eq(&self, other: &Self) -> bool {
+                self.cmp(other) == Ordering::Equal
+            }
+        }
+        impl Eq for $type {}
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> Ordering {
+                let key: fn(&$type, &$type) -> Ordering = $key;
+                key(self, other).reverse()
+            }
+        }
+    };
+}
+
+ordered_by!(Candidate, |a, b| a.key.cmp(&b.key));
+ordered_by!(Waiting, |a, b| {
+    a.bound
+        .total_cmp(&b.bound)
+        .then((a.hit.tid, a.hit.ordinal).cmp(&(b.hit.tid, b.hit.ordinal)))
+});
+
+/// A running scan. Holds no page between calls.
+pub struct Scan<S: PageStore> {
+    reader: Reader<S>,
+    layout: Layout,
+    prepared: Prepared,
+    exact: Exact,
+    lists: Vec<RankedList>,
+    /// Lists at the front of `lists` that are in order of rank.
+    sorted: usize,
+    /// Lists read so far.
+    read: usize,
+    probes: usize,
+    metric: Metric,
+    slack: f32,
+    held: usize,
+    candidates: BinaryHeap<Candidate>,
+    waiting: BinaryHeap<Waiting>,
+    /// Least dropped key and list.
+    partial: BinaryHeap<Reverse<(Key, u32)>>,
+    /// Tids already returned, where each may come out once.
+    returned: Option<HashSet<u64>>,
+    bounds: Vec<f32>,
+    since_check: usize,
+}
+
+impl<S: PageStore> Scan<S> {
+    /// Prepares a scan: ranks the lists, reads none yet.
+    ///
+    /// Fails on a query of another number of dimensions, and on NaN and infinity. A zero query under cosine is at
+    /// distance NaN from everything, as in pgvector; every entry then comes out in no particular order.
+    pub fn new(store: S, query: &[f32], params: ScanParams) -> Result<Scan<S>, IndexError> {
+        let meta = Meta::open(&store)?;
+        Scan::with_meta(store, &meta, query, params, meta.options.documents)
+    }
+
+    /// Like [`Scan::new`]; `once` returns every tid once.
+    pub(super) fn with_meta(
+        store: S,
+        meta: &Meta,
+        query: &[f32],
+        params: ScanParams,
+        once: bool,
+    ) -> Result<Scan<S>, IndexError> {
+        let metric = meta.options.metric;
+        check(query, meta.options.dimensions as usize)?;
+        let layout = Layout::new(&meta.options);
+        let mut direction = Vec::new();
+        if prepare(query, metric, &mut direction).is_none() {
+            direction = query.to_vec();
+        }
+        let mut rotated = Vec::new();
+        Rotation::new(layout.dimensions, meta.seed).apply(&direction, &mut rotated);
+        let prepared = Prepared::new(metric, rotated, &meta.origin, &layout);
+        let mut reader = Reader::new(store)?;
+        let lists = rank(&mut reader, meta, &layout, &prepared.rotated, |product, norm| {
+            prepared.list(product, norm)
+        })?;
+        let probes = if params.probes == 0 { meta.probes } else { params.probes };
+        let one = size_of::<Candidate>() + size_of::<Waiting>();
+        Ok(Scan {
+            reader,
+            layout,
+            exact: Exact::new(query, metric, meta.options.element),
+            sorted: 0,
+            read: 0,
+            probes: (probes as usize).clamp(1, lists.len().max(1)),
+            metric,
+            // A list never bounds its entries from nearer than its centroid's own distance.
+            slack: if meta.slack.is_finite() { meta.slack } else { 0.0 },
+            held: (params.memory_bytes / one).max(MIN_HELD),
+            candidates: BinaryHeap::new(),
+            waiting: BinaryHeap::new(),
+            partial: BinaryHeap::new(),
+            returned: once.then(HashSet::new),
+            bounds: Vec::new(),
+            since_check: 0,
+            lists,
+            prepared,
+        })
+    }
+
+    /// The next hit, in order of distance; `None` when every live entry has come out.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Hit>, IndexError> {
+        if self.read == 0 {
+            self.read_lists(self.probes)?;
+        }
+        loop {
+            let waiting = self.waiting.peek().map_or(f32::INFINITY, |w| w.bound);
+            let candidate = self.candidates.peek().map(|c| c.key);
+            let partial = self.partial.peek().map(|Reverse((key, _))| *key);
+            let next = match (candidate, partial) {
+                (Some(c), Some(p)) if p < c => Some((p.bound, true)),
+                (Some(c), _) => Some((c.bound, false)),
+                (None, Some(p)) => Some((p.bound, true)),
+                (None, None) => None,
+            };
+            let proven = !self.waiting.is_empty() && next.is_none_or(|(bound, _)| waiting <= bound);
+            let full = self.waiting.len() >= self.held;
+            if proven || full {
+                if !full && self.unread_may_beat(waiting) {
+                    self.read_lists(1)?;
+                    continue;
+                }
+                if let Some(hit) = self.pop_waiting() {
+                    return Ok(Some(hit));
+                }
+                continue;
+            }
+            match next {
+                Some((_, true)) => self.read_partial()?,
+                Some((_, false)) => self.rerank()?,
+                None if self.read < self.lists.len() => self.read_lists(self.probes.max(self.read / 2))?,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn pop_waiting(&mut self) -> Option<Hit> {
+        let hit = self.waiting.pop()?.hit;
+        match &mut self.returned {
+            Some(returned) => returned.insert(hit.tid).then_some(hit),
+            None => Some(hit),
+        }
+    }
+
+    /// Whether the nearest unread list may hold something nearer than `distance`.
+    fn unread_may_beat(&mut self, distance: f32) -> bool {
+        if self.read >= self.lists.len() {
+            return false;
+        }
+        self.sort_to(self.read + 1);
+        let add = self.lists[self.read].terms.add;
+        let bound = match self.metric {
+            Metric::L2 | Metric::Cosine => add - self.slack.max(0.0) * distance,
+            Metric::InnerProduct => add - self.slack * self.prepared.norm() - distance,
+        };
+        bound < 0.0
+    }
+
+    /// Brings the nearest `n` lists to the front, in order.
+    fn sort_to(&mut self, n: usize) {
+        let n = n.min(self.lists.len());
+        if n <= self.sorted {
+            return;
+        }
+        // Sorting ahead in growing steps keeps the work linear in the lists that are read.
+        let end = (n.max(self.sorted * 2)).min(self.lists.len());
+        let rest = &mut self.lists[self.sorted..];
+        let order = |a: &RankedList, b: &RankedList| a.terms.add.total_cmp(&b.terms.add).then(a.list.cmp(&b.list));
+        let take = end - self.sorted;
+        if take < rest.len() {
+            rest.select_nth_unstable_by(take, order);
+        }
+        rest[..take].sort_unstable_by(order);
+        self.sorted = end;
+    }
+
+    /// Reads the next `n` lists.
+    fn read_lists(&mut self, n: usize) -> Result<(), IndexError> {
+        let end = (self.read + n.max(1)).min(self.lists.len());
+        self.sort_to(end);
+        let mut found = Vec::with_capacity(self.layout.lanes * 2 * (end - self.read).min(64));
+        while self.read < end {
+            let position = self.read;
+            // Counted as read first: after an error the scan goes on without it, and does not read it twice.
+            self.read += 1;
+            self.read_list(position, Key::START, &mut found)?;
+            self.hold(&mut found);
+        }
+        Ok(())
+    }
+
+    fn read_partial(&mut self) -> Result<(), IndexError> {
+        if let Some(Reverse((from, list))) = self.partial.pop() {
+            let mut found = Vec::new();
+            self.read_list(list as usize, from, &mut found)?;
+            self.hold(&mut found);
+        }
+        Ok(())
+    }
+
+    /// Adds the candidates of one list from `from` on to `found`.
+    fn read_list(&mut self, position: usize, from: Key, found: &mut Vec<Candidate>) -> Result<(), IndexError> {
+        self.reader.store.check_cancel()?;
+        self.since_check = 0;
+        let RankedList { terms, head, list } = self.lists[position];
+        let mut block = head;
+        let mut pages = 0u32;
+        while block != NONE {
+            pages += 1;
+            if pages > self.reader.blocks() {
+                self.reader.check(pages)?;
+            }
+            if pages % 64 == 0 {
+                self.reader.store.check_cancel()?;
+            }
+            let page = self.reader.read(block)?;
+            expect_kind(&page, block, Kind::Codes)?;
+            if u32_at(&*page, LIST) != list || u32_at(&*page, HEAD) != head {
+                return Err(corrupted(block, format!("not a page of list {list}")));
+            }
+            self.prepared.bounds(&self.layout, &page, terms, &mut self.bounds);
+            for lane in self.layout.live_lanes(&page) {
+                let bound = self.bounds.get(lane).copied().unwrap_or(f32::NEG_INFINITY);
+                // A bound that is no number bounds nothing.
+                let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
+                let key = Key {
+                    bound,
+                    block,
+                    lane: lane as u16,
+                };
+                if key < from {
+                    continue;
+                }
+                let value = self.layout.lane(&page, lane);
+                let Place { block: vector, slot } = value.place;
+                let ordinal = value.ordinal & !FIRST;
+                found.push(Candidate {
+                    key,
+                    slot,
+                    list: position as u32,
+                    vector,
+                    ordinal,
+                    tid: value.tid,
+                });
+            }
+            block = u32_at(&*page, NEXT);
+            drop(page);
+            if found.len() > self.held {
+                self.hold(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was found into the heap, dropping the farthest when over memory.
+    fn hold(&mut self, found: &mut Vec<Candidate>) {
+        if found.is_empty() {
+            return;
+        }
+        self.candidates.extend(found.drain(..));
+        let room = self.held.saturating_sub(self.waiting.len()).max(MIN_HELD);
+        if self.candidates.len() <= room {
+            return;
+        }
+        let mut all = std::mem::take(&mut self.candidates).into_vec();
+        let keep = room / 2;
+        all.select_nth_unstable_by(keep, |a, b| a.key.cmp(&b.key));
+        let mut dropped: Vec<(u32, Key)> = all.drain(keep..).map(|c| (c.list, c.key)).collect();
+        // A list that was partial before stays so from the least of its dropped keys.
+        dropped.extend(self.partial.drain().map(|Reverse((key, list))| (list, key)));
+        dropped.sort_unstable();
+        dropped.dedup_by_key(|(list, _)| *list);
+        self.partial = dropped.into_iter().map(|(list, key)| Reverse((key, list))).collect();
+        self.candidates = all.into();
+    }
+
+    fn rerank(&mut self) -> Result<(), IndexError> {
+        self.since_check += 1;
+        if self.since_check >= 64 {
+            self.since_check = 0;
+            self.reader.store.check_cancel()?;
+        }
+        let Some(Candidate {
+            slot,
+            vector,
+            ordinal,
+            tid,
+            ..
+        }) = self.candidates.pop()
+        else {
+            return Ok(());
+        };
+        if self.returned.as_ref().is_some_and(|returned| returned.contains(&tid)) {
+            return Ok(());
+        }
+        let place = Place { block: vector, slot };
+        if let Some((hit, Exactly { bound, .. })) =
+            self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
+        {
+            let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
+            self.waiting.push(Waiting { bound, hit });
+        }
+        Ok(())
+    }
+}

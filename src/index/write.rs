@@ -1,0 +1,377 @@
+//! Writing the pages of a build, front to back: meta data, centroids, vectors, codes.
+//!
+//! All block numbers follow from the number of entries of each list, so pages are appended in order and none is
+//! written twice. Entries are needed in the order of their lists: if they lie in memory, through a permutation;
+//! otherwise they are dealt to scratch files that each hold a run of places short enough to be put in order in memory.
+//! Code pages, a small part of the index, wait in a scratch file until the vectors are written.
+
+use super::IndexError;
+use super::build::{Progress, record_vector};
+use super::code::{Centroid, Factors, encode, lane, put};
+use super::lists::{centroid_pages, put_centroid};
+use super::meta::{Meta, pages_of_meta};
+use super::page::{
+    Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at, write_piece,
+};
+use super::spool::{Records, SpoolFactory};
+use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
+use super::types::{Element, Metric, Phase};
+use super::vector::prepare;
+use crate::compute::parallel::parallel_chunks;
+use crate::compute::rotation::Rotation;
+
+/// Scratch files that are written at the same time.
+const FILES: usize = 64;
+/// Entries that are encoded between two cancel checks.
+const BATCH: usize = 512;
+
+pub struct Writer<'a, S: PageStore> {
+    pub store: &'a S,
+    pub layout: Layout,
+    pub memory: usize,
+    pub threads: usize,
+    pub spools: &'a mut SpoolFactory,
+    pub progress: &'a mut Progress,
+    pub rotation: &'a Rotation,
+    pub centroids: &'a [Centroid],
+}
+
+/// An entry with its code, ready to be laid out.
+#[derive(Default)]
+struct Encoded {
+    list: u32,
+    /// Where the record starts in the batch's bytes.
+    at: usize,
+    factors: Factors,
+    residual: Vec<f32>,
+    direction: Vec<f32>,
+    rotated: Vec<f32>,
+}
+
+/// The pages that are being filled.
+struct Output {
+    vectors: Box<PageBytes>,
+    /// Block of the vector page being filled, and slots used in it.
+    vector_block: Block,
+    slot: u16,
+    codes: Records,
+    code: Box<PageBytes>,
+    code_block: Block,
+    lane: usize,
+    list: usize,
+    record: Vec<u8>,
+}
+
+fn to_block(number: u64) -> Result<Block, IndexError> {
+    Block::try_from(number).map_err(|_| IndexError::Store("the index would have more than 2^32 pages".into()))
+}
+
+impl<S: PageStore> Writer<'_, S> {
+    /// Writes everything; sets `meta.centroids`.
+    pub fn write(
+        &mut self,
+        meta: &mut Meta,
+        entries: Records,
+        owners: Records,
+        counts: &[u64],
+    ) -> Result<(), IndexError> {
+        let n = entries.len();
+        let first = self.store.blocks()?;
+        if first != 0 {
+            return Err(corrupted(first, "a build needs an empty index"));
+        }
+        let layout = self.layout;
+        let centroids_at = pages_of_meta(layout.padded, &meta.options);
+        let vectors_at = (centroids_at + layout.pages_of_centroids(counts.len())) as u64;
+        let vector_pages = if layout.slots > 0 {
+            n.div_ceil(layout.slots as u64)
+        } else {
+            n * layout.pieces as u64
+        };
+        let codes_at = vectors_at + vector_pages;
+        let mut heads = Vec::with_capacity(counts.len());
+        let mut next = codes_at;
+        for count in counts {
+            heads.push(to_block(next)?);
+            next += count.div_ceil(layout.lanes as u64).max(1);
+        }
+        to_block(next)?;
+        meta.centroids = centroids_at as Block;
+        for (i, page) in meta.to_pages().iter().enumerate() {
+            self.append(i as Block, page)?;
+        }
+        let mut records = Vec::with_capacity(counts.len() * layout.centroid());
+        for (centroid, &head) in self.centroids.iter().zip(&heads) {
+            put_centroid(centroid, head, &mut records);
+        }
+        for (i, page) in centroid_pages(&layout, &records).enumerate() {
+            self.append(centroids_at as Block + i as Block, &page)?;
+        }
+        drop(records);
+        let mut output = Output {
+            vectors: Box::new(new_page()),
+            vector_block: to_block(vectors_at)?,
+            slot: 0,
+            codes: Records::new(PAGE_SIZE, self.memory / 4),
+            code: Box::new(new_page()),
+            code_block: to_block(codes_at)?,
+            lane: 0,
+            list: 0,
+            record: Vec::new(),
+        };
+        layout.begin_vectors(&mut output.vectors);
+        layout.begin_codes(&mut output.code, 0, output.code_block);
+        self.write_entries(meta, entries, owners, counts, &heads, &mut output)?;
+        if output.slot > 0 {
+            self.append(output.vector_block, &output.vectors)?;
+        }
+        self.move_to_list(&mut output, counts.len(), &heads)?;
+        let mut codes = output.codes;
+        codes.rewind()?;
+        let mut block = to_block(codes_at)?;
+        let mut bytes = Vec::new();
+        loop {
+            codes.read(8, &mut bytes)?;
+            if bytes.is_empty() {
+                break;
+            }
+            self.store.check_cancel()?;
+            for chunk in bytes.chunks_exact(PAGE_SIZE) {
+                let mut page = new_page();
+                page.copy_from_slice(chunk);
+                self.append(block, &page)?;
+                block += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&self, expected: Block, page: &PageBytes) -> Result<(), IndexError> {
+        let block = self.store.append_bulk(page)?;
+        if block == expected {
+            Ok(())
+        } else {
+            Err(corrupted(block, format!("appended where {expected} was due")))
+        }
+    }
+
+    /// Brings the entries into the order of their lists and lays them out.
+    fn write_entries(
+        &mut self,
+        meta: &Meta,
+        mut entries: Records,
+        mut owners: Records,
+        counts: &[u64],
+        heads: &[Block],
+        output: &mut Output,
+    ) -> Result<(), IndexError> {
+        let n = entries.len() as usize;
+        let size = RECORD_HEADER + 4 * self.layout.dimensions;
+        let mut starts = Vec::with_capacity(counts.len());
+        let mut sum = 0u64;
+        for count in counts {
+            starts.push(sum);
+            sum += count;
+        }
+        owners.rewind()?;
+        let mut lists = Vec::new();
+        if let Some(bytes) = entries.in_memory() {
+            let mut order = vec![(0u32, 0u32); n];
+            let mut next = starts;
+            owners.read(n, &mut lists)?;
+            for (i, list) in lists.chunks_exact(4).enumerate() {
+                let list = u32_at(list, 0);
+                order[next[list as usize] as usize] = (i as u32, list);
+                next[list as usize] += 1;
+            }
+            drop(lists);
+            for (i, batch) in order.chunks(BATCH).enumerate() {
+                let places = batch.iter().map(|&(entry, list)| (entry as usize * size, list));
+                self.lay_out(meta, bytes, places, heads, output)?;
+                (self.progress)(Phase::Writing, ((i * BATCH) + batch.len()) as u64, n as u64);
+            }
+            return Ok(());
+        }
+        // A record in a scratch file is preceded by its place and its list.
+        let run = (self.memory / (size + 12) / 2).max(1);
+        let files = ((self.memory / 4) / (64 * 1024)).clamp(2, FILES);
+        for first in (0..n.div_ceil(run)).step_by(files) {
+            let (low, high) = ((first * run) as u64, ((first + files) * run) as u64);
+            let mut runs: Vec<Records> = (0..files).map(|_| Records::new(size + 12, 0)).collect();
+            let mut next = starts.clone();
+            entries.rewind()?;
+            owners.rewind()?;
+            let (mut bytes, mut tagged) = (Vec::new(), Vec::new());
+            loop {
+                self.store.check_cancel()?;
+                let batch = (self.memory / 16 / size).clamp(1, 1024);
+                entries.read(batch, &mut bytes)?;
+                owners.read(batch, &mut lists)?;
+                if bytes.is_empty() {
+                    break;
+                }
+                for (record, list) in bytes.chunks_exact(size).zip(lists.chunks_exact(4)) {
+                    let place = &mut next[u32_at(list, 0) as usize];
+                    if (low..high).contains(place) {
+                        tagged.clear();
+                        tagged.extend_from_slice(&place.to_le_bytes());
+                        tagged.extend_from_slice(list);
+                        tagged.extend_from_slice(record);
+                        runs[(*place - low) as usize / run].push(&tagged, self.spools)?;
+                    }
+                    *place += 1;
+                }
+            }
+            for (i, mut file) in runs.into_iter().enumerate() {
+                file.rewind()?;
+                let base = low + (i * run) as u64;
+                file.read(run, &mut bytes)?;
+                let mut order: Vec<(u64, usize)> = Vec::with_capacity(run.min(n));
+                order.extend(
+                    bytes
+                        .chunks_exact(size + 12)
+                        .enumerate()
+                        .map(|(i, r)| (u64_at(r, 0), i * (size + 12))),
+                );
+                order.sort_unstable();
+                for batch in order.chunks(BATCH) {
+                    let places = batch.iter().map(|&(_, at)| (at + 12, u32_at(&bytes, at + 8)));
+                    self.lay_out(meta, &bytes, places, heads, output)?;
+                }
+                (self.progress)(Phase::Writing, (base + order.len() as u64).min(n as u64), n as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Encodes a batch of records (their starts in `bytes`, and lists) on all threads, then writes them in order.
+    fn lay_out(
+        &mut self,
+        meta: &Meta,
+        bytes: &[u8],
+        places: impl Iterator<Item = (usize, u32)>,
+        heads: &[Block],
+        output: &mut Output,
+    ) -> Result<(), IndexError> {
+        self.store.check_cancel()?;
+        let size = RECORD_HEADER + 4 * self.layout.dimensions;
+        let mut batch: Vec<Encoded> = places
+            .map(|(at, list)| Encoded {
+                at,
+                list,
+                ..Encoded::default()
+            })
+            .collect();
+        let (metric, origin, centroids, rotation) = (meta.options.metric, &meta.origin, self.centroids, self.rotation);
+        parallel_chunks(self.threads, &mut batch, 32, |_, part| {
+            for entry in part {
+                let vector = record_vector(&bytes[entry.at..entry.at + size]);
+                encode_entry(entry, &vector, metric, origin, centroids, rotation);
+            }
+        });
+        for entry in &batch {
+            self.move_to_list(output, entry.list as usize, heads)?;
+            let place = self.write_vector(output, &bytes[entry.at..entry.at + size], meta.options.element)?;
+            let record = &bytes[entry.at..entry.at + size];
+            let (tid, ordinal) = (u64_at(record, 0), u32_at(record, 16));
+            if output.lane == self.layout.lanes {
+                let (list, head) = (output.list, heads[output.list]);
+                put_u32(&mut *output.code, NEXT, output.code_block + 1);
+                self.end_code_page(output, list, head)?;
+            }
+            let value = lane(entry.factors, tid, ordinal, place);
+            put(&self.layout, &mut output.code, output.lane, &value, &entry.residual);
+            output.lane += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends the code pages of the current list, and of empty lists after it, until `list` is the current one.
+    fn move_to_list(&mut self, output: &mut Output, list: usize, heads: &[Block]) -> Result<(), IndexError> {
+        while output.list < list {
+            output.list += 1;
+            let (next, head) = (output.list, heads.get(output.list).copied().unwrap_or(NONE));
+            self.end_code_page(output, next, head)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the code page away and begins one for `list`.
+    fn end_code_page(&mut self, output: &mut Output, list: usize, head: Block) -> Result<(), IndexError> {
+        output.codes.push(&output.code[..], self.spools)?;
+        output.code_block += 1;
+        output.lane = 0;
+        self.layout.begin_codes(&mut output.code, list as u32, head);
+        Ok(())
+    }
+
+    fn write_vector(&mut self, output: &mut Output, entry: &[u8], element: Element) -> Result<Place, IndexError> {
+        let record = &mut output.record;
+        record.clear();
+        record.extend_from_slice(&entry[..RECORD_HEADER]);
+        let ordinal = u32_at(entry, 16) & !super::page::FIRST;
+        put_u32(record, 16, ordinal);
+        match element {
+            Element::F32 => record.extend_from_slice(&entry[RECORD_HEADER..]),
+            Element::F16 => {
+                let halves = record_vector(entry)
+                    .into_iter()
+                    .flat_map(|x| half::f16::from_f32(x).to_le_bytes());
+                record.extend(halves);
+            }
+        }
+        if self.layout.slots > 0 {
+            let place = Place {
+                block: output.vector_block,
+                slot: output.slot,
+            };
+            self.layout
+                .record_mut(&mut output.vectors, output.slot)
+                .copy_from_slice(record);
+            self.layout.set_used(&mut output.vectors, output.slot, true);
+            output.slot += 1;
+            if usize::from(output.slot) == self.layout.slots {
+                self.append(output.vector_block, &output.vectors)?;
+                self.layout.begin_vectors(&mut output.vectors);
+                output.vector_block += 1;
+                output.slot = 0;
+            }
+            return Ok(place);
+        }
+        let first = output.vector_block;
+        let last = self.layout.pieces - 1;
+        for (number, bytes) in output.record.chunks(PIECE_SIZE).enumerate() {
+            let next = if number < last { output.vector_block + 1 } else { NONE };
+            write_piece(
+                &mut output.vectors,
+                next,
+                u64_at(entry, 0),
+                ordinal,
+                number as u16,
+                bytes,
+            );
+            self.append(output.vector_block, &output.vectors)?;
+            output.vector_block += 1;
+        }
+        Ok(Place { block: first, slot: 0 })
+    }
+}
+
+fn encode_entry(
+    entry: &mut Encoded,
+    vector: &[f32],
+    metric: Metric,
+    origin: &[f32],
+    centroids: &[Centroid],
+    rotation: &Rotation,
+) {
+    // Zero vectors under cosine were left out when the entry was added.
+    if prepare(vector, metric, &mut entry.direction).is_none() {
+        entry.direction.extend_from_slice(vector);
+    }
+    rotation.apply(&entry.direction, &mut entry.rotated);
+    entry.rotated.iter_mut().zip(origin).for_each(|(x, o)| *x -= o);
+    if let Some(centroid) = centroids.get(entry.list as usize) {
+        entry.factors = encode(metric, &entry.rotated, centroid, &mut entry.residual);
+    }
+}

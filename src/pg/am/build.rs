@@ -1,0 +1,334 @@
+//! CREATE INDEX and REINDEX: the table is read once, documents go through the encoder, vectors go to the index.
+
+use super::insert::Row;
+use super::kind::{self, Key, KeyKind, MAX_DIMENSIONS};
+use super::options::{self, IndexSettings};
+use super::settings;
+use super::spool::TemporaryFile;
+use super::text::TextRecord;
+use crate::index::{Build, Entry, IndexOptions, Phase, Spool};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::service::Lane;
+use crate::pg::service::{Documents, ModelRef, SituatedPassage};
+use crate::pg::sql::models::model_by_name;
+use crate::pg::store::RelationStore;
+use crate::text::Span;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::time::Instant;
+
+/// Numbers of the phases in `pg_stat_progress_create_index`; 1 is the server's own "initializing".
+fn phase_number(phase: Phase) -> i64 {
+    match phase {
+        Phase::Loading => 2,
+        Phase::Clustering => 3,
+        Phase::Assigning => 4,
+        Phase::Writing => 5,
+    }
+}
+
+/// Access-method callback: the name of a phase.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ambuildphasename(phase: i64) -> *mut std::ffi::c_char {
+    let name = match phase {
+        1 => c"initializing",
+        2 => c"loading and encoding rows",
+        3 => c"clustering",
+        4 => c"assigning vectors to lists",
+        5 => c"writing lists",
+        _ => return std::ptr::null_mut(),
+    };
+    // SAFETY: a copy in the caller's memory context.
+    unsafe { pg_sys::pstrdup(name.as_ptr()) }
+}
+
+fn report(phase: Phase, done: u64, total: u64) {
+    // SAFETY: plain stores into this backend's status entry.
+    unsafe {
+        pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_SUBPHASE as i32, phase_number(phase));
+        pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL as i32, total as i64);
+        pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, done as i64);
+    }
+}
+
+/// What documents need on their way into the index.
+struct TextBuild {
+    record: TextRecord,
+    model: ModelRef,
+    /// Opened at the first document: an empty table needs no encoder.
+    documents: Option<Documents>,
+    /// Body hashes of the documents that are being encoded, by packed tid.
+    hashes: HashMap<u64, u64>,
+    started: Instant,
+}
+
+/// The state behind the table scan's callback.
+struct Builder {
+    key: Key,
+    build: Build<RelationStore>,
+    text: Option<TextBuild>,
+    /// Rows with an entry.
+    rows: u64,
+    /// Rows read.
+    read: u64,
+    /// Memory for one row's detoasted values, emptied after each.
+    row_context: pgrx::PgMemoryContexts,
+}
+
+/// Options of the index's own format, and the text side's record where there is one.
+///
+/// # Safety
+/// `index` is open.
+unsafe fn index_options(
+    index: pg_sys::Relation,
+    key: Key,
+    settings: &IndexSettings,
+) -> (IndexOptions, Option<(TextRecord, ModelRef)>) {
+    let base = IndexOptions {
+        metric: key.kind.metric(),
+        element: key.kind.element(),
+        dimensions: 0,
+        lists: settings.lists,
+        documents: false,
+        model: None,
+        extra: Vec::new(),
+    };
+    if key.kind == KeyKind::Text {
+        let model = model_by_name(settings.model.as_deref()).or_raise();
+        let record = TextRecord::new(&model, key, settings);
+        let options = IndexOptions {
+            dimensions: model.dimensions as u32,
+            documents: true,
+            model: Some(model.fingerprint.clone()),
+            extra: record.write().or_raise(),
+            ..base
+        };
+        return (options, Some((record, model)));
+    }
+    // SAFETY: the caller's promise.
+    let Some(dimensions) = (unsafe { kind::declared_dimensions(index) }) else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "column does not have dimensions".into(),
+            "Declare them, as in vector(384), or index the expression (embedding::vector(384)).",
+        )
+    };
+    if dimensions > MAX_DIMENSIONS {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("column cannot have more than {MAX_DIMENSIONS} dimensions for a situ index"),
+            "Reduce the vectors' dimensions first, for example with subvector().",
+        );
+    }
+    (
+        IndexOptions {
+            dimensions: dimensions as u32,
+            ..base
+        },
+        None,
+    )
+}
+
+fn temporary_file() -> Result<Box<dyn Spool>, crate::index::IndexError> {
+    Ok(Box::new(TemporaryFile::create()))
+}
+
+/// Bytes that `maintenance_work_mem` allows.
+fn maintenance_memory() -> usize {
+    // SAFETY: a plain setting of this process.
+    usize::try_from(unsafe { pg_sys::maintenance_work_mem }).unwrap_or(65_536) * 1024
+}
+
+impl Builder {
+    /// # Safety
+    /// `index` is open, empty and locked for its build; `store` is one of its forks.
+    unsafe fn new(index: pg_sys::Relation, store: RelationStore) -> Builder {
+        // SAFETY: the caller's promise.
+        let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
+        // SAFETY: as above.
+        let (index_options, text) = unsafe { index_options(index, key, &settings) };
+        let build = Build::new(
+            store,
+            index_options,
+            maintenance_memory(),
+            settings::build_threads(),
+            Box::new(temporary_file),
+            Box::new(report),
+        )
+        .or_raise();
+        let text = text.map(|(record, model)| TextBuild {
+            record,
+            model,
+            documents: None,
+            hashes: HashMap::new(),
+            started: Instant::now(),
+        });
+        Builder {
+            key,
+            build,
+            text,
+            rows: 0,
+            read: 0,
+            row_context: pgrx::PgMemoryContexts::new("situ build row"),
+        }
+    }
+
+    /// Takes one row of the table.
+    ///
+    /// # Safety
+    /// `values` and `isnull` are the row's index columns.
+    unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool) {
+        self.read += 1;
+        if self.read.is_multiple_of(64) {
+            // SAFETY: a plain store into this backend's status entry.
+            unsafe {
+                pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, self.read as i64)
+            };
+        }
+        // SAFETY: the caller's promise.
+        let Some(row) = (unsafe { Row::read(self.key, tid, values, isnull) }) else {
+            return;
+        };
+        match row {
+            Row::Vector { vector, .. } => {
+                self.rows += 1;
+                let entry = Entry {
+                    tid,
+                    ordinal: 0,
+                    span: Span { start: 0, end: 0 },
+                    hash: 0,
+                    vector: &vector,
+                };
+                self.build.add(entry).or_raise();
+            }
+            Row::Document { title, body, .. } => {
+                let Some(text) = self.text.as_mut() else { return };
+                text.hashes.insert(tid, kind::body_hash(&body));
+                let mut done = Vec::new();
+                let documents = match &mut text.documents {
+                    Some(documents) => documents,
+                    none => none.insert(Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise()),
+                };
+                documents
+                    .push(tid, title.as_deref(), &body, &mut |key, passages| {
+                        done.push((key, passages));
+                        Ok(())
+                    })
+                    .or_raise();
+                self.take(done);
+            }
+        }
+    }
+
+    /// Adds encoded documents to the index.
+    fn take(&mut self, done: Vec<(u64, Vec<SituatedPassage>)>) {
+        let Some(text) = self.text.as_mut() else { return };
+        for (tid, passages) in done {
+            let hash = text.hashes.remove(&tid).unwrap_or_default();
+            self.rows += u64::from(!passages.is_empty());
+            for passage in &passages {
+                text.record.tokens += u64::from(passage.tokens);
+                let entry = Entry {
+                    tid,
+                    ordinal: passage.ordinal,
+                    span: passage.span,
+                    hash,
+                    vector: &passage.vector,
+                };
+                self.build.add(entry).or_raise();
+            }
+        }
+    }
+
+    /// Waits for the documents on their way and writes the index.
+    fn finish(mut self) -> u64 {
+        if let Some(mut documents) = self.text.as_mut().and_then(|text| text.documents.take()) {
+            let mut done = Vec::new();
+            documents
+                .flush(&mut |key, passages| {
+                    done.push((key, passages));
+                    Ok(())
+                })
+                .or_raise();
+            self.take(done);
+        }
+        if let Some(text) = self.text.as_mut() {
+            text.record.encode_milliseconds = text.started.elapsed().as_millis() as u64;
+            let extra = text.record.write().or_raise();
+            self.build.set_extra(extra);
+        }
+        self.build.finish().or_raise();
+        self.rows
+    }
+}
+
+/// Called by the table scan for each row.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn build_row(
+    _index: pg_sys::Relation,
+    tid: pg_sys::ItemPointer,
+    values: *mut pg_sys::Datum,
+    isnull: *mut bool,
+    _alive: bool,
+    state: *mut c_void,
+) {
+    // SAFETY: `state` is the builder that `ambuild` passed; the scan calls back from the same thread. Rows that are
+    // dead only to newer snapshots are indexed too: older ones still see them.
+    unsafe {
+        let builder = &mut *state.cast::<Builder>();
+        let previous = builder.row_context.set_as_current();
+        builder.row(kind::pack_tid(tid), values, isnull);
+        pg_sys::MemoryContextSwitchTo(previous.value());
+        builder.row_context.reset();
+    }
+}
+
+/// Access-method callback: builds the index of a table.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ambuild(
+    heap: pg_sys::Relation,
+    index: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+) -> *mut pg_sys::IndexBuildResult {
+    // SAFETY: the server's contract for ambuild.
+    unsafe {
+        let store = RelationStore::new(index);
+        let mut builder = Builder::new(index, store);
+        report(Phase::Loading, 0, (*(*heap).rd_rel).reltuples.max(0.0) as u64);
+        let methods = &*(*heap).rd_tableam;
+        let heap_tuples = match methods.index_build_range_scan {
+            Some(scan) => scan(
+                heap,
+                index,
+                info,
+                true,
+                false,
+                true,
+                0,
+                pg_sys::InvalidBlockNumber,
+                Some(build_row),
+                (&raw mut builder).cast(),
+                std::ptr::null_mut(),
+            ),
+            None => 0.0,
+        };
+        let rows = builder.finish();
+        let result =
+            pg_sys::palloc0(std::mem::size_of::<pg_sys::IndexBuildResult>()).cast::<pg_sys::IndexBuildResult>();
+        (*result).heap_tuples = heap_tuples;
+        (*result).index_tuples = rows as f64;
+        result
+    }
+}
+
+/// Access-method callback: builds the empty init fork of an unlogged index.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ambuildempty(index: pg_sys::Relation) {
+    // SAFETY: the server's contract for ambuildempty: the init fork exists and is empty.
+    unsafe {
+        Builder::new(index, RelationStore::init_fork(index)).finish();
+    }
+}

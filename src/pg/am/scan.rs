@@ -1,0 +1,212 @@
+//! Scans: the question becomes a vector, the index walks its lists, rows come out nearest first.
+
+use super::distances;
+use super::insert;
+use super::kind::{self, KeyKind};
+use super::settings;
+use super::text::TextIndex;
+use crate::index::{Hit, Meta, Scan, ScanParams};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::sql::query::Query;
+use crate::pg::store::RelationStore;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+
+/// Strategy number of `text <=> situ.query`; 1 is the class's first operator.
+const QUERY_STRATEGY: u16 = 2;
+
+/// What a scan keeps between calls, owned by the scan's memory context through a callback-free raw pointer that
+/// `amendscan` (or, after an error, the reset callback) gives back.
+pub struct ScanState {
+    kind: KeyKind,
+    running: Option<Scan<RelationStore>>,
+    /// Identifies the operand for [`distances`]; none for vectors.
+    question: Option<u64>,
+    /// The row returned last: where its evidence lies.
+    pub hit: Option<Hit>,
+    /// Rows are still to be counted as one scan of the index.
+    counted: bool,
+}
+
+/// Access-method callback: allocates a scan.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn ambeginscan(
+    index: pg_sys::Relation,
+    keys: std::ffi::c_int,
+    order_bys: std::ffi::c_int,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the server's contract: `index` is open and locked for the scan's life. The state is leaked into the
+    // current memory context, whose reset or deletion (also after an error) drops it.
+    unsafe {
+        let scan = pg_sys::RelationGetIndexScan(index, keys, order_bys);
+        let state = ScanState {
+            kind: kind::column_kind(index, 1),
+            running: None,
+            question: None,
+            hit: None,
+            counted: false,
+        };
+        (*scan).opaque = pgrx::PgMemoryContexts::CurrentMemoryContext
+            .leak_and_drop_on_delete(state)
+            .cast();
+        scan
+    }
+}
+
+/// The vector to search for, and what identifies the operand.
+///
+/// # Safety
+/// `key` is the scan's order-by key with a non-null argument.
+unsafe fn read_operand(
+    index: pg_sys::Relation,
+    kind: KeyKind,
+    meta: &Meta,
+    key: &pg_sys::ScanKeyData,
+) -> (Vec<f32>, Option<u64>, u32) {
+    // SAFETY: the argument has the type that the strategy's operator declares.
+    unsafe {
+        if kind != KeyKind::Text {
+            let vector = kind::read_vector(kind, key.sk_argument);
+            return (vector, None, 0);
+        }
+        let query = if key.sk_strategy == QUERY_STRATEGY {
+            Query::from_argument(key.sk_argument)
+        } else {
+            Query::from_text(kind::read_text(key.sk_argument))
+        };
+        let text = TextIndex::open(index, meta);
+        (
+            text.embed_query(&query),
+            Some(query.identity()),
+            query.probes.unwrap_or(0),
+        )
+    }
+}
+
+/// Access-method callback: starts the scan (again) with an operand.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn amrescan(
+    scan: pg_sys::IndexScanDesc,
+    _keys: pg_sys::ScanKey,
+    _key_count: std::ffi::c_int,
+    order_bys: pg_sys::ScanKey,
+    order_by_count: std::ffi::c_int,
+) {
+    // SAFETY: the server's contract for amrescan; opaque was set by ambeginscan.
+    unsafe {
+        let state = &mut *(*scan).opaque.cast::<ScanState>();
+        state.running = None;
+        state.hit = None;
+        state.question = None;
+        state.counted = false;
+        if !order_bys.is_null() && order_by_count > 0 {
+            std::ptr::copy(order_bys, (*scan).orderByData, order_by_count as usize);
+        }
+        (*scan).xs_recheck = false;
+        (*scan).xs_recheckorderby = false;
+    }
+}
+
+/// Starts the walk at the first row that is asked for, so that a scan that is never read costs nothing.
+///
+/// # Safety
+/// `scan` is a live scan of this access method.
+unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let index = (*scan).indexRelation;
+        if (*scan).numberOfOrderBys < 1 {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot scan a situ index without an order".into(),
+                "Order by a distance: ORDER BY column <=> value.",
+            );
+        }
+        insert::flush_index(index);
+        let store = RelationStore::new(index);
+        let meta = Meta::open(&store).or_raise();
+        let key = *(*scan).orderByData;
+        let (vector, question, probes) = if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
+            // Every distance to NULL is NULL: any order is right, and every row comes out.
+            (vec![0.0; meta.options.dimensions as usize], None, 0)
+        } else {
+            read_operand(index, state.kind, &meta, &key)
+        };
+        let probes = if probes > 0 { probes } else { settings::probes() };
+        let params = ScanParams {
+            probes,
+            memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
+        };
+        state.question = question;
+        state.running = Some(Scan::new(store, &vector, params).or_raise());
+    }
+}
+
+/// Counts the scan where `pg_stat_user_indexes.idx_scan` and EXPLAIN look.
+///
+/// # Safety
+/// `scan` is a live scan.
+unsafe fn count_scan(scan: pg_sys::IndexScanDesc) {
+    // SAFETY: what the header's pgstat_count_index_scan does.
+    unsafe {
+        let index = (*scan).indexRelation;
+        if (*index).pgstat_info.is_null() && (*index).pgstat_enabled {
+            pg_sys::pgstat_assoc_relation(index);
+        }
+        if let Some(statistics) = (*index).pgstat_info.as_mut() {
+            statistics.counts.numscans += 1;
+        }
+        #[cfg(feature = "pg18")]
+        if let Some(instrument) = (*scan).instrument.as_mut() {
+            instrument.nsearches += 1;
+        }
+    }
+}
+
+/// Access-method callback: the next row, nearest first.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn amgettuple(
+    scan: pg_sys::IndexScanDesc,
+    _direction: pg_sys::ScanDirection::Type,
+) -> bool {
+    // SAFETY: the server's contract for amgettuple; opaque was set by ambeginscan.
+    unsafe {
+        let state = &mut *(*scan).opaque.cast::<ScanState>();
+        if state.running.is_none() {
+            start(scan, state);
+        }
+        if !state.counted {
+            count_scan(scan);
+            state.counted = true;
+        }
+        let Some(running) = state.running.as_mut() else {
+            return false;
+        };
+        match running.next().or_raise() {
+            Some(hit) => {
+                (*scan).xs_heaptid = kind::unpack_tid(hit.tid);
+                if let Some(question) = state.question {
+                    distances::remember(question, hit.hash, hit.distance);
+                }
+                state.hit = Some(hit);
+                true
+            }
+            None => {
+                state.hit = None;
+                false
+            }
+        }
+    }
+}
+
+/// Access-method callback: ends the scan and frees what it holds.
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
+    // SAFETY: opaque was set by ambeginscan; the state itself goes with its memory context.
+    unsafe {
+        let state = &mut *(*scan).opaque.cast::<ScanState>();
+        state.running = None;
+        state.hit = None;
+    }
+}

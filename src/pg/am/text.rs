@@ -1,0 +1,153 @@
+//! Indexes over text: which model, how chunks are cut and situated, and the way from a document to its entries.
+
+use super::kind::Key;
+use super::options::IndexSettings;
+use crate::bridge::situate::{Situate, SituateOptions};
+use crate::index::{IndexError, Meta};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_full;
+use crate::pg::service::client::{self, ModelRef};
+use crate::pg::sql::models::model_by_name;
+use crate::pg::sql::query::Query;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::ffi::CStr;
+
+/// What a text index keeps in its meta page beside the index's own options: inserts after the build follow it, not
+/// the relation options of the day.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextRecord {
+    /// Name under which the model was registered at the build.
+    pub model: String,
+    pub situate: SituateOptions,
+    /// Whether a title column is read beside the body.
+    pub title: bool,
+    /// Tokens of all chunks encoded by the build.
+    pub tokens: u64,
+    /// Milliseconds the build spent reading and encoding.
+    pub encode_milliseconds: u64,
+}
+
+impl TextRecord {
+    /// The record of a new index.
+    pub fn new(model: &ModelRef, key: Key, settings: &IndexSettings) -> TextRecord {
+        let mode = settings
+            .situate
+            .unwrap_or(if key.title { Situate::Header } else { Situate::None });
+        TextRecord {
+            model: model.name.clone(),
+            situate: SituateOptions {
+                mode,
+                chunk_tokens: settings.chunk_tokens,
+                window_tokens: settings.window_tokens,
+                weight: settings.situate_weight,
+            },
+            title: key.title,
+            tokens: 0,
+            encode_milliseconds: 0,
+        }
+    }
+
+    /// Reads the record from a meta page.
+    pub fn read(meta: &Meta) -> Result<TextRecord, IndexError> {
+        postcard::from_bytes(&meta.options.extra).map_err(|_| IndexError::Corrupted {
+            block: 0,
+            what: "the text options cannot be read".into(),
+        })
+    }
+
+    /// The bytes for a meta page.
+    pub fn write(&self) -> Result<Vec<u8>, IndexError> {
+        postcard::to_stdvec(self).map_err(|error| IndexError::Store(error.to_string()))
+    }
+}
+
+/// The name of a relation, for messages.
+///
+/// # Safety
+/// `relation` is open.
+pub unsafe fn relation_name(relation: pg_sys::Relation) -> String {
+    // SAFETY: the caller's promise.
+    unsafe {
+        CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr())
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// A text index that is open, with the model that it was built with.
+pub struct TextIndex {
+    pub record: TextRecord,
+    pub model: ModelRef,
+}
+
+impl TextIndex {
+    /// Reads the index's record and finds its model; a model that changed since the build is an error.
+    ///
+    /// # Safety
+    /// `index` is an open text index and `meta` its meta page.
+    pub unsafe fn open(index: pg_sys::Relation, meta: &Meta) -> TextIndex {
+        let record = TextRecord::read(meta).or_raise();
+        // SAFETY: the caller's promise.
+        let settings = unsafe { super::options::settings(index) };
+        let name = settings.model.as_deref().unwrap_or(&record.model);
+        let model = model_by_name(Some(name)).or_raise();
+        if meta.options.model.as_deref() != Some(model.fingerprint.as_str()) {
+            // SAFETY: as above.
+            let relation = unsafe { relation_name(index) };
+            fail_full(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("model \"{name}\" is not the one that index \"{relation}\" was built with"),
+                format!(
+                    "The index holds vectors of model fingerprint {}, the registered model has {}.",
+                    meta.options.model.as_deref().unwrap_or("(none)"),
+                    model.fingerprint
+                ),
+                format!("REINDEX INDEX {relation}; or register the model of the build again."),
+            );
+        }
+        TextIndex { record, model }
+    }
+
+    /// The vector of a question: the one it carries, or its text encoded by the index's model.
+    pub fn embed_query(&self, query: &Query) -> Vec<f32> {
+        if let Some(vector) = &query.embedding {
+            return vector.clone();
+        }
+        embed_question(&self.model, query.text.as_deref().unwrap_or_default())
+    }
+}
+
+/// Questions that one backend keeps the vectors of.
+const QUESTIONS: usize = 32;
+
+thread_local! {
+    static RECENT: RefCell<Vec<(String, String, Vec<f32>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Encodes a question, or takes it from the few that this backend asked last: rescans, partitions and the operator
+/// ask the same one again and again.
+pub fn embed_question(model: &ModelRef, text: &str) -> Vec<f32> {
+    let known = RECENT.with_borrow_mut(|recent| {
+        let at = recent
+            .iter()
+            .position(|(print, known, _)| *print == model.fingerprint && known == text)?;
+        let entry = recent.remove(at);
+        let vector = entry.2.clone();
+        recent.push(entry);
+        Some(vector)
+    });
+    if let Some(vector) = known {
+        return vector;
+    }
+    let vector = client::embed_query(model, text).or_raise();
+    RECENT.with_borrow_mut(|recent| {
+        if recent.len() >= QUESTIONS {
+            recent.remove(0);
+        }
+        recent.push((model.fingerprint.clone(), text.to_owned(), vector.clone()));
+    });
+    vector
+}

@@ -1,0 +1,242 @@
+//! The backend's end of the encoder service: lists of items, texts, documents.
+
+use super::channel::Channel;
+use super::wire::{ModelKey, Request, encode_request};
+use super::{Item, Lane, Reply, ServiceError};
+use crate::bridge::situate::SituateOptions;
+use crate::model::Role;
+use crate::pg::settings;
+use crate::text::Span;
+
+pub use super::documents::{Documents, PassageSink};
+
+/// Most bytes of one text to embed. No model reads as far; what lies behind is not sent.
+const MOST_TEXT: usize = 256 << 10;
+
+/// A registered model, as the registry has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelRef {
+    pub name: String,
+    /// Directory, relative to `situ.model_dir`.
+    pub path: String,
+    /// Content hash of the model's files; the worker serves nothing else under this name.
+    pub fingerprint: String,
+    /// Numbers in a vector.
+    pub dimensions: usize,
+}
+
+impl ModelRef {
+    pub(super) fn key(&self) -> ModelKey {
+        ModelKey {
+            root: settings::model_dir(),
+            path: self.path.clone(),
+            fingerprint: self.fingerprint.clone(),
+        }
+    }
+
+    pub(super) fn check(&self, vector: &[f32]) -> Result<(), ServiceError> {
+        match vector.len() == self.dimensions {
+            true => Ok(()),
+            false => Err(ServiceError::Dimensions {
+                model: self.name.clone(),
+                expected: self.dimensions,
+                found: vector.len(),
+            }),
+        }
+    }
+}
+
+/// A passage of a document and its vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SituatedPassage {
+    /// Position in the document, from 0.
+    pub ordinal: u32,
+    /// Bytes of the whole body.
+    pub span: Span,
+    pub tokens: u32,
+    /// Empty from [`chunk_document`].
+    pub vector: Vec<f32>,
+}
+
+/// Takes the replies of [`encode`]: item number (from 0, in the order of the items) and reply.
+pub type ReplySink<'a> = &'a mut dyn FnMut(usize, Reply) -> Result<(), ServiceError>;
+
+/// A channel together with the model that it asks.
+pub(super) struct Line {
+    channel: Channel,
+    key: ModelKey,
+    lane: Lane,
+}
+
+impl Line {
+    pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Line, ServiceError> {
+        Ok(Line {
+            key: model.key(),
+            channel: Channel::open(lane)?,
+            lane,
+        })
+    }
+
+    pub(super) fn send(&mut self, number: u64, item: Item) -> Result<(), ServiceError> {
+        let request = Request {
+            generation: self.channel.generation(),
+            number,
+            lane: self.lane,
+            model: self.key.clone(),
+            item,
+        };
+        let message = encode_request(&request).map_err(|_| ServiceError::TooLarge {
+            bytes: request.item.bytes(),
+        })?;
+        self.channel.send(number, message);
+        Ok(())
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.channel.has_room()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.channel.in_flight()
+    }
+
+    /// The next answer that is there; an item that failed is an error of the whole call.
+    pub(super) fn poll(&mut self) -> Result<Option<(u64, Reply)>, ServiceError> {
+        match self.channel.poll()? {
+            Some((_, Reply::Failed(failure))) => Err(failure.into()),
+            answer => Ok(answer),
+        }
+    }
+
+    pub(super) fn wait(&mut self) -> Result<(), ServiceError> {
+        self.channel.wait()
+    }
+}
+
+/// Sends a list of items and takes the replies, in any order. Keeps a bounded number of items in flight. The first
+/// item that fails ends the call. Reacts to a cancel within milliseconds: the server's error is raised, the slot freed.
+pub fn encode(
+    model: &ModelRef,
+    lane: Lane,
+    items: &mut dyn Iterator<Item = Item>,
+    sink: ReplySink<'_>,
+) -> Result<(), ServiceError> {
+    let mut line: Option<Line> = None;
+    let mut next = 0u64;
+    let mut more = true;
+    loop {
+        while more && line.as_ref().is_none_or(Line::has_room) {
+            let Some(item) = items.next() else {
+                more = false;
+                break;
+            };
+            if line.is_none() {
+                line = Some(Line::open(model, lane)?);
+            }
+            if let Some(line) = &mut line {
+                line.send(next, item)?;
+            }
+            next += 1;
+        }
+        let Some(line) = &mut line else { return Ok(()) };
+        match line.poll()? {
+            Some((number, reply)) => {
+                match &reply {
+                    Reply::Vector(vector) => model.check(vector)?,
+                    Reply::Passages(passages) => {
+                        let vectors = passages.iter().map(|passage| &passage.vector);
+                        vectors
+                            .filter(|vector| !vector.is_empty())
+                            .try_for_each(|vector| model.check(vector))?;
+                    }
+                    Reply::Failed(_) => {}
+                }
+                sink(number as usize, reply)?;
+            }
+            None if line.in_flight() == 0 && !more => return Ok(()),
+            None => line.wait()?,
+        }
+    }
+}
+
+/// The vector of a query, on the query lane.
+pub fn embed_query(model: &ModelRef, text: &str) -> Result<Vec<f32>, ServiceError> {
+    let vectors = embed_each(model, Lane::Query, Role::Query, &mut std::iter::once(text))?;
+    vectors
+        .into_iter()
+        .next()
+        .ok_or_else(|| ServiceError::Protocol("no reply".to_owned()))
+}
+
+/// One vector a text, in order; on the query lane where there is one text, else on the bulk lane.
+pub fn embed(model: &ModelRef, role: Role, texts: &[String]) -> Result<Vec<Vec<f32>>, ServiceError> {
+    let lane = if texts.len() == 1 { Lane::Query } else { Lane::Bulk };
+    embed_each(model, lane, role, &mut texts.iter().map(String::as_str))
+}
+
+fn embed_each(
+    model: &ModelRef,
+    lane: Lane,
+    role: Role,
+    texts: &mut dyn Iterator<Item = &str>,
+) -> Result<Vec<Vec<f32>>, ServiceError> {
+    let mut vectors: Vec<Vec<f32>> = Vec::new();
+    let mut items = texts.map(|text| Item::Embed {
+        role,
+        text: text[..text.floor_char_boundary(MOST_TEXT)].to_owned(),
+    });
+    encode(model, lane, &mut items, &mut |number, reply| match reply {
+        Reply::Vector(vector) => {
+            if vectors.len() <= number {
+                vectors.resize_with(number + 1, Vec::new);
+            }
+            vectors[number] = vector;
+            Ok(())
+        }
+        _ => Err(ServiceError::Protocol("a text was answered with passages".to_owned())),
+    })?;
+    Ok(vectors)
+}
+
+/// The passages of one document, in order.
+pub fn situate_document(
+    model: &ModelRef,
+    lane: Lane,
+    title: Option<&str>,
+    body: &str,
+    options: &SituateOptions,
+) -> Result<Vec<SituatedPassage>, ServiceError> {
+    let mut passages = Vec::new();
+    let mut sink = |_, found| {
+        passages = found;
+        Ok(())
+    };
+    let mut documents = Documents::open(model, lane, options)?;
+    documents.push(0, title, body, &mut sink)?;
+    documents.flush(&mut sink)?;
+    Ok(passages)
+}
+
+/// The passages of one document without vectors, in order.
+pub fn chunk_document(
+    model: &ModelRef,
+    lane: Lane,
+    body: &str,
+    chunk_tokens: u32,
+) -> Result<Vec<SituatedPassage>, ServiceError> {
+    let segments = super::documents::segments(body)?;
+    let mut parts = vec![Vec::new(); segments.len()];
+    let mut items = segments.iter().map(|segment| Item::Chunks {
+        headings: segment.headings.clone(),
+        text: segment.span.of(body).unwrap_or_default().to_owned(),
+        chunk_tokens,
+    });
+    encode(model, lane, &mut items, &mut |number, reply| {
+        if let (Reply::Passages(passages), Some(part)) = (reply, parts.get_mut(number)) {
+            *part = passages;
+        }
+        Ok(())
+    })?;
+    let starts = segments.iter().map(|segment| segment.span.start);
+    Ok(super::documents::number(starts.zip(parts)))
+}

@@ -1,0 +1,99 @@
+//! Errors that cross a process border: the worker writes them into a reply, the backend raises them.
+
+use crate::bridge::BridgeError;
+use crate::model::ModelError;
+use serde::{Deserialize, Serialize};
+
+/// What sort of error it is; the wall maps each to a SQLSTATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A file or directory is not there.
+    MissingFile,
+    /// The operating system refused.
+    Io,
+    /// A model file does not hold what it should.
+    BadModel,
+    /// Something this version does not support.
+    Unsupported,
+    /// The files are not the ones that were registered.
+    Changed,
+    /// An argument is out of range.
+    Argument,
+    /// Not enough memory, or more than a limit allows.
+    Memory,
+    /// A fault of ours.
+    Internal,
+}
+
+/// An error as text, ready to be raised in another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: Kind,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        Failure {
+            kind,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Failure {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+const MODEL_HINT: &str = "A model directory holds config.json, tokenizer.json and *.safetensors, as published on \
+                          Hugging Face. Copy it again, complete.";
+
+impl From<&ModelError> for Failure {
+    fn from(error: &ModelError) -> Failure {
+        use ModelError as E;
+        let (kind, hint) = match error {
+            E::NotADirectory(_) | E::Missing(_) => (Kind::MissingFile, Some(MODEL_HINT)),
+            E::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                (Kind::MissingFile, Some(MODEL_HINT))
+            }
+            E::Io { .. } => (
+                Kind::Io,
+                Some("The files must be readable by the operating-system user that runs the server."),
+            ),
+            E::Invalid { .. } | E::Corrupt { .. } | E::MissingTensor(_) | E::TensorShape { .. } | E::NotFinite(_) => {
+                (Kind::BadModel, Some(MODEL_HINT))
+            }
+            E::TensorType { .. } | E::Unsupported { .. } => (Kind::Unsupported, None),
+            E::Tokenizer(_) => (Kind::BadModel, None),
+            E::Changed(_) => (Kind::Changed, None),
+            E::Sequence { .. } | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
+        };
+        Failure {
+            kind,
+            message: error.to_string(),
+            detail: None,
+            hint: hint.map(str::to_owned),
+        }
+    }
+}
+
+impl From<&BridgeError> for Failure {
+    fn from(error: &BridgeError) -> Failure {
+        match error {
+            BridgeError::Model(inner) => Failure::from(inner),
+            BridgeError::Option { .. } => Failure::new(Kind::Argument, error.to_string()),
+            BridgeError::Vectors { .. } => Failure::new(Kind::Internal, error.to_string()),
+        }
+    }
+}

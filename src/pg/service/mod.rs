@@ -1,0 +1,78 @@
+//! The encoder service: a launcher, an encoder worker for each device, and a queue in shared memory between the
+//! backends of all databases and the worker.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `ring` | a byte ring with one producer and one consumer |
+//! | `wire` | messages and their bytes |
+//! | `failure` | errors that cross the process border |
+//! | `statistics` | counters and texts in shared memory |
+//! | `shared` | the layout of the shared memory, slots and their ownership rules |
+//! | `channel` | a backend's slot: claim, send, wait, resend, release |
+//! | `client` | lists of items and texts |
+//! | `documents` | streams of documents |
+//! | `launcher` | keeps the worker alive |
+//! | `worker` | the worker's main thread: rings in, rings out |
+//! | `engine` | the worker's compute thread: plans and runs batches |
+//! | `schedule` | which sender's work goes into the next batch |
+//! | `models` | the models that a worker has in memory |
+
+pub mod engine;
+pub mod failure;
+pub mod models;
+pub mod ring;
+pub mod schedule;
+pub mod statistics;
+pub mod wire;
+
+#[cfg(feature = "pg")]
+mod channel;
+#[cfg(feature = "pg")]
+pub mod client;
+#[cfg(feature = "pg")]
+pub mod documents;
+#[cfg(feature = "pg")]
+pub mod launcher;
+#[cfg(feature = "pg")]
+pub mod shared;
+#[cfg(feature = "pg")]
+pub mod worker;
+
+pub use failure::{Failure, Kind};
+pub use wire::{Item, Lane, Passage, Reply};
+
+#[cfg(feature = "pg")]
+pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The library was not in `shared_preload_libraries`: there is no queue.
+    #[error("the situ encoder is not running")]
+    NotPreloaded,
+    /// No worker could be started.
+    #[error("the situ encoder worker does not start")]
+    NoWorker { last_error: String },
+    /// The worker ended twice while it had this request.
+    #[error("the situ encoder worker ended twice while it had this request")]
+    WorkerLost { last_error: String },
+    /// `situ.request_timeout` ran out.
+    #[error("the encoder did not answer within {milliseconds} ms")]
+    Timeout { milliseconds: i32 },
+    /// The model gives vectors of another size than its registration says.
+    #[error("model \"{model}\" was registered with {expected} dimensions, its vectors have {found}")]
+    Dimensions {
+        model: String,
+        expected: usize,
+        found: usize,
+    },
+    /// A text that cannot be sent.
+    #[error("a text of {bytes} bytes cannot be encoded")]
+    TooLarge { bytes: usize },
+    /// A message that does not parse: a fault of ours.
+    #[error("encoder protocol: {0}")]
+    Protocol(String),
+    /// The worker answered with an error.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}

@@ -1,0 +1,258 @@
+//! The queue in shared memory: its layout, and who may touch which part when.
+//!
+//! The area holds [`Shared`] and, after it, one [`Slot`] header and two rings (requests, replies) a slot. A backend
+//! claims a slot for the duration of a call. Rules:
+//!
+//! - **State.** `FREE -> ACTIVE` by the claiming backend (compare-and-swap through `CLAIMED`). `ACTIVE -> FREE` by its
+//!   owner, only when all its requests are answered and read: then both rings are empty and end on a message border, so
+//!   the next owner goes on where this one stopped. `ACTIVE -> LEFT` by its owner in every other case (error, cancel,
+//!   exit of the process). `LEFT -> FREE` by the worker alone, after it has emptied the rings and forgotten what it had
+//!   from that owner. Nobody else changes a state.
+//! - **Rings.** The owner of an `ACTIVE` slot writes requests and reads replies. The worker reads requests and writes
+//!   replies of `ACTIVE` slots whose `epoch` is its own, and nothing of other slots.
+//! - **Generation.** Counts owners of a slot; every request carries it. The worker tells owners apart by it and
+//!   forgets the old one when a message of the next comes.
+//! - **Epoch.** Counts workers. A starting worker raises [`Shared::epoch`] (its predecessor has ended: `worker_pid` is
+//!   cleared on the way out, and the launcher starts one at a time). The owner of a slot that sees the change empties
+//!   both rings (the old worker is gone, the new one does not touch them yet), stores the new epoch in its slot and
+//!   sends again what was not answered.
+//! - **Latches.** Pointers to latches of processes lie in the slot and in [`Shared`]; they stay valid addresses after the
+//!   process has ended (they belong to the server's process table), so a late wake-up is at worst a spurious one.
+//!   Whoever waits resets its latch first and looks at the rings after that.
+//! - No lock is held anywhere: a process that dies holds nothing up.
+
+use super::ring::{Positions, Ring};
+use super::statistics::{Counters, TextCell};
+use crate::pg::settings;
+use pgrx::{pg_guard, pg_sys};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// Bytes of a ring; each slot has two.
+pub const RING: usize = 64 << 10;
+
+pub const FREE: u32 = 0;
+pub const CLAIMED: u32 = 1;
+pub const ACTIVE: u32 = 2;
+pub const LEFT: u32 = 3;
+
+/// One sender's place in the queue.
+#[repr(C, align(64))]
+pub struct Slot {
+    pub state: AtomicU32,
+    pub generation: AtomicU32,
+    pub epoch: AtomicU64,
+    /// The owner's latch.
+    pub latch: AtomicPtr<pg_sys::Latch>,
+    /// The owner's process.
+    pub pid: AtomicI32,
+    requests: Positions,
+    replies: Positions,
+}
+
+/// The head of the area.
+#[repr(C, align(64))]
+pub struct Shared {
+    /// Number of the worker that runs or ran last; 0 before the first.
+    pub epoch: AtomicU64,
+    /// Process of the worker, 0 without one.
+    pub worker_pid: AtomicI32,
+    pub worker_latch: AtomicPtr<pg_sys::Latch>,
+    /// Consecutive attempts to start a worker that failed.
+    pub start_failures: AtomicU32,
+    /// Backends that wait for a slot sleep here.
+    freed: pg_sys::ConditionVariable,
+    slots: u32,
+    pub counters: Counters,
+    pub last_error: TextCell<1000>,
+}
+
+static AREA: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+
+const fn round_up(bytes: usize) -> usize {
+    bytes.div_ceil(64) * 64
+}
+
+const HEAD: usize = round_up(size_of::<Shared>());
+const SLOT: usize = round_up(size_of::<Slot>());
+
+/// Slots that fit into `bytes`: at least four.
+fn slots_in(bytes: usize) -> usize {
+    (bytes.saturating_sub(HEAD) / (SLOT + 2 * RING)).clamp(4, 1 << 16)
+}
+
+fn area_bytes(slots: usize) -> usize {
+    HEAD + slots * (SLOT + 2 * RING)
+}
+
+/// Asks for the shared memory. In `_PG_init`, while the postmaster loads its libraries.
+pub fn request() {
+    // SAFETY: the postmaster has one thread; hooks are chained as every library does.
+    unsafe {
+        PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(on_request);
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(on_startup);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_request() {
+    // SAFETY: called by the server in its hook.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            previous();
+        }
+        pg_sys::RequestAddinShmemSpace(area_bytes(slots_in(settings::queue_memory())));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_startup() {
+    // SAFETY: called by the server in its hook, in the postmaster, before any other process can see the memory. The
+    // area is 64-byte aligned (the server aligns to cache lines); zeroed bytes are valid values of every field.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            previous();
+        }
+        let slots = slots_in(settings::queue_memory());
+        let mut found = false;
+        let area = pg_sys::ShmemInitStruct(c"situ encoder queue".as_ptr(), area_bytes(slots), &mut found);
+        let shared = area.cast::<Shared>();
+        if !found {
+            std::ptr::write_bytes(area.cast::<u8>(), 0, area_bytes(slots));
+            pg_sys::ConditionVariableInit(&raw mut (*shared).freed);
+            (*shared).slots = slots as u32;
+        }
+        AREA.store(shared, Ordering::Release);
+    }
+}
+
+impl Shared {
+    /// The area; `None` where the library was not preloaded.
+    pub fn get() -> Option<&'static Shared> {
+        // SAFETY: where it is set, it points to shared memory that stays mapped until the process ends.
+        unsafe { AREA.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Slots in the queue.
+    pub fn slots(&self) -> usize {
+        self.slots as usize
+    }
+
+    /// Slots that only the query lane may claim: bulk senders can never keep queries out.
+    pub fn reserved(&self) -> usize {
+        (self.slots() / 8).max(2)
+    }
+
+    fn base(&self) -> *mut u8 {
+        std::ptr::from_ref(self).cast_mut().cast::<u8>()
+    }
+
+    /// A slot by its number.
+    pub fn slot(&self, number: usize) -> &Slot {
+        assert!(number < self.slots());
+        // SAFETY: the headers lie after the head, `slots` of them, zeroed at start.
+        unsafe { &*self.base().add(HEAD + number * SLOT).cast::<Slot>() }
+    }
+
+    fn ring<'a>(&'a self, number: usize, positions: &'a Positions, second: usize) -> Ring<'a> {
+        let offset = HEAD + self.slots() * SLOT + (2 * number + second) * RING;
+        // SAFETY: inside the area; the rules above leave one producer and one consumer.
+        unsafe { Ring::new(positions, self.base().add(offset), RING) }
+    }
+
+    /// Requests of a slot: written by its owner, read by the worker.
+    pub fn requests(&self, number: usize) -> Ring<'_> {
+        self.ring(number, &self.slot(number).requests, 0)
+    }
+
+    /// Replies of a slot: written by the worker, read by its owner.
+    pub fn replies(&self, number: usize) -> Ring<'_> {
+        self.ring(number, &self.slot(number).replies, 1)
+    }
+
+    /// Wakes the worker.
+    pub fn wake_worker(&self) {
+        wake(&self.worker_latch);
+    }
+
+    /// Whether a worker runs.
+    pub fn worker_runs(&self) -> bool {
+        self.worker_pid.load(Ordering::SeqCst) != 0
+    }
+
+    /// Tells the backends that wait for a slot that one is free.
+    pub fn slot_freed(&self) {
+        // SAFETY: initialised at start; the server's own function for any process with a PGPROC.
+        unsafe { pg_sys::ConditionVariableBroadcast(self.freed()) }
+    }
+
+    fn freed(&self) -> *mut pg_sys::ConditionVariable {
+        (&raw const self.freed).cast_mut()
+    }
+
+    /// Sleeps until a slot was freed, or a second has passed. Raises the server's error when the statement is cancelled.
+    pub fn wait_for_slot(&self, event: u32) {
+        // SAFETY: as above; a cancel inside leaves the sleep through the server's own abort.
+        unsafe {
+            pg_sys::ConditionVariableTimedSleep(self.freed(), 1000, event);
+        }
+    }
+
+    /// Enters the list of sleepers before the condition is tested, so that no wake-up is missed.
+    pub fn prepare_to_wait(&self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::ConditionVariablePrepareToSleep(self.freed()) }
+    }
+
+    /// Leaves it.
+    pub fn stop_waiting(&self) {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::ConditionVariableCancelSleep();
+        }
+    }
+
+    /// Records an error that users should see in `situ.stat_service`.
+    pub fn note_error(&self, text: &str) {
+        self.last_error.set(text);
+        super::statistics::put(&self.counters.last_error_at, now());
+    }
+}
+
+/// Sets the latch that a pointer in shared memory names.
+pub fn wake(latch: &AtomicPtr<pg_sys::Latch>) {
+    let latch = latch.load(Ordering::SeqCst);
+    if !latch.is_null() {
+        // SAFETY: it points into the server's process table, which lives as long as the shared memory.
+        unsafe { pg_sys::SetLatch(latch) }
+    }
+}
+
+/// Microseconds since 2000-01-01 UTC.
+pub fn now() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { pg_sys::GetCurrentTimestamp() as u64 }
+}
+
+/// What a wait for the encoder is called in `pg_stat_activity`.
+pub fn wait_event() -> u32 {
+    #[cfg(feature = "pg16")]
+    {
+        pg_sys::PG_WAIT_EXTENSION
+    }
+    #[cfg(not(feature = "pg16"))]
+    {
+        static EVENT: AtomicU32 = AtomicU32::new(0);
+        if EVENT.load(Ordering::Relaxed) == 0 {
+            // SAFETY: a constant string; the server gives the same number to every process.
+            EVENT.store(
+                unsafe { pg_sys::WaitEventExtensionNew(c"SituEncoder".as_ptr()) },
+                Ordering::Relaxed,
+            );
+        }
+        EVENT.load(Ordering::Relaxed)
+    }
+}

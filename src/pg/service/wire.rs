@@ -1,0 +1,372 @@
+//! Messages between backends and worker, and their bytes.
+//!
+//! A message is `u32 length` (of what follows), `u32 header length`, the header in postcard, and then vectors as
+//! little-endian f32, concatenated. Requests carry no vectors. All integers are little-endian.
+
+use super::failure::Failure;
+use super::ring::Ring;
+use crate::bridge::situate::SituateOptions;
+use crate::model::Role;
+use crate::text::Span;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// Longest message that is taken: longer ones are a fault of the sender.
+const MAX_MESSAGE: usize = 512 << 20;
+/// Bytes read from a ring at once.
+const READ: usize = 64 << 10;
+
+/// Which queue a request waits in. Before every batch the query lane goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lane {
+    Query,
+    Bulk,
+}
+
+/// One unit of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Item {
+    /// One text, one vector: answered by [`Reply::Vector`].
+    Embed { role: Role, text: String },
+    /// A piece of a document of at most about 32 kB: answered by [`Reply::Passages`].
+    Situate {
+        title: Option<String>,
+        headings: Vec<String>,
+        text: String,
+        options: SituateOptions,
+    },
+    /// The chunks of such a piece without their vectors: answered by [`Reply::Passages`] with empty vectors.
+    Chunks {
+        headings: Vec<String>,
+        text: String,
+        chunk_tokens: u32,
+    },
+}
+
+impl Item {
+    /// Bytes of text, which bound what the item costs in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
+        }
+    }
+}
+
+/// Which weights an item needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelKey {
+    /// `situ.model_dir` of the sender.
+    pub root: String,
+    /// Directory below it.
+    pub path: String,
+    /// Content hash that the files must have.
+    pub fingerprint: String,
+}
+
+/// An item on its way to the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Which owner of the slot sent it: tells messages of one owner from those of the next.
+    pub generation: u32,
+    /// The sender's number for the item.
+    pub number: u64,
+    pub lane: Lane,
+    pub model: ModelKey,
+    pub item: Item,
+}
+
+/// A chunk of a piece of text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Passage {
+    /// Bytes of the item's text.
+    pub span: Span,
+    pub tokens: u32,
+    /// Empty for [`Item::Chunks`].
+    pub vector: Vec<f32>,
+}
+
+/// The answer to an item.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    Vector(Vec<f32>),
+    Passages(Vec<Passage>),
+    Failed(Failure),
+}
+
+#[derive(Serialize, Deserialize)]
+enum ReplyHeader {
+    Vector,
+    Passages {
+        dimensions: u32,
+        passages: Vec<(Span, u32)>,
+    },
+    Failed(Failure),
+}
+
+/// Bytes that are not a message.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadMessage(pub String);
+
+fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, BadMessage> {
+    let mut message = vec![0u8; 8];
+    message = postcard::to_extend(header, message).map_err(|error| BadMessage(error.to_string()))?;
+    let header_bytes = message.len() - 8;
+    message.reserve(numbers.iter().map(|vector| vector.len() * 4).sum());
+    for vector in numbers {
+        vector.iter().for_each(|x| message.extend_from_slice(&x.to_le_bytes()));
+    }
+    let length = message.len() - 4;
+    if length > MAX_MESSAGE {
+        return Err(BadMessage(format!("a message of {length} bytes is too long")));
+    }
+    message[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    message[4..8].copy_from_slice(&(header_bytes as u32).to_le_bytes());
+    Ok(message)
+}
+
+/// Header and numbers of a message without its length word.
+fn unframe<H: DeserializeOwned>(message: &[u8]) -> Result<(H, Vec<f32>), BadMessage> {
+    let short = || BadMessage("a message is cut short".to_owned());
+    let (length, rest) = message.split_first_chunk::<4>().ok_or_else(short)?;
+    let (header, numbers) = rest
+        .split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(short)?;
+    let header = postcard::from_bytes(header).map_err(|error| BadMessage(error.to_string()))?;
+    let numbers = numbers
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    Ok((header, numbers))
+}
+
+/// The bytes of a request.
+pub fn encode_request(request: &Request) -> Result<Vec<u8>, BadMessage> {
+    frame(request, &[])
+}
+
+/// A request from a message without its length word.
+pub fn decode_request(message: &[u8]) -> Result<Request, BadMessage> {
+    Ok(unframe(message)?.0)
+}
+
+/// The bytes of a reply to item `number`.
+pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
+    match reply {
+        Reply::Vector(vector) => frame(&(number, ReplyHeader::Vector), &[vector]),
+        Reply::Failed(failure) => frame(&(number, ReplyHeader::Failed(failure.clone())), &[]),
+        Reply::Passages(passages) => {
+            let dimensions = passages.first().map_or(0, |passage| passage.vector.len());
+            if passages.iter().any(|passage| passage.vector.len() != dimensions) {
+                return Err(BadMessage("passages with vectors of different lengths".to_owned()));
+            }
+            let header = ReplyHeader::Passages {
+                dimensions: dimensions as u32,
+                passages: passages.iter().map(|passage| (passage.span, passage.tokens)).collect(),
+            };
+            let vectors: Vec<&[f32]> = passages.iter().map(|passage| passage.vector.as_slice()).collect();
+            frame(&(number, header), &vectors)
+        }
+    }
+}
+
+/// Item number and reply from a message without its length word.
+pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
+    let ((number, header), numbers): ((u64, ReplyHeader), Vec<f32>) = unframe(message)?;
+    let reply = match header {
+        ReplyHeader::Vector => Reply::Vector(numbers),
+        ReplyHeader::Failed(failure) => Reply::Failed(failure),
+        ReplyHeader::Passages { dimensions, passages } => {
+            let dimensions = dimensions as usize;
+            if numbers.len() != dimensions * passages.len() {
+                return Err(BadMessage("the vectors of a reply do not fit its passages".to_owned()));
+            }
+            Reply::Passages(
+                passages
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, (span, tokens))| Passage {
+                        span,
+                        tokens,
+                        vector: numbers[i * dimensions..(i + 1) * dimensions].to_vec(),
+                    })
+                    .collect(),
+            )
+        }
+    };
+    Ok((number, reply))
+}
+
+/// Puts messages together from the bytes of a ring.
+#[derive(Default)]
+pub struct Assembler {
+    bytes: Vec<u8>,
+    /// Bytes at the front that were given out already.
+    taken: usize,
+}
+
+impl Assembler {
+    /// The next complete message without its length word, `None` until more bytes come.
+    /// Sets `moved` when bytes were taken from the ring.
+    pub fn take(&mut self, ring: &Ring<'_>, moved: &mut bool) -> Result<Option<Vec<u8>>, BadMessage> {
+        loop {
+            let have = &self.bytes[self.taken..];
+            let wanted = match have.first_chunk::<4>() {
+                None => 4,
+                Some(length) => {
+                    let length = u32::from_le_bytes(*length) as usize;
+                    if length > MAX_MESSAGE {
+                        return Err(BadMessage(format!("a message claims {length} bytes")));
+                    }
+                    if let Some(message) = have.get(4..4 + length) {
+                        let message = message.to_vec();
+                        self.taken += 4 + length;
+                        return Ok(Some(message));
+                    }
+                    4 + length
+                }
+            };
+            if self.taken > 0 {
+                self.bytes.drain(..self.taken);
+                self.taken = 0;
+            }
+            if self.bytes.is_empty() && self.bytes.capacity() > 4 * READ {
+                self.bytes = Vec::new();
+            }
+            let most = READ.max(wanted - self.bytes.len());
+            if ring.read(&mut self.bytes, most) == 0 {
+                return Ok(None);
+            }
+            *moved = true;
+        }
+    }
+
+    /// Forgets what was read.
+    pub fn clear(&mut self) {
+        *self = Assembler::default();
+    }
+}
+
+/// Messages on their way into a ring, without waiting for it.
+#[derive(Default)]
+pub struct Outgoing {
+    messages: VecDeque<Vec<u8>>,
+    /// Bytes of the first message that went already.
+    sent: usize,
+    bytes: usize,
+}
+
+impl Outgoing {
+    pub fn push(&mut self, message: Vec<u8>) {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+    }
+
+    /// Bytes of the messages that have not gone completely.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Writes what fits; true where something went.
+    pub fn flush(&mut self, ring: &Ring<'_>) -> bool {
+        let mut moved = false;
+        while let Some(message) = self.messages.front() {
+            let count = ring.write(message.get(self.sent..).unwrap_or_default());
+            moved |= count > 0;
+            self.sent += count;
+            if self.sent < message.len() {
+                break;
+            }
+            self.bytes -= message.len();
+            self.sent = 0;
+            self.messages.pop_front();
+        }
+        moved
+    }
+
+    /// Forgets what has not gone.
+    pub fn clear(&mut self) {
+        *self = Outgoing::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure::Kind;
+    use super::super::ring::Positions;
+    use super::*;
+
+    fn passage(start: u32, vector: Vec<f32>) -> Passage {
+        let span = Span { start, end: start + 3 };
+        Passage {
+            span,
+            tokens: 7,
+            vector,
+        }
+    }
+
+    #[test]
+    fn replies_survive_the_wire() {
+        let replies = [
+            Reply::Vector(vec![1.5, -0.0, f32::MIN_POSITIVE]),
+            Reply::Passages(vec![passage(0, vec![1.0, 2.0]), passage(9, vec![3.0, 4.0])]),
+            Reply::Passages(vec![passage(4, Vec::new())]),
+            Reply::Passages(Vec::new()),
+            Reply::Failed(Failure::new(Kind::Changed, "no").hint("yes")),
+        ];
+        for reply in replies {
+            let bytes = encode_reply(77, &reply).expect("encodes");
+            assert_eq!(decode_reply(&bytes[4..]).expect("decodes"), (77, reply));
+        }
+    }
+
+    #[test]
+    fn damaged_messages_are_errors() {
+        let bytes = encode_reply(1, &Reply::Passages(vec![passage(0, vec![1.0, 2.0])])).expect("encodes");
+        for length in 4..bytes.len() {
+            assert!(decode_reply(&bytes[4..length]).is_err(), "{length}");
+        }
+        let uneven = Reply::Passages(vec![passage(0, vec![1.0]), passage(1, vec![1.0, 2.0])]);
+        assert!(encode_reply(1, &uneven).is_err());
+    }
+
+    #[test]
+    fn long_messages_stream_through_a_short_ring() {
+        let positions = Positions::default();
+        let mut memory = [0u8; 256];
+        // SAFETY: both outlive the ring; one end writes and one reads.
+        let ring = unsafe { Ring::new(&positions, memory.as_mut_ptr(), 256) };
+        let mut outgoing = Outgoing::default();
+        let replies: Vec<Reply> = (0..5).map(|i| Reply::Vector(vec![i as f32; 300 * i])).collect();
+        for (i, reply) in replies.iter().enumerate() {
+            outgoing.push(encode_reply(i as u64, reply).expect("encodes"));
+        }
+        let mut assembler = Assembler::default();
+        let mut got = Vec::new();
+        while got.len() < replies.len() {
+            outgoing.flush(&ring);
+            let mut moved = false;
+            while let Some(message) = assembler.take(&ring, &mut moved).expect("well-formed") {
+                got.push(decode_reply(&message).expect("decodes"));
+            }
+            assert!(moved, "the stream stands still");
+        }
+        assert_eq!(outgoing.bytes(), 0);
+        assert!(
+            got.into_iter()
+                .enumerate()
+                .all(|(i, (number, reply))| number == i as u64 && reply == replies[i])
+        );
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused() {
+        let positions = Positions::default();
+        let mut memory = [0u8; 64];
+        // SAFETY: as above.
+        let ring = unsafe { Ring::new(&positions, memory.as_mut_ptr(), 64) };
+        ring.write(&u32::MAX.to_le_bytes());
+        assert!(Assembler::default().take(&ring, &mut false).is_err());
+    }
+}

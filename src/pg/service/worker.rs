@@ -1,0 +1,369 @@
+//! The encoder worker's main thread: messages from the rings to the compute thread, answers back.
+//!
+//! It waits for nothing but its own wake-ups: rings are written as far as there is room. A sender's share is bounded:
+//! at most [`MOST_ITEMS`] items and [`MOST_BYTES`] of text wait or run, and while [`MOST_REPLIES`] of answers wait for
+//! room in its ring, nothing more is taken from it.
+
+use super::engine::{Answer, Engine, Inbox, Outbox, Sender, Work};
+use super::shared::{self, ACTIVE, FREE, LEFT, Shared};
+use super::statistics::{add, get, put};
+use super::wire::{Assembler, Outgoing, decode_request};
+use crate::pg::settings;
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::{pg_guard, pg_sys};
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const MOST_ITEMS: usize = 512;
+const MOST_BYTES: usize = 4 << 20;
+const MOST_REPLIES: usize = 1 << 20;
+/// Seconds over which tokens a second are averaged.
+const WINDOW: usize = 5;
+/// Longest wait for the compute thread on the way out.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// What the worker has of one slot.
+#[derive(Default)]
+struct Place {
+    assembler: Assembler,
+    outgoing: Outgoing,
+    sender: Option<(u32, Arc<Sender>)>,
+    items: usize,
+    bytes: usize,
+}
+
+impl Place {
+    fn forget_sender(&mut self) {
+        if let Some((_, sender)) = self.sender.take() {
+            sender.gone.store(true, Ordering::Relaxed);
+        }
+        self.outgoing.clear();
+        self.items = 0;
+        self.bytes = 0;
+    }
+}
+
+struct Worker {
+    shared: &'static Shared,
+    epoch: u64,
+    places: Vec<Place>,
+    inbox: Arc<Inbox>,
+    outbox: Arc<Outbox>,
+    next_serial: u64,
+    /// What was in the shared counters when this worker started.
+    base: [u64; 4],
+    history: VecDeque<u64>,
+    second: Instant,
+}
+
+/// Entry of the worker's process.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn situ_encoder_main(_argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    let Some(shared) = Shared::get() else {
+        return;
+    };
+    // SAFETY: in a process that the server has set up.
+    unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
+    // SAFETY: `MyProcPid` is set before any code of ours runs.
+    let pid = unsafe { pg_sys::MyProcPid };
+    if shared
+        .worker_pid
+        .compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst)
+        .is_err()
+    {
+        pgrx::log!("situ encoder: another worker runs, this one ends");
+        return;
+    }
+    // SAFETY: `MyLatch` is this process's latch in the server's process table.
+    shared.worker_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
+    if let Err(text) = serve(shared) {
+        shared.note_error(&text);
+        pgrx::log!("situ encoder: {text}");
+        // SAFETY: ends the process through the server's own exit callbacks; code 1 counts as a failed start.
+        unsafe { pg_sys::proc_exit(1) };
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
+    let Some(shared) = Shared::get() else { return };
+    // SAFETY: set by the server.
+    let pid = unsafe { pg_sys::MyProcPid };
+    if shared
+        .worker_pid
+        .compare_exchange(pid, 0, Ordering::SeqCst, Ordering::SeqCst)
+        .is_ok()
+    {
+        put(&shared.counters.started_at, 0);
+        put(&shared.counters.models, 0);
+        put(&shared.counters.model_bytes, 0);
+        put(&shared.counters.queued_queries, 0);
+        put(&shared.counters.queued_bulk, 0);
+        put(&shared.counters.tokens_per_second, 0);
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors; on success both are open and ours.
+    unsafe {
+        if libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) != 0 {
+            return Err(format!("cannot create a pipe: {}", std::io::Error::last_os_error()));
+        }
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+/// Starts the compute thread with all signals blocked: they belong to the main thread.
+fn start_engine(inbox: &Arc<Inbox>, outbox: &Arc<Outbox>) -> Result<std::thread::JoinHandle<()>, String> {
+    let (inbox, outbox) = (inbox.clone(), outbox.clone());
+    let (ready, started) = std::sync::mpsc::channel();
+    // SAFETY: plain calls of libc on local sets; the old mask is put back.
+    let thread = unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut old = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        let thread = std::thread::Builder::new()
+            .name("situ compute".to_owned())
+            .spawn(move || match Engine::new(inbox, outbox) {
+                Ok(engine) => {
+                    let _ = ready.send(None);
+                    engine.run();
+                }
+                Err(failure) => {
+                    let _ = ready.send(Some(failure.to_string()));
+                }
+            });
+        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+        thread.map_err(|error| format!("cannot start the compute thread: {error}"))?
+    };
+    match started.recv() {
+        Ok(None) => Ok(thread),
+        Ok(Some(error)) => Err(error),
+        Err(_) => Err("the compute thread ended at once".to_owned()),
+    }
+}
+
+fn follow_settings(inbox: &Inbox) {
+    inbox.threads.store(settings::cpu_threads(), Ordering::Relaxed);
+    inbox.batch_tokens.store(settings::batch_tokens(), Ordering::Relaxed);
+    inbox.model_idle.store(settings::model_idle(), Ordering::Relaxed);
+    inbox.model_memory.store(settings::model_memory(), Ordering::Relaxed);
+}
+
+fn serve(shared: &'static Shared) -> Result<(), String> {
+    let (read_end, write_end) = pipe()?;
+    let inbox = Arc::new(Inbox::default());
+    follow_settings(&inbox);
+    let outbox = Arc::new(Outbox::new(write_end));
+    let thread = start_engine(&inbox, &outbox)?;
+
+    let counters = &shared.counters;
+    let mut worker = Worker {
+        shared,
+        epoch: shared.epoch.fetch_add(1, Ordering::SeqCst) + 1,
+        places: std::iter::repeat_with(Place::default).take(shared.slots()).collect(),
+        inbox,
+        outbox,
+        next_serial: 0,
+        base: [
+            get(&counters.vectors),
+            get(&counters.tokens),
+            get(&counters.batches),
+            get(&counters.busy),
+        ],
+        history: VecDeque::new(),
+        second: Instant::now(),
+    };
+    put(&counters.started_at, shared::now());
+    shared.start_failures.store(0, Ordering::Relaxed);
+    for number in 0..shared.slots() {
+        // Owners whose requests the last worker had see the new epoch and send them again.
+        shared::wake(&shared.slot(number).latch);
+    }
+    pgrx::log!("situ encoder: ready, worker {}", worker.epoch);
+
+    let set = wait_set(&read_end);
+    loop {
+        // SAFETY: this process's own latch.
+        unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+        drain(&read_end);
+        if BackgroundWorker::sigterm_received() {
+            break;
+        }
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: outside of a transaction, as the server's own workers do.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            follow_settings(&worker.inbox);
+        }
+        worker.round();
+        if thread.is_finished() {
+            return Err("the compute thread ended".to_owned());
+        }
+        let mut event = pg_sys::WaitEvent::default();
+        // SAFETY: `set` was made above, with room for one event.
+        unsafe { pg_sys::WaitEventSetWait(set, 1000, &mut event, 1, shared::wait_event()) };
+    }
+    pgrx::log!("situ encoder: ends on request");
+    worker.inbox.stop();
+    let since = Instant::now();
+    while !thread.is_finished() && since.elapsed() < FAREWELL {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn wait_set(read_end: &OwnedFd) -> *mut pg_sys::WaitEventSet {
+    // SAFETY: the set lives as long as the process; latch and descriptor do too. Postmaster death ends the process.
+    unsafe {
+        #[cfg(feature = "pg16")]
+        let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
+        #[cfg(not(feature = "pg16"))]
+        let set = pg_sys::CreateWaitEventSet(std::ptr::null_mut(), 3);
+        let none = std::ptr::null_mut();
+        pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, -1, pg_sys::MyLatch, none);
+        pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, -1, std::ptr::null_mut(), none);
+        let pipe = read_end.as_raw_fd();
+        pg_sys::AddWaitEventToSet(set, pg_sys::WL_SOCKET_READABLE, pipe, std::ptr::null_mut(), none);
+        set
+    }
+}
+
+fn drain(pipe: &OwnedFd) {
+    let mut bytes = [0u8; 256];
+    // SAFETY: an open, non-blocking descriptor and a buffer of that size.
+    while unsafe { libc::read(pipe.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) } > 0 {}
+}
+
+impl Worker {
+    /// Looks once at everything.
+    fn round(&mut self) {
+        for answer in self.outbox.take() {
+            self.accept(answer);
+        }
+        let mut work = Vec::new();
+        for number in 0..self.places.len() {
+            self.look(number, &mut work);
+        }
+        if !work.is_empty() {
+            self.inbox.push(work);
+        }
+        self.publish();
+    }
+
+    fn accept(&mut self, answer: Answer) {
+        let counters = &self.shared.counters;
+        add(&counters.requests, 1);
+        if let Some(error) = &answer.error {
+            add(&counters.errors, 1);
+            self.shared.note_error(error);
+            pgrx::log!("situ encoder: {error}");
+        }
+        let place = &mut self.places[answer.sender.slot];
+        if place
+            .sender
+            .as_ref()
+            .is_some_and(|(_, sender)| sender.serial == answer.sender.serial)
+        {
+            place.items = place.items.saturating_sub(1);
+            place.bytes = place.bytes.saturating_sub(answer.bytes);
+            place.outgoing.push(answer.message);
+        }
+    }
+
+    /// Serves one slot: replies out, requests in.
+    fn look(&mut self, number: usize, work: &mut Vec<Work>) {
+        let (shared, place) = (self.shared, &mut self.places[number]);
+        let slot = shared.slot(number);
+        match slot.state.load(Ordering::SeqCst) {
+            LEFT => {
+                place.forget_sender();
+                place.assembler.clear();
+                shared.requests(number).reset();
+                shared.replies(number).reset();
+                slot.state.store(FREE, Ordering::SeqCst);
+                shared.slot_freed();
+                return;
+            }
+            ACTIVE if slot.epoch.load(Ordering::SeqCst) == self.epoch => {}
+            _ => return,
+        }
+        let mut moved = place.outgoing.flush(&shared.replies(number));
+        let requests = shared.requests(number);
+        while place.items < MOST_ITEMS && place.bytes < MOST_BYTES && place.outgoing.bytes() < MOST_REPLIES {
+            let request = match place.assembler.take(&requests, &mut moved) {
+                Ok(None) => break,
+                Ok(Some(message)) => decode_request(&message),
+                Err(error) => Err(error),
+            };
+            let request = match request {
+                Ok(request) => request,
+                Err(error) => {
+                    // A fault of ours: nothing sensible can follow on this stream. Its owner's timeout or cancel ends it.
+                    shared.note_error(&error.to_string());
+                    pgrx::log!("situ encoder: slot {number}: {error}");
+                    place.assembler.clear();
+                    break;
+                }
+            };
+            if place
+                .sender
+                .as_ref()
+                .is_none_or(|(generation, _)| *generation != request.generation)
+            {
+                place.forget_sender();
+                let sender = Sender {
+                    slot: number,
+                    serial: self.next_serial,
+                    gone: false.into(),
+                };
+                self.next_serial += 1;
+                place.sender = Some((request.generation, Arc::new(sender)));
+            }
+            let Some((_, sender)) = &place.sender else { break };
+            place.items += 1;
+            place.bytes += request.item.bytes();
+            work.push(Work {
+                sender: sender.clone(),
+                number: request.number,
+                lane: request.lane,
+                model: request.model,
+                item: request.item,
+            });
+        }
+        if moved {
+            shared::wake(&slot.latch);
+        }
+    }
+
+    fn publish(&mut self) {
+        let (counters, outbox) = (&self.shared.counters, &self.outbox);
+        let read = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+        put(&counters.vectors, self.base[0] + read(&outbox.vectors));
+        put(&counters.tokens, self.base[1] + read(&outbox.tokens));
+        put(&counters.batches, self.base[2] + read(&outbox.batches));
+        put(&counters.busy, self.base[3] + read(&outbox.busy));
+        put(&counters.models, read(&outbox.models));
+        put(&counters.model_bytes, read(&outbox.model_bytes));
+        put(&counters.queued_queries, read(&outbox.queued[0]));
+        put(&counters.queued_bulk, read(&outbox.queued[1]));
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            let seconds = self.second.elapsed().as_secs_f64();
+            self.second = Instant::now();
+            self.history.push_back(read(&outbox.tokens));
+            if self.history.len() > WINDOW + 1 {
+                self.history.pop_front();
+            }
+            if let (Some(first), Some(last)) = (self.history.front(), self.history.back()) {
+                let span = (self.history.len().max(2) - 1) as f64 * seconds.clamp(1.0, 2.0);
+                put(&counters.tokens_per_second, ((last - first) as f64 / span) as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Settings (`situ.*`): definitions and their values in this process.
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use std::ffi::{CStr, CString};
+use std::path::Path;
+
+static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static DEFAULT_MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static CPU_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static QUEUE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
+static MODEL_IDLE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
+static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+/// Defines the settings. `preload`: the library is loaded by the postmaster, which alone may define settings of its
+/// own level.
+pub fn define(preload: bool) {
+    let string = GucRegistry::define_string_guc;
+    string(
+        c"situ.model_dir",
+        c"Directory that holds the model directories.",
+        c"Empty means the directory \"situ_models\" in the data directory; a relative path is relative to that.",
+        &MODEL_DIR,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    string(
+        c"situ.default_model",
+        c"Model that functions use when none is named.",
+        c"Empty means the only registered model.",
+        &DEFAULT_MODEL,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    let number = GucRegistry::define_int_guc;
+    number(
+        c"situ.cpu_threads",
+        c"Threads of the encoder on the CPU.",
+        c"0 means one for each processor.",
+        &CPU_THREADS,
+        0,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
+        c"situ.model_idle",
+        c"Time without a request after which the encoder unloads a model.",
+        c"0 means never.",
+        &MODEL_IDLE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    number(
+        c"situ.model_memory",
+        c"Memory of the models that the encoder keeps loaded at a time.",
+        c"The model that is needed is always loaded; others make room for it. 0 means no limit.",
+        &MODEL_MEMORY,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    number(
+        c"situ.request_timeout",
+        c"Longest wait for an answer of the encoder.",
+        c"Counted from the last answer of the same call. 0 means no limit.",
+        &REQUEST_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"situ.batch_tokens",
+        c"Tokens that the encoder puts into a batch.",
+        c"A query waits for the running batch. 0 means what the measured speed does in a twelfth of a second.",
+        &BATCH_TOKENS,
+        0,
+        1 << 20,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    if preload {
+        number(
+            c"situ.queue_memory",
+            c"Shared memory of the queue between backends and encoder.",
+            c"Each call in progress takes 128 kB of it; more calls than fit wait.",
+            &QUEUE_MEMORY,
+            1024,
+            1 << 20,
+            GucContext::Postmaster,
+            GucFlags::UNIT_KB,
+        );
+    }
+}
+
+/// Reserves the prefix: unknown settings below it are reported. Called after every room has defined its own.
+pub fn reserve() {
+    // SAFETY: called in `_PG_init` with a constant string.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"situ".as_ptr()) }
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    setting
+        .get()
+        .map(|value| value.to_string_lossy().into_owned())
+        .filter(|value| !value.is_empty())
+}
+
+/// `situ.model_dir` as an absolute path.
+pub fn model_dir() -> String {
+    // SAFETY: the server sets its data directory before any library is loaded, and does not change it.
+    let data = unsafe {
+        match pg_sys::DataDir.is_null() {
+            true => String::new(),
+            false => CStr::from_ptr(pg_sys::DataDir).to_string_lossy().into_owned(),
+        }
+    };
+    let directory = text(&MODEL_DIR).unwrap_or_else(|| "situ_models".to_owned());
+    Path::new(&data).join(directory).to_string_lossy().into_owned()
+}
+
+/// `situ.default_model`, `None` where it is not set.
+pub fn default_model() -> Option<String> {
+    text(&DEFAULT_MODEL)
+}
+
+/// Threads of the encoder, 0 for the machine's.
+pub fn cpu_threads() -> usize {
+    CPU_THREADS.get().max(0) as usize
+}
+
+/// Bytes of the queue.
+pub fn queue_memory() -> usize {
+    QUEUE_MEMORY.get().max(0) as usize * 1024
+}
+
+/// Seconds, 0 for never.
+pub fn model_idle() -> u64 {
+    MODEL_IDLE.get().max(0) as u64
+}
+
+/// Bytes, 0 for no limit.
+pub fn model_memory() -> usize {
+    MODEL_MEMORY.get().max(0) as usize * 1024
+}
+
+/// Milliseconds, 0 for no limit.
+pub fn request_timeout() -> i32 {
+    REQUEST_TIMEOUT.get()
+}
+
+/// Tokens, 0 for what the measured speed suggests.
+pub fn batch_tokens() -> usize {
+    BATCH_TOKENS.get().max(0) as usize
+}

@@ -1,0 +1,167 @@
+//! Texts to vectors, documents to passages: `situ.embed`, `situ.chunks`, `situ.situate`.
+
+use super::models::model_by_name;
+use crate::bridge::situate::{Situate, SituateOptions};
+use crate::model::Role;
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::service::{self, Lane, SituatedPassage};
+use crate::pg::vector::{Vector, VectorArray};
+use pgrx::prelude::*;
+
+/// Largest `chunk_tokens`.
+const MOST_CHUNK_TOKENS: i32 = 8192;
+
+fn bad(message: String, hint: &str) -> ! {
+    fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
+}
+
+fn role(name: &str) -> Role {
+    match name {
+        "plain" => Role::Plain,
+        "query" => Role::Query,
+        "passage" => Role::Passage,
+        _ => bad(
+            format!("role \"{name}\" does not exist"),
+            "Use plain, query or passage.",
+        ),
+    }
+}
+
+fn chunk_tokens(value: Option<i32>) -> u32 {
+    match value.unwrap_or(128) {
+        tokens @ 1..=MOST_CHUNK_TOKENS => tokens as u32,
+        tokens => bad(
+            format!("chunk_tokens = {tokens} is out of range"),
+            "It may be 1 to 8192; 128 is the default.",
+        ),
+    }
+}
+
+fn situate_mode(name: Option<&str>, title: Option<&str>) -> Situate {
+    match name {
+        None if title.is_some() => Situate::Header,
+        None | Some("none") => Situate::None,
+        Some("header") => Situate::Header,
+        Some("late") => Situate::Late,
+        Some(name) => bad(format!("mode \"{name}\" does not exist"), "Use none, header or late."),
+    }
+}
+
+/// `situ.embed(text, model, role)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn embed_text(text: Option<String>, model: Option<&str>, role_name: Option<&str>) -> Option<Vector> {
+    let role = role(role_name.unwrap_or("plain"));
+    let text = text?;
+    let model = model_by_name(model).or_raise();
+    let vectors = service::embed(&model, role, &[text]).or_raise();
+    vectors.into_iter().next().map(Vector)
+}
+
+/// `situ.embed(texts, model, role)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn embed_texts(texts: Option<Array<'_, &str>>, model: Option<&str>, role_name: Option<&str>) -> Option<VectorArray> {
+    let role = role(role_name.unwrap_or("plain"));
+    let texts: Vec<Option<String>> = texts?.iter().map(|text| text.map(str::to_owned)).collect();
+    let present: Vec<String> = texts.iter().flatten().cloned().collect();
+    if present.is_empty() {
+        return Some(VectorArray(texts.iter().map(|_| None).collect()));
+    }
+    let model = model_by_name(model).or_raise();
+    let mut vectors = service::embed(&model, role, &present).or_raise().into_iter();
+    let placed = texts.iter().map(|text| text.as_ref().and_then(|_| vectors.next()));
+    Some(VectorArray(placed.collect()))
+}
+
+/// The piece of the body that a passage covers.
+fn passage_text(body: &str, passage: &SituatedPassage) -> String {
+    passage.span.of(body).unwrap_or_default().to_owned()
+}
+
+type Chunks = TableIterator<
+    'static,
+    (
+        name!(ordinal, i32),
+        name!(start, i32),
+        name!(end, i32),
+        name!(passage, String),
+        name!(tokens, i32),
+    ),
+>;
+
+/// `situ.chunks(body, model, chunk_tokens)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn chunks(body: Option<&str>, model: Option<&str>, tokens: Option<i32>) -> Chunks {
+    let tokens = chunk_tokens(tokens);
+    let Some(body) = body else {
+        return TableIterator::new(Vec::new());
+    };
+    let model = model_by_name(model).or_raise();
+    let passages = service::chunk_document(&model, Lane::Query, body, tokens).or_raise();
+    let rows: Vec<_> = passages
+        .iter()
+        .map(|passage| {
+            let text = passage_text(body, passage);
+            let (start, end) = (passage.span.start as i32, passage.span.end as i32);
+            (passage.ordinal as i32, start, end, text, passage.tokens as i32)
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+type Passages = TableIterator<
+    'static,
+    (
+        name!(ordinal, i32),
+        name!(start, i32),
+        name!(end, i32),
+        name!(passage, String),
+        name!(tokens, i32),
+        name!(embedding, Vector),
+    ),
+>;
+
+/// `situ.situate(body, model, title, mode, chunk_tokens, window_tokens, weight)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn situate(
+    body: Option<&str>,
+    model: Option<&str>,
+    title: Option<&str>,
+    mode: Option<&str>,
+    tokens: Option<i32>,
+    window_tokens: Option<i32>,
+    weight: Option<f32>,
+) -> Passages {
+    let window = window_tokens.unwrap_or(0);
+    let weight = weight.unwrap_or(0.25);
+    if window < 0 {
+        bad(
+            format!("window_tokens = {window} is out of range"),
+            "Use 0 for the model's limit, or a number of tokens.",
+        );
+    }
+    if !(0.0..=1.0).contains(&weight) {
+        bad(
+            format!("weight = {weight} is out of range"),
+            "It may be 0 to 1; 0.25 is the default.",
+        );
+    }
+    let options = SituateOptions {
+        mode: situate_mode(mode, title),
+        chunk_tokens: chunk_tokens(tokens),
+        window_tokens: window as u32,
+        weight,
+    };
+    let Some(body) = body else {
+        return TableIterator::new(Vec::new());
+    };
+    let model = model_by_name(model).or_raise();
+    let passages = service::situate_document(&model, Lane::Bulk, title, body, &options).or_raise();
+    let body = body.to_owned();
+    TableIterator::new(passages.into_iter().map(move |passage| {
+        let text = passage_text(&body, &passage);
+        let (start, end) = (passage.span.start as i32, passage.span.end as i32);
+        let (ordinal, tokens) = (passage.ordinal as i32, passage.tokens as i32);
+        (ordinal, start, end, text, tokens, Vector(passage.vector))
+    }))
+}

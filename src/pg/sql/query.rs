@@ -1,0 +1,165 @@
+//! The type `situ.query`: a question with options, and the operator's function over text.
+
+use crate::bridge::situate::{Situate, SituateOptions};
+use crate::pg::am::distances;
+use crate::pg::am::kind::body_hash;
+use crate::pg::am::text::embed_question;
+use crate::pg::error::OrRaise;
+use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::service::Lane;
+use crate::pg::service::client::{self, ModelRef};
+use crate::pg::sql::models::model_by_name;
+use crate::pg::vector::read_vector;
+use pgrx::PgSqlErrorCode;
+use pgrx::datum::AnyElement;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::Digest;
+
+/// A question: its text or its vector, and how to search for it. In SQL it prints as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, PostgresType)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// The question in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The question as a vector of the index's model, used instead of encoding the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Vec<f32>>,
+    /// The model, where no index says which (the operator outside an index).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Lists to read in the first round; none = as calibrated at the build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<u32>,
+}
+
+impl Query {
+    /// A plain question.
+    pub fn from_text(text: String) -> Query {
+        Query {
+            text: Some(text),
+            ..Query::default()
+        }
+    }
+
+    /// Reads an argument of type `situ.query`.
+    ///
+    /// # Safety
+    /// `datum` is a non-null `situ.query`.
+    pub unsafe fn from_argument(datum: pg_sys::Datum) -> Query {
+        // SAFETY: the caller's promise.
+        let query: Option<Query> = unsafe { pgrx::FromDatum::from_datum(datum, false) };
+        query.unwrap_or_default()
+    }
+
+    /// Identifies the question among those of a transaction.
+    pub fn identity(&self) -> u64 {
+        let mut digest = sha2::Sha256::new();
+        digest.update(self.text.as_deref().unwrap_or_default().as_bytes());
+        digest.update([u8::from(self.text.is_some())]);
+        for value in self.embedding.iter().flatten() {
+            digest.update(value.to_le_bytes());
+        }
+        digest.update(self.model.as_deref().unwrap_or_default().as_bytes());
+        let mut first = [0u8; 8];
+        first.copy_from_slice(&digest.finalize()[..8]);
+        u64::from_le_bytes(first)
+    }
+
+    fn vector(&self, model: &ModelRef) -> Vec<f32> {
+        match &self.embedding {
+            Some(vector) => vector.clone(),
+            None => embed_question(model, self.text.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+/// `situ.query(...)`.
+#[pg_extern(immutable, parallel_safe, sql = false)]
+fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&str>, probes: Option<i32>) -> Query {
+    if text.is_none() && embedding.is_none() {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            "a query needs a text or an embedding".into(),
+            "Use situ.query('the question') or situ.query(embedding => '[...]').",
+        );
+    }
+    let probes = probes.map(|probes| {
+        u32::try_from(probes)
+            .ok()
+            .filter(|&probes| probes > 0)
+            .unwrap_or_else(|| {
+                fail(
+                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    format!("probes must be positive, not {probes}"),
+                )
+            })
+    });
+    Query {
+        text: text.map(str::to_owned),
+        // SAFETY: the function is declared with a vector here.
+        embedding: embedding.map(|vector| unsafe { read_vector(vector.datum()) }.or_raise()),
+        model: model.map(str::to_owned),
+        probes,
+    }
+}
+
+/// The cosine distance of the document's nearest chunk to the question, without an index: the document is cut and
+/// encoded here, chunks alone, by the query's model or the default one. A row that an index scan of this transaction
+/// has returned gets the distance that the index found.
+fn document_distance(body: &str, query: &Query) -> Option<f64> {
+    if distances::any()
+        && let Some(distance) = distances::recall(query.identity(), body_hash(body))
+    {
+        return Some(distance);
+    }
+    let model = model_by_name(query.model.as_deref()).or_raise();
+    let question = query.vector(&model);
+    if question.len() != model.dimensions {
+        fail(
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            format!(
+                "different vector dimensions {} and {}",
+                model.dimensions,
+                question.len()
+            ),
+        );
+    }
+    let options = SituateOptions {
+        mode: Situate::None,
+        chunk_tokens: 128,
+        window_tokens: 0,
+        weight: 0.0,
+    };
+    let passages = client::situate_document(&model, Lane::Bulk, None, body, &options).or_raise();
+    passages
+        .iter()
+        .map(|passage| cosine_distance(&passage.vector, &question))
+        .min_by(f64::total_cmp)
+}
+
+/// `1 - cos(a, b)`, in f64.
+fn cosine_distance(a: &[f32], b: &[f32]) -> f64 {
+    let (mut dot, mut norm_a, mut norm_b) = (0.0f64, 0.0f64, 0.0f64);
+    for (&x, &y) in a.iter().zip(b) {
+        let (x, y) = (f64::from(x), f64::from(y));
+        dot += x * y;
+        norm_a += x * x;
+        norm_b += y * y;
+    }
+    1.0 - dot / (norm_a * norm_b).sqrt()
+}
+
+/// `text <=> text`: NULL for a body without words.
+#[pg_extern(stable, strict, parallel_safe, sql = false)]
+fn text_distance(body: &str, question: &str) -> Option<f64> {
+    document_distance(body, &Query::from_text(question.to_owned()))
+}
+
+/// `text <=> situ.query`: NULL for a body without words.
+#[pg_extern(stable, strict, parallel_safe, sql = false)]
+fn text_query_distance(body: &str, query: Query) -> Option<f64> {
+    document_distance(body, &query)
+}

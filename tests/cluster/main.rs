@@ -1,0 +1,22 @@
+//! Black-box tests: whole servers with the extension installed, seen as their clients see them.
+//!
+//! One program, so that tests without special needs share one cluster ([`support::shared`]), each in a database of
+//! its own. Tests that kill, fill or reconfigure a server take a cluster of their own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod bad_models;
+mod concurrency;
+mod crash;
+mod data;
+mod full_disk;
+mod harness;
+mod lifecycle;
+mod privileges;
+mod service;
+mod statistics;
+mod text;
+mod text_changes;
+mod vectors;

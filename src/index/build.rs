@@ -205,6 +205,10 @@ impl<S: PageStore> Build<S> {
         let rotation = Rotation::new(d, seed);
         let (mut origin, mut rotated) = (Vec::new(), Vec::new());
         rotation.apply(&mean, &mut origin);
+        if origin.iter().any(|x| !x.is_finite()) {
+            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
+            origin.fill(0.0);
+        }
         let stored: Vec<Centroid> = centroids
             .chunks_exact(d)
             .map(|centroid| {

@@ -279,7 +279,7 @@ mod tests {
                         .map(|_| (splitmix64(&mut state) >> 40) as f32 / (1 << 24) as f32)
                         .collect()
                 };
-                let mut rotate = |v: &[f32]| {
+                let rotate = |v: &[f32]| {
                     let mut out = Vec::new();
                     rotation.apply(v, &mut out);
                     out

@@ -294,10 +294,6 @@ impl Layout {
         put_u32(page, HEAD, head);
     }
 
-    pub fn is_live(&self, page: &PageBytes, lane: usize) -> bool {
-        lane < self.lanes && bit(page, LIVE, lane)
-    }
-
     pub fn set_live(&self, page: &mut PageBytes, lane: usize, on: bool) {
         put_bit(page, LIVE, lane, on);
     }

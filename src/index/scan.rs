@@ -284,9 +284,13 @@ impl<S: PageStore> Scan<S> {
             let position = self.read;
             // Counted as read first: after an error the scan goes on without it, and does not read it twice.
             self.read += 1;
-            self.read_list(position, Key::START, &mut found)?;
-            self.hold(&mut found);
+            if let Err(error) = self.read_list(position, Key::START, &mut found) {
+                self.hold(&mut found);
+                return Err(error);
+            }
         }
+        // Once for all lists: making a heap of many is cheaper than adding a few to it many times.
+        self.hold(&mut found);
         Ok(())
     }
 

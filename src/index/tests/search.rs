@@ -207,7 +207,7 @@ fn little_memory_loses_no_rows() {
     assert_eq!(stats.entries, 8000);
     let query = random.vector(32);
     let exact = brute_force(Metric::L2, &query, &vectors);
-    for (probes, memory) in [(0, 0), (1000, 0), (1000, 100_000)] {
+    for (probes, memory) in [(0, 0), (1000, 0), (1000, 100_000), (1000, 2 << 20)] {
         let params = ScanParams {
             probes,
             memory_bytes: memory,
@@ -216,9 +216,8 @@ fn little_memory_loses_no_rows() {
         assert_eq!(hits.len(), 8000);
         assert_eq!(hits.iter().map(|h| h.tid).collect::<HashSet<_>>().len(), 8000);
         assert!(recall(&hits, &exact, 10) >= 0.9, "{probes} {memory}");
-        if probes > 0 {
-            assert!(disorder(&hits) < 0.01, "{}", disorder(&hits));
-        }
+        // Rows that fit the memory are in order; with less, hits may have to go before they are proven.
+        assert!(memory < 2 << 20 || disorder(&hits) < 0.01, "{}", disorder(&hits));
     }
 }
 

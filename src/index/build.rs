@@ -156,7 +156,7 @@ impl<S: PageStore> Build<S> {
         self.entries.push(&self.record, &mut self.spools)?;
         self.sample.show(&self.direction, &mut self.random);
         self.draw_query(&entry, number);
-        if number % CHECK_EVERY == 0 {
+        if number.is_multiple_of(CHECK_EVERY) {
             self.store.check_cancel()?;
             (self.progress)(Phase::Loading, number, 0);
         }
@@ -248,7 +248,9 @@ impl<S: PageStore> Build<S> {
         writer.write(&mut meta, self.entries, owners, &counts)?;
         self.store.finish_bulk()?;
         stats.recall = truth.calibrate(&self.store, &mut meta)?;
-        meta.update(&self.store)?;
+        if lists > 1 {
+            meta.update(&self.store)?;
+        }
         stats.probes = meta.probes;
         stats.pages = self.store.blocks()?;
         Ok(stats)

@@ -41,8 +41,8 @@ fn a_question_finds_the_document_and_its_evidence() {
 #[test]
 fn the_order_of_rows_is_that_of_the_vectors_by_brute_force() {
     for (name, index, arguments) in [
-        ("text_order_none", INDEX, "situate => 'none'"),
-        ("text_order_header", TITLED, "situate => 'header', title => d.title"),
+        ("text_order_none", INDEX, "mode => 'none'"),
+        ("text_order_header", TITLED, "mode => 'header', title => d.title"),
     ] {
         let mut client = documents(name, index);
         client.run(&format!(
@@ -127,12 +127,12 @@ fn late_mixes_the_chunk_with_its_place() {
     assert!(hits >= 10, "{hits} of {} documents found with situate = late", SUBJECTS.len());
     let body = "situ.situate((SELECT body FROM docs WHERE id = 0), 'minilm', chunk_tokens => 48";
     let differing: i64 = client.one(&format!(
-        "SELECT count(*) FROM {body}, situate => 'late', situate_weight => 0.25) a JOIN {body}, situate => 'none') b USING (ordinal)
+        "SELECT count(*) FROM {body}, mode => 'late', weight => 0.25) a JOIN {body}, mode => 'none') b USING (ordinal)
           WHERE a.embedding <=> b.embedding > 1e-4"
     ));
     assert!(differing > 2, "the place has no effect");
     let worst: f64 = client.one(&format!(
-        "SELECT max(a.embedding <=> b.embedding) FROM {body}, situate => 'late', situate_weight => 0) a JOIN {body}, situate => 'none') b USING (ordinal)"
+        "SELECT max(a.embedding <=> b.embedding) FROM {body}, mode => 'late', weight => 0) a JOIN {body}, mode => 'none') b USING (ordinal)"
     ));
     assert!(worst.abs() < 1e-6, "weight 0 is the chunk alone, not {worst} away");
 }

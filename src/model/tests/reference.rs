@@ -113,9 +113,14 @@ fn low_precisions_stay_close() {
         let found = encoder.encode(&pool, &batch).unwrap();
         let cosines: Vec<f64> = expected.iter().zip(&found).map(|(a, b)| cosine(a, b)).collect();
         let least = cosines.iter().copied().fold(1.0, f64::min);
-        println!("{}: least cosine {least:.6}", precision.name());
+        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+        println!("{}: least cosine {least:.6}, mean {mean:.6}", precision.name());
+        let (least_wanted, mean_wanted) = match precision {
+            Precision::Int8 => (0.99, 0.998),
+            _ => (0.999, 0.9999),
+        };
         assert!(
-            cosines.iter().all(|cosine| *cosine >= 0.999),
+            least >= least_wanted && mean >= mean_wanted,
             "{precision:?}: {cosines:?}"
         );
         assert!(encoder.memory() < reference.memory());

@@ -231,6 +231,7 @@ impl Engine {
             };
             self.query_batches = if lane == 0 { self.query_batches + 1 } else { 0 };
             self.step(lane);
+            self.publish();
             self.outbox.push(std::mem::take(&mut self.answers));
         }
     }

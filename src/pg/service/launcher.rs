@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 /// Pause before the first new start, doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often a worker that starts or ends is looked at.
+const ENDING: Duration = Duration::from_millis(20);
 /// A worker that lived this long was a success.
 const SUCCESS: Duration = Duration::from_secs(30);
 
@@ -20,12 +22,11 @@ fn copy<const N: usize>(to: &mut [std::ffi::c_char; N], from: &CStr) {
     }
 }
 
-fn worker(name: &CStr, function: &CStr, restart: i32, notify: i32) -> pg_sys::BackgroundWorker {
+fn worker(name: &CStr, function: &CStr, restart: i32) -> pg_sys::BackgroundWorker {
     let mut worker = pg_sys::BackgroundWorker {
         bgw_flags: pg_sys::BGWORKER_SHMEM_ACCESS as i32,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
         bgw_restart_time: restart,
-        bgw_notify_pid: notify,
         ..Default::default()
     };
     copy(&mut worker.bgw_name, name);
@@ -37,7 +38,7 @@ fn worker(name: &CStr, function: &CStr, restart: i32, notify: i32) -> pg_sys::Ba
 
 /// Registers the launcher. In `_PG_init`, while the postmaster loads its libraries.
 pub fn register() {
-    let mut launcher = worker(c"situ launcher", c"situ_launcher_main", 1, 0);
+    let mut launcher = worker(c"situ launcher", c"situ_launcher_main", 1);
     // SAFETY: the server copies the structure.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut launcher) }
 }
@@ -48,6 +49,8 @@ pub fn register() {
 pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     let Some(shared) = Shared::get() else { return };
+    // SAFETY: this process's latch in the server's process table.
+    shared.launcher_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
     let mut child: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)> = None;
     let mut epoch_before = 0;
     let mut pause = FIRST_PAUSE / 2;
@@ -91,7 +94,8 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
             }
         }
         let wait = match child {
-            Some(_) => Duration::from_secs(60),
+            Some(_) if shared.worker_runs() => Duration::from_secs(5),
+            Some(_) => ENDING,
             None => next_start
                 .saturating_duration_since(Instant::now())
                 .clamp(FIRST_PAUSE / 10, LONGEST_PAUSE),
@@ -110,9 +114,7 @@ fn longer(pause: Duration) -> Duration {
 
 /// Starts a worker; `None` where the server has no room for one.
 fn start() -> Option<*mut pg_sys::BackgroundWorkerHandle> {
-    // SAFETY: set by the server. It sends SIGUSR1, which sets our latch, when the worker's state changes.
-    let notify = unsafe { pg_sys::MyProcPid };
-    let mut encoder = worker(c"situ encoder", c"situ_encoder_main", pg_sys::BGW_NEVER_RESTART, notify);
+    let mut encoder = worker(c"situ encoder", c"situ_encoder_main", pg_sys::BGW_NEVER_RESTART);
     let mut handle = std::ptr::null_mut();
     // SAFETY: the server copies the structure; the handle is allocated in a context that lives as long as we do.
     unsafe {

@@ -57,6 +57,8 @@ pub struct Shared {
     /// Process of the worker, 0 without one.
     pub worker_pid: AtomicI32,
     pub worker_latch: AtomicPtr<pg_sys::Latch>,
+    /// The server tells a worker without a database nothing about its children: a worker that ends sets this latch.
+    pub launcher_latch: AtomicPtr<pg_sys::Latch>,
     /// Consecutive attempts to start a worker that failed.
     pub start_failures: AtomicU32,
     /// Backends that wait for a slot sleep here.

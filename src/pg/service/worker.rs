@@ -105,6 +105,7 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
         put(&shared.counters.queued_queries, 0);
         put(&shared.counters.queued_bulk, 0);
         put(&shared.counters.tokens_per_second, 0);
+        shared::wake(&shared.launcher_latch);
     }
 }
 

@@ -74,9 +74,12 @@ impl From<&ModelError> for Failure {
             E::Invalid { .. } | E::Corrupt { .. } | E::MissingTensor(_) | E::TensorShape { .. } | E::NotFinite(_) => {
                 (Kind::BadModel, Some(MODEL_HINT))
             }
-            E::TensorType { .. } | E::Unsupported { .. } => (Kind::Unsupported, None),
-            E::Tokenizer(_) => (Kind::BadModel, None),
-            E::Changed(_) => (Kind::Changed, None),
+            E::TensorType { .. } | E::Unsupported { .. } => (
+                Kind::Unsupported,
+                Some("Take a model of a supported family, in safetensors of F32, F16 or BF16."),
+            ),
+            E::Tokenizer(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
             E::Sequence { .. } | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
         };
         Failure {

@@ -193,6 +193,10 @@ impl Describe for IndexError {
             IndexError::Format { .. } => {
                 Some("REINDEX the index, or install the version of situ that wrote it.".to_owned())
             }
+            IndexError::Dimensions { .. } => {
+                Some("Compare with vectors of as many dimensions as the indexed column has.".to_owned())
+            }
+            IndexError::NotFinite => Some("Vectors hold finite numbers only.".to_owned()),
             IndexError::Memory { .. } => Some("Raise maintenance_work_mem or work_mem.".to_owned()),
             _ => None,
         }

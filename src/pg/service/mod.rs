@@ -48,7 +48,7 @@ pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, em
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The library was not in `shared_preload_libraries`: there is no queue.
-    #[error("the situ encoder is not running")]
+    #[error("the situ encoder is not running: the library was not preloaded")]
     NotPreloaded,
     /// No worker could be started.
     #[error("the situ encoder worker does not start")]

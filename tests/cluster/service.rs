@@ -170,3 +170,26 @@ fn a_query_does_not_wait_for_an_index_build() {
     assert!(asked >= 3, "the build ended too early for this test to mean anything");
     assert!(slowest < Duration::from_secs(2), "a query waited {slowest:?} for the build");
 }
+
+#[test]
+fn a_server_without_room_for_the_worker_says_so() {
+    // One place, and the server's own launcher of logical replication takes it.
+    let cluster = Cluster::with(&[("max_worker_processes", "1")]);
+    let mut client = cluster.text_database("no_room");
+    client.failure("SELECT situ.embed('text', 'minilm')").is("55000", "does not start");
+    let state: String = client.one("SELECT state FROM situ.stat_service");
+    assert_eq!(state, "starting");
+}
+
+#[test]
+fn a_request_that_takes_too_long_ends_with_its_timeout() {
+    let cluster = shared();
+    let mut client = cluster.text_database("request_timeout");
+    client.run("SELECT situ.embed('warm', 'minilm')");
+    client.run("SET situ.request_timeout = 1");
+    client
+        .failure("SELECT situ.embed(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 50) n")
+        .is("57014", "did not answer");
+    client.run("RESET situ.request_timeout");
+    client.run("SELECT situ.embed('after', 'minilm')");
+}

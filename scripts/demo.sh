@@ -83,7 +83,7 @@ echo
 {
     echo "CREATE TEMP TABLE timing (ms float8);"
     while IFS= read -r question; do
-        printf "DO \$do\$ DECLARE begin timestamptz := clock_timestamp(); BEGIN PERFORM * FROM situ.search('docs_body', \$q\$%s\$q\$, k => 3); INSERT INTO timing VALUES (extract(epoch FROM clock_timestamp() - begin) * 1000); END \$do\$;\n" "$question"
+        printf "DO \$do\$ DECLARE started timestamptz := clock_timestamp(); BEGIN PERFORM * FROM situ.search('docs_body', \$q\$%s\$q\$, k => 3); INSERT INTO timing VALUES (extract(epoch FROM clock_timestamp() - started) * 1000); END \$do\$;\n" "$question"
     done <"$ROOT/demo/questions.txt"
     cat <<'SQL'
 SELECT rpad(what, 20) || value FROM (

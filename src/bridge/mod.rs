@@ -18,3 +18,6 @@ pub enum BridgeError {
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,7 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
                 8.333_452e-3,
                 4.166_579_6e-2,
                 1.666_666_5e-1,
-                5.000_000_1e-1,
+                0.5,
             ],
         );
         let value = S::add(S::fma(S::mul(r, r), p, r), S::splat(1.0));

@@ -281,20 +281,26 @@ mod tests {
                     exact.iter().map(|x| x * x).sum(),
                 );
                 match kind {
-                    Stored::F32 => near(
-                        sums_portable::<F32, true, true>(&query, &bytes).main,
-                        l2_squared(&query, &bytes, kind) as f64,
-                    ),
-                    Stored::F16 => near(
-                        sums_portable::<F16, true, true>(&query, &bytes).main,
-                        l2_squared(&query, &bytes, kind) as f64,
-                    ),
-                    Stored::I8 => near(
-                        sums_portable::<I8, true, true>(&query, &bytes).main,
-                        l2_squared(&query, &bytes, kind) as f64,
-                    ),
+                    Stored::F32 => every_level::<F32>(&query, &bytes),
+                    Stored::F16 => every_level::<F16>(&query, &bytes),
+                    Stored::I8 => every_level::<I8>(&query, &bytes),
                 }
             }
+        }
+    }
+
+    /// The levels below this machine's best agree with it.
+    fn every_level<C: Component>(query: &[f32], bytes: &[u8]) {
+        let best = sums::<C, true, true>(query, bytes);
+        let near = |a: Sums| {
+            assert!((a.main - best.main).abs() < 1e-4 * (1.0 + best.main));
+            assert!((a.norm - best.norm).abs() < 1e-4 * (1.0 + best.norm));
+        };
+        near(sums_portable::<C, true, true>(query, bytes));
+        #[cfg(target_arch = "x86_64")]
+        if level() >= Level::Avx2 {
+            // SAFETY: the level was detected; the slices hold as many components each.
+            near(unsafe { x86::sums_avx2::<C, true, true>(query, bytes) });
         }
     }
 }

@@ -142,7 +142,7 @@ pub unsafe fn tile<D: Dot>(
     macro_rules! choose {
         ($count:expr; [$($taken:tt)*]) => {};
         ($count:expr; [$($taken:tt)*] $next:tt $($rest:tt)*) => {
-            if $count <= D::ROWS && rows == $count {
+            if rows == $count && D::ROWS > $count - 1 {
                 compute!($($taken)* $next);
                 return;
             }

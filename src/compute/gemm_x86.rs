@@ -234,7 +234,7 @@ pub unsafe fn row_to_int8(row: &[f32], words: &mut [u32]) -> [f32; 2] {
     let quantise = |x: f32| ((x - low) * inverse + 0.5) as i32;
     // SAFETY: a word is four bytes; there is one byte a number (asserted).
     let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 4) };
-    let (targets, tail) = bytes.as_chunks_mut::<16>();
+    let (targets, _) = bytes.as_chunks_mut::<16>();
     let mut done = 0;
     for (block, target) in blocks.iter().zip(targets.iter_mut()) {
         for lane in 0..16 {
@@ -244,7 +244,6 @@ pub unsafe fn row_to_int8(row: &[f32], words: &mut [u32]) -> [f32; 2] {
         }
         done += 16;
     }
-    let _ = tail;
     for (i, x) in rest.iter().enumerate() {
         bytes[done + i] = quantise(*x).min(255) as u8;
     }

@@ -220,7 +220,7 @@ impl Linear {
     /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
         let count = x.len() / self.inputs;
-        if self.path == Path::F32 && self.inputs * 4 % 4096 != 0 {
+        if self.path == Path::F32 && !(self.inputs * 4).is_multiple_of(4096) {
             // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
             let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
             return Prepared {
@@ -422,31 +422,5 @@ mod tests {
             Linear::new(Level::Portable, Precision::F32, &[0.0; 5], &[0.0; 2], 3),
             Err(ComputeError::Shape(_))
         ));
-    }
-
-    #[test]
-    #[ignore]
-    fn speed() {
-        for level in Level::available() {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-                for (inputs, outputs) in [(384, 1152), (384, 384), (384, 1536), (1536, 384)] {
-                    let rows = 112;
-                    let (x, weights) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
-                    let layer = Linear::new(level, precision, &weights, &numbers(outputs, 3), inputs).unwrap();
-                    let mut out = vec![0f32; rows * outputs];
-                    let mut scratch = Rows::new(rows, inputs).unwrap();
-                    let shared = Shared::new(&mut out);
-                    let mut best = f64::MAX;
-                    for _ in 0..30 {
-                        let start = std::time::Instant::now();
-                        let prepared = layer.prepare(&x, &mut scratch);
-                        unsafe { layer.product(prepared, 0..layer.panels(), shared, 0, outputs, Finish::Bias) };
-                        best = best.min(start.elapsed().as_secs_f64());
-                    }
-                    let rate = 2.0 * (rows * inputs * outputs) as f64 / best / 1e9;
-                    println!("{level:?} {precision:?} {inputs} -> {outputs}: {rate:.1} GFLOP/s");
-                }
-            }
-        }
     }
 }

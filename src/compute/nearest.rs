@@ -255,4 +255,29 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_level_gives_the_product() {
+        let d = 50;
+        let (rows, panels) = (random(ROWS * d, 1), random(2 * PANEL * d, 2));
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &rows[r * d..(r + 1) * d]);
+        let (mut best, mut other) = ([[0.0; 2 * PANEL]; ROWS], [[0.0; 2 * PANEL]; ROWS]);
+        multiply(&rows, &panels, d, &mut best);
+        let near = |other: &[[f32; 2 * PANEL]; ROWS]| {
+            assert!(
+                best.iter()
+                    .flatten()
+                    .zip(other.iter().flatten())
+                    .all(|(a, b)| (a - b).abs() < 1e-4)
+            );
+        };
+        multiply_portable(&rows, &panels, d, &mut other);
+        near(&other);
+        #[cfg(target_arch = "x86_64")]
+        if level() >= Level::Avx2 {
+            // SAFETY: the level was detected; every row has d components and the panels 32 d.
+            unsafe { x86::multiply_avx2(&rows, &panels, d, &mut other) };
+            near(&other);
+        }
+    }
 }

@@ -156,7 +156,7 @@ impl<S: PageStore> Build<S> {
         self.entries.push(&self.record, &mut self.spools)?;
         self.sample.show(&self.direction, &mut self.random);
         self.draw_query(&entry, number);
-        if number % CHECK_EVERY == 0 {
+        if number.is_multiple_of(CHECK_EVERY) {
             self.store.check_cancel()?;
             (self.progress)(Phase::Loading, number, 0);
         }
@@ -210,6 +210,10 @@ impl<S: PageStore> Build<S> {
         let rotation = Rotation::new(d, seed);
         let (mut origin, mut rotated) = (Vec::new(), Vec::new());
         rotation.apply(&mean, &mut origin);
+        if origin.iter().any(|x| !x.is_finite()) {
+            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
+            origin.fill(0.0);
+        }
         let stored: Vec<Centroid> = centroids
             .chunks_exact(d)
             .map(|centroid| {
@@ -249,7 +253,9 @@ impl<S: PageStore> Build<S> {
         writer.write(&mut meta, self.entries, owners, &counts)?;
         self.store.finish_bulk()?;
         stats.recall = truth.calibrate(&self.store, &mut meta)?;
-        meta.update(&self.store)?;
+        if lists > 1 {
+            meta.update(&self.store)?;
+        }
         stats.probes = meta.probes;
         stats.pages = self.store.blocks()?;
         Ok(stats)

@@ -195,6 +195,7 @@ impl Prepared {
     }
 
     /// A list's terms from `<q, c>` and `|c|^2`.
+    #[inline]
     pub fn list(&self, product: f32, norm_squared: f32) -> ListTerms {
         let squared = (self.norm_squared + norm_squared - 2.0 * product).max(0.0);
         let add = match self.metric {
@@ -225,12 +226,12 @@ impl Prepared {
                     .zip(error.chunks_exact(part));
                 for (block, ((add, scale), error)) in codes.chunks_exact(4 * layout.padded).zip(factors) {
                     table.score(block, &mut scores);
-                    let get =
-                        |b: &[u8], i: usize| f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]);
-                    let bounds: [f32; BLOCK] = std::array::from_fn(|i| {
+                    let (add, scale, error) = (floats(add), floats(scale), floats(error));
+                    let mut bounds = [0.0f32; BLOCK];
+                    for i in 0..BLOCK {
                         let sum = factor * f32::from(scores[i]) + offset;
-                        get(add, i) + terms.add + get(scale, i) * sum - get(error, i) * terms.error
-                    });
+                        bounds[i] = add[i] + terms.add + scale[i] * sum - error[i] * terms.error;
+                    }
                     out.extend_from_slice(&bounds);
                 }
             }
@@ -248,6 +249,16 @@ impl Prepared {
             }
         }
     }
+}
+
+/// The little-endian floats of a block's lanes.
+#[inline]
+fn floats(bytes: &[u8]) -> [f32; BLOCK] {
+    let mut out = [0.0; BLOCK];
+    for (x, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+        *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -279,7 +290,7 @@ mod tests {
                         .map(|_| (splitmix64(&mut state) >> 40) as f32 / (1 << 24) as f32)
                         .collect()
                 };
-                let mut rotate = |v: &[f32]| {
+                let rotate = |v: &[f32]| {
                     let mut out = Vec::new();
                     rotation.apply(v, &mut out);
                     out

@@ -116,6 +116,7 @@ pub fn begin(page: &mut PageBytes, kind: Kind, used: usize) {
 }
 
 /// Whether the page is of this kind.
+#[inline]
 pub fn is_kind(page: &PageBytes, kind: Kind) -> bool {
     page[KIND] == kind as u8
 }
@@ -144,18 +145,22 @@ pub fn corrupted(block: Block, what: impl Into<String>) -> IndexError {
     }
 }
 
+#[inline]
 pub fn u16_at(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
+#[inline]
 pub fn u32_at(page: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 
+#[inline]
 pub fn f32_at(page: &[u8], at: usize) -> f32 {
     f32::from_bits(u32_at(page, at))
 }
 
+#[inline]
 pub fn u64_at(page: &[u8], at: usize) -> u64 {
     u64::from(u32_at(page, at)) | u64::from(u32_at(page, at + 4)) << 32
 }
@@ -173,6 +178,7 @@ pub fn put_u64(page: &mut [u8], at: usize, value: u64) {
 }
 
 /// A 256-bit map on a page.
+#[inline]
 fn bit(page: &PageBytes, map: usize, i: usize) -> bool {
     page[map + i / 8] >> (i % 8) & 1 == 1
 }
@@ -294,10 +300,6 @@ impl Layout {
         put_u32(page, HEAD, head);
     }
 
-    pub fn is_live(&self, page: &PageBytes, lane: usize) -> bool {
-        lane < self.lanes && bit(page, LIVE, lane)
-    }
-
     pub fn set_live(&self, page: &mut PageBytes, lane: usize, on: bool) {
         put_bit(page, LIVE, lane, on);
     }
@@ -306,17 +308,30 @@ impl Layout {
         first_clear(page, LIVE, self.lanes)
     }
 
-    /// Lanes in use.
-    pub fn live_lanes<'a>(&'a self, page: &'a PageBytes) -> impl Iterator<Item = usize> + 'a {
-        (0..self.lanes).filter(move |&lane| bit(page, LIVE, lane))
+    /// Calls `take` with every lane in use, in ascending order.
+    #[inline]
+    pub fn each_live(&self, page: &PageBytes, mut take: impl FnMut(usize)) {
+        for (word, bytes) in page[LIVE..LANES_START].chunks_exact(8).enumerate() {
+            let mut bits = u64_at(bytes, 0);
+            while bits != 0 {
+                let lane = word * 64 + bits.trailing_zeros() as usize;
+                if lane >= self.lanes {
+                    return;
+                }
+                take(lane);
+                bits &= bits - 1;
+            }
+        }
     }
 
     /// The three factors of every lane, as little-endian bytes: add, scale, error.
+    #[inline]
     pub fn factors<'a>(&self, page: &'a PageBytes) -> [&'a [u8]; 3] {
         let part = 4 * self.lanes;
         std::array::from_fn(|i| &page[LANES_START + i * part..LANES_START + (i + 1) * part])
     }
 
+    #[inline]
     pub fn lane(&self, page: &PageBytes, lane: usize) -> Lane {
         let n = self.lanes;
         Lane {
@@ -345,6 +360,7 @@ impl Layout {
     }
 
     /// The codes of a page: blocks of `4 D` bytes, or rows of `D / 8`.
+    #[inline]
     pub fn codes<'a>(&self, page: &'a PageBytes) -> &'a [u8] {
         &page[self.codes_start()..self.codes_end()]
     }
@@ -359,6 +375,7 @@ impl Layout {
         begin(page, Kind::Vectors, RECORDS_START + self.slots * self.record);
     }
 
+    #[inline]
     pub fn is_used(&self, page: &PageBytes, slot: u16) -> bool {
         usize::from(slot) < self.slots && bit(page, USED, slot.into())
     }
@@ -376,6 +393,7 @@ impl Layout {
     }
 
     /// The record in a slot; the slot is below `slots`.
+    #[inline]
     pub fn record<'a>(&self, page: &'a PageBytes, slot: u16) -> &'a [u8] {
         let start = RECORDS_START + usize::from(slot) * self.record;
         &page[start..start + self.record]
@@ -451,6 +469,7 @@ impl<S: PageStore> Reader<S> {
         Ok(())
     }
 
+    #[inline]
     pub fn read(&mut self, block: Block) -> Result<S::Page, IndexError> {
         self.check(block)?;
         self.store.read(block)

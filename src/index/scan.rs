@@ -30,42 +30,40 @@ use std::collections::{BinaryHeap, HashSet};
 /// Candidates that fit even the smallest memory.
 const MIN_HELD: usize = 256;
 
-/// Where a lane stands in a scan's order: bound, block, lane.
-#[derive(Clone, Copy, Debug)]
+/// Where a lane stands in a scan's order: bound, block, lane. Never two alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    bound: f32,
+    /// The bound's bits, turned so that they order as the floats do.
+    bound: u32,
     block: Block,
     lane: u16,
 }
 
 impl Key {
     const START: Key = Key {
-        bound: f32::NEG_INFINITY,
+        bound: 0,
         block: 0,
         lane: 0,
     };
-}
 
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
+    #[inline]
+    fn new(bound: f32, block: Block, lane: u16) -> Key {
+        let bits = bound.to_bits();
+        let turned = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        Key {
+            bound: turned,
+            block,
+            lane,
+        }
     }
-}
 
-impl Eq for Key {}
-
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Key {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.bound
-            .total_cmp(&other.bound)
-            .then(self.block.cmp(&other.block))
-            .then(self.lane.cmp(&other.lane))
+    #[inline]
+    fn bound(self) -> f32 {
+        f32::from_bits(if self.bound >> 31 == 1 {
+            self.bound & !(1 << 31)
+        } else {
+            !self.bound
+        })
     }
 }
 
@@ -88,34 +86,51 @@ struct Waiting {
     hit: Hit,
 }
 
-macro_rules! ordered_by {
-    ($type:ty, $key:expr) => {
-        impl PartialEq for $type {
-            fn eq(&self, other: &Self) -> bool {
-                self.cmp(other) == Ordering::Equal
-            }
-        }
-        impl Eq for $type {}
-        impl PartialOrd for $type {
-            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-                Some(self.cmp(other))
-            }
-        }
-        impl Ord for $type {
-            fn cmp(&self, other: &Self) -> Ordering {
-                let key: fn(&$type, &$type) -> Ordering = $key;
-                key(self, other).reverse()
-            }
-        }
-    };
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
 }
 
-ordered_by!(Candidate, |a, b| a.key.cmp(&b.key));
-ordered_by!(Waiting, |a, b| {
-    a.bound
-        .total_cmp(&b.bound)
-        .then((a.hit.tid, a.hit.ordinal).cmp(&(b.hit.tid, b.hit.ordinal)))
-});
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key.cmp(&self.key)
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Waiting {}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |w: &Waiting| (w.hit.tid, w.hit.ordinal);
+        other
+            .bound
+            .total_cmp(&self.bound)
+            .then_with(|| place(other).cmp(&place(self)))
+    }
+}
 
 /// A running scan. Holds no page between calls.
 pub struct Scan<S: PageStore> {
@@ -209,9 +224,9 @@ impl<S: PageStore> Scan<S> {
             let candidate = self.candidates.peek().map(|c| c.key);
             let partial = self.partial.peek().map(|Reverse((key, _))| *key);
             let next = match (candidate, partial) {
-                (Some(c), Some(p)) if p < c => Some((p.bound, true)),
-                (Some(c), _) => Some((c.bound, false)),
-                (None, Some(p)) => Some((p.bound, true)),
+                (Some(c), Some(p)) if p < c => Some((p.bound(), true)),
+                (Some(c), _) => Some((c.bound(), false)),
+                (None, Some(p)) => Some((p.bound(), true)),
                 (None, None) => None,
             };
             let proven = !self.waiting.is_empty() && next.is_none_or(|(bound, _)| waiting <= bound);
@@ -284,9 +299,13 @@ impl<S: PageStore> Scan<S> {
             let position = self.read;
             // Counted as read first: after an error the scan goes on without it, and does not read it twice.
             self.read += 1;
-            self.read_list(position, Key::START, &mut found)?;
-            self.hold(&mut found);
+            if let Err(error) = self.read_list(position, Key::START, &mut found) {
+                self.hold(&mut found);
+                return Err(error);
+            }
         }
+        // Once for all lists: making a heap of many is cheaper than adding a few to it many times.
+        self.hold(&mut found);
         Ok(())
     }
 
@@ -306,12 +325,14 @@ impl<S: PageStore> Scan<S> {
         let RankedList { terms, head, list } = self.lists[position];
         let mut block = head;
         let mut pages = 0u32;
+        // If memory runs out in the midst of the list, what lies from here on is left to a later reading.
+        let mut cut = None;
         while block != NONE {
             pages += 1;
             if pages > self.reader.blocks() {
                 self.reader.check(pages)?;
             }
-            if pages % 64 == 0 {
+            if pages.is_multiple_of(64) {
                 self.reader.store.check_cancel()?;
             }
             let page = self.reader.read(block)?;
@@ -320,34 +341,34 @@ impl<S: PageStore> Scan<S> {
                 return Err(corrupted(block, format!("not a page of list {list}")));
             }
             self.prepared.bounds(&self.layout, &page, terms, &mut self.bounds);
-            for lane in self.layout.live_lanes(&page) {
+            self.layout.each_live(&page, |lane| {
                 let bound = self.bounds.get(lane).copied().unwrap_or(f32::NEG_INFINITY);
                 // A bound that is no number bounds nothing.
                 let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
-                let key = Key {
-                    bound,
-                    block,
-                    lane: lane as u16,
-                };
-                if key < from {
-                    continue;
+                let key = Key::new(bound, block, lane as u16);
+                if key >= from && cut.is_none_or(|cut| key < cut) {
+                    let value = self.layout.lane(&page, lane);
+                    let Place { block: vector, slot } = value.place;
+                    let ordinal = value.ordinal & !FIRST;
+                    found.push(Candidate {
+                        key,
+                        slot,
+                        list: position as u32,
+                        vector,
+                        ordinal,
+                        tid: value.tid,
+                    });
                 }
-                let value = self.layout.lane(&page, lane);
-                let Place { block: vector, slot } = value.place;
-                let ordinal = value.ordinal & !FIRST;
-                found.push(Candidate {
-                    key,
-                    slot,
-                    list: position as u32,
-                    vector,
-                    ordinal,
-                    tid: value.tid,
-                });
-            }
+            });
             block = u32_at(&*page, NEXT);
             drop(page);
             if found.len() > self.held {
                 self.hold(found);
+                let own = self
+                    .partial
+                    .iter()
+                    .filter(|Reverse((_, list))| *list as usize == position);
+                cut = own.map(|Reverse((key, _))| *key).min();
             }
         }
         Ok(())

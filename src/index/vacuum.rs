@@ -56,10 +56,10 @@ pub fn cleanup<S: PageStore>(store: &S) -> Result<VacuumStats, IndexError> {
         let page = store.read(block)?;
         let free = is_free(&page);
         if is_kind(&page, Kind::Codes) {
-            for lane in layout.live_lanes(&page) {
+            layout.each_live(&page, |lane| {
                 stats.entries += 1;
                 stats.rows += u64::from(layout.lane(&page, lane).ordinal & FIRST != 0);
-            }
+            });
         }
         drop(page);
         if free {
@@ -93,11 +93,9 @@ impl<S: PageStore> ListVacuum<'_, S> {
             self.reader.store.vacuum_delay();
             let page = self.reader.read(block)?;
             self.check(&page, block)?;
-            let lanes: Vec<(usize, Lane)> = self
-                .layout
-                .live_lanes(&page)
-                .map(|lane| (lane, self.layout.lane(&page, lane)))
-                .collect();
+            let mut lanes: Vec<(usize, Lane)> = Vec::new();
+            self.layout
+                .each_live(&page, |lane| lanes.push((lane, self.layout.lane(&page, lane))));
             let next = u32_at(&*page, NEXT);
             drop(page);
             let held = lanes.len();

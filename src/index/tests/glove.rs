@@ -46,3 +46,23 @@ fn recall_on_glove() {
         }
     }
 }
+
+/// Queries that are not like the indexed vectors: halfway between two of them.
+#[test]
+fn recall_of_unlike_queries() {
+    let Some(folder) = data("ann_glove50_20k") else { return };
+    let base = npy_f32(folder.join("base.npy"));
+    let mut random = Random(4);
+    for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct] {
+        let (store, _) = build(options(metric, 50), &base);
+        let mut sum = 0.0;
+        for _ in 0..100 {
+            let (a, b) = (random.below(20_000) as usize, random.below(20_000) as usize);
+            let query: Vec<f32> = base[a].iter().zip(&base[b]).map(|(a, b)| 0.5 * (a + b)).collect();
+            let hits = scan(&store, &query, ScanParams::default(), 10);
+            sum += recall(&hits, &brute_force(metric, &query, &base), 10);
+        }
+        println!("{metric:?}: recall@10 {:.4} of queries halfway", sum / 100.0);
+        assert!(sum / 100.0 >= 0.95, "{metric:?}: {}", sum / 100.0);
+    }
+}

@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(rotation.len(), 22);
         rotation.retain(|job| job.0 != 9);
         assert_eq!(fill(&mut rotation, 3), [3, 5, 3]);
-        assert_eq!(fill(&mut rotation, 100).len(), 10);
+        assert_eq!(fill(&mut rotation, 100).len(), 11);
         assert!(rotation.is_empty());
         assert_eq!(fill(&mut rotation, 100), Vec::<usize>::new());
     }

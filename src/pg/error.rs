@@ -120,9 +120,11 @@ impl Describe for ServiceError {
             ServiceError::NotPreloaded => {
                 Some("Add situ to shared_preload_libraries and restart the server.".to_owned())
             }
-            ServiceError::NoWorker { .. } | ServiceError::WorkerLost { .. } => {
-                Some("See the lines of \"situ encoder\" and \"situ launcher\" in the server log.".to_owned())
-            }
+            ServiceError::NoWorker { .. } => Some(
+                "See \"situ encoder\" and \"situ launcher\" in the server log; max_worker_processes must leave room for both."
+                    .to_owned(),
+            ),
+            ServiceError::WorkerLost { .. } => Some("See the lines of \"situ encoder\" in the server log.".to_owned()),
             ServiceError::Timeout { .. } => Some("Raise situ.request_timeout, or set it to 0.".to_owned()),
             ServiceError::Dimensions { .. } => {
                 Some("Register the model again with situ.register_model(..., replace => true).".to_owned())

@@ -14,10 +14,12 @@
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `engine` | the worker's compute thread: plans and runs batches |
+//! | `exchange` | between those two threads |
 //! | `schedule` | which sender's work goes into the next batch |
 //! | `models` | the models that a worker has in memory |
 
 pub mod engine;
+pub mod exchange;
 pub mod failure;
 pub mod models;
 pub mod ring;

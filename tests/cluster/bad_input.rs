@@ -30,10 +30,9 @@ fn a_server_without_the_library_preloaded_says_what_to_add() {
     let query = literal(&clustered(1, 8, 92)[0]);
     assert_eq!(client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 3")).len(), 3);
     client.run("LOAD 'situ'");
-    client.run(&format!("SET situ.default_model = ''; SELECT '{}'", cluster.folder().display()));
     client.run("SELECT situ.register_model('minilm', 'minilm')");
     let failure = client.failure("SELECT situ.embed('text', 'minilm')");
-    failure.is("55000", "preload");
+    failure.is("55000", "encoder");
     assert!(failure.hint.contains("shared_preload_libraries"), "{failure:#?}");
 }
 
@@ -55,13 +54,12 @@ fn invalid_options_and_arguments() {
         assert!(failure.message.contains(part), "{options}: {failure:#?}");
     }
     for (statement, code, part) in [
-        // A header needs a title or headings; the column is not there, so the option cannot be meant.
         ("SELECT * FROM situ.search('docs_pkey', 'x', k => 3)", "42809", "situ index"),
         ("SELECT * FROM situ.chunks('A text.', 'minilm', chunk_tokens => 0)", "22023", "chunk_tokens"),
         ("SELECT * FROM situ.situate('A text.', 'minilm', mode => 'sideways')", "22023", "sideways"),
         ("SELECT * FROM situ.situate('A text.', 'minilm', mode => 'late', weight => 3)", "22023", "weight"),
         ("SELECT situ.embed('A text.', 'minilm', role => 'judge')", "22023", "judge"),
-        ("SELECT situ.query()", "22023", "text"),
+        ("SELECT situ.query()", "22004", "text"),
         ("SELECT situ.query('x', probes => -1)", "22023", "probes"),
         ("CREATE INDEX ON docs USING situ (title situ_title_ops)", "0A000", "title"),
         ("CREATE INDEX ON t USING situ (v vector_l2_ops, v vector_l2_ops)", "0A000", "column"),

@@ -4,7 +4,7 @@ use crate::support::{Cluster, Sql, shared};
 
 /// A copy of the test model under `name`, with one file replaced (or removed).
 fn spoilt(cluster: &Cluster, name: &str, file: &str, content: Option<&[u8]>) {
-    cluster.link_model("minilm", name);
+    cluster.copy_model("minilm", name);
     let path = format!("models/{name}/{file}");
     cluster.remove(&path);
     if let Some(content) = content {
@@ -22,7 +22,7 @@ fn missing_and_damaged_files_are_named() {
     let mut client = cluster.database("bad_model_files");
     let config = String::from_utf8(original(cluster, "config.json")).expect("JSON");
     let weights = original(cluster, "model.safetensors");
-    let wider = config.replace("\"hidden_size\": 384", "\"hidden_size\": 512");
+    let wider = config.replace("\"hidden_size\": 384", "\"hidden_size\": 768");
     let longer = config.replace("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7");
     let foreign = config.replace("\"model_type\": \"bert\"", "\"model_type\": \"t5\"");
     assert!(wider != config && longer != config && foreign != config, "config.json is not as expected: {config}");
@@ -56,7 +56,7 @@ fn missing_and_damaged_files_are_named() {
 fn a_path_outside_the_model_directory_is_refused() {
     let cluster = shared();
     let mut client = cluster.database("bad_model_path");
-    cluster.link_model("minilm", "../elsewhere");
+    cluster.copy_model("minilm", "../elsewhere");
     let absolute = format!("{}/elsewhere", cluster.folder().display());
     for path in ["../elsewhere", "minilm/../../elsewhere", absolute.as_str(), "/etc"] {
         let failure = client.failure(&format!("SELECT situ.register_model('outside', '{path}')"));
@@ -76,7 +76,7 @@ fn a_path_outside_the_model_directory_is_refused() {
 fn a_name_is_not_taken_twice_without_saying_so() {
     let cluster = shared();
     let mut client = cluster.text_database("bad_model_twice");
-    cluster.link_model("minilm", "other");
+    cluster.copy_model("minilm", "other");
     cluster.remove("models/other/1_Pooling/config.json");
     cluster.write(
         "models/other/1_Pooling/config.json",

@@ -109,8 +109,8 @@ pub const SUBJECTS: [(&str, &str, &str); 12] = [
 
 /// A long document about a subject: the evidence sentence stands far from the start, behind filler about other things.
 pub fn document(subject: usize, filler: usize) -> String {
-    let (name, evidence, _) = SUBJECTS[subject % SUBJECTS.len()];
-    let mut text = format!("# Notes\n\nThis page collects notes about {}.\n\n## Circumstances\n\n", name.to_lowercase());
+    let (_, evidence, _) = SUBJECTS[subject % SUBJECTS.len()];
+    let mut text = String::from("# Notes\n\nThis page was put together from several records.\n\n## Circumstances\n\n");
     for at in 0..filler {
         text.push_str(&format!("Item {at} was filed on shelf {} by the clerk on duty. ", (at * 7 + subject) % 31));
     }

@@ -73,7 +73,11 @@ fn the_order_of_rows_is_that_of_the_vectors_by_brute_force() {
                 let (id, distance): (i64, f64) = (truth[at].get(0), truth[at].get(1));
                 assert_eq!(searched[at].get::<_, i64>(0), id, "{name}: {question} place {at}");
                 assert!((searched[at].get::<_, f64>(1) - distance).abs() < 1e-4, "{name}: {question} place {at}");
-                assert_eq!(rows[at].get::<_, i64>(0), id, "{name}: {question} place {at} by ORDER BY");
+                assert_eq!(
+                    (rows[at].get::<_, i64>(0), (rows[at].get::<_, f64>(1) * 1e4).round()),
+                    (id, (distance * 1e4).round()),
+                    "{name}: {question} place {at} by ORDER BY"
+                );
             }
         }
     }

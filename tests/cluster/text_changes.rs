@@ -167,7 +167,7 @@ fn a_changed_model_is_an_error_that_says_reindex() {
     let mut client = cluster.text_database("changes_model");
     client.run("CREATE TABLE docs (id bigint, title text, body text); INSERT INTO docs VALUES (1, '', 'A text.')");
     client.run(INDEX);
-    cluster.link_model("minilm", "changed");
+    cluster.copy_model("minilm", "changed");
     cluster.remove("models/changed/1_Pooling/config.json");
     cluster.write(
         "models/changed/1_Pooling/config.json",

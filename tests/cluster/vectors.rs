@@ -8,12 +8,12 @@ fn every_type_and_metric_agrees_with_exact_search() {
     let mut client = shared().database("vectors_metrics");
     let vectors = clustered(4000, 32, 1);
     let queries = clustered(20, 32, 2);
-    vector_table(&mut client, "full", "vector", &vectors);
+    vector_table(&mut client, "whole", "vector", &vectors);
     vector_table(&mut client, "half", "halfvec", &vectors);
     for (table, class, operator) in [
-        ("full", "vector_l2_ops", "<->"),
-        ("full", "vector_ip_ops", "<#>"),
-        ("full", "vector_cosine_ops", "<=>"),
+        ("whole", "vector_l2_ops", "<->"),
+        ("whole", "vector_ip_ops", "<#>"),
+        ("whole", "vector_cosine_ops", "<=>"),
         ("half", "halfvec_l2_ops", "<->"),
         ("half", "halfvec_ip_ops", "<#>"),
         ("half", "halfvec_cosine_ops", "<=>"),

@@ -1,6 +1,7 @@
 //! Clusters: made from one `initdb` template, started in a folder of their own, stopped and removed when dropped.
 
 use super::{Sql, as_server, eventually, program, run, settings};
+use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,7 +60,7 @@ impl Cluster {
         let folder = self.folder.display();
         let mut lines = format!(
             "listen_addresses = ''\nport = {PORT}\nunix_socket_directories = '{folder}'\nfsync = off\n\
-             max_connections = 60\nshared_buffers = 64MB\nautovacuum = off\nmax_wal_senders = 4\n\
+             max_connections = 60\nshared_buffers = 64MB\nautovacuum_naptime = '1d'\nmax_wal_senders = 4\n\
              log_line_prefix = '%m [%p] %q%d '\nsitu.model_dir = '{folder}/models'\n"
         );
         if !self.data().join("standby.signal").exists() {
@@ -71,7 +72,7 @@ impl Cluster {
         // Behind what is there: the last line of a setting wins, so a replica keeps its primary's settings.
         let before = std::fs::read_to_string(self.data().join("postgresql.conf")).expect("postgresql.conf");
         self.write("data/postgresql.conf", before + &lines);
-        self.link_model("minilm", "minilm");
+        self.copy_model("minilm", "minilm");
     }
 
     /// Writes a file under the cluster's folder as the server's user.
@@ -100,16 +101,12 @@ impl Cluster {
         );
     }
 
-    /// Gives the cluster a copy of a model under a name of its own: hard links where possible, so that a test may
-    /// replace single files with [`Cluster::write`] after [`Cluster::remove`].
-    pub fn link_model(&self, model: &str, name: &str) {
+    /// Gives the cluster a copy of a model under a name of its own. A true copy: links would change the time stamps
+    /// of files that other clusters are reading.
+    pub fn copy_model(&self, model: &str, name: &str) {
         let to = self.folder.join("models").join(name);
         run(as_server("mkdir").arg("-p").arg(&to));
-        let from = settings().models.join(model).join(".");
-        let linked = Command::new("cp").arg("-rlf").arg(&from).arg(&to).output();
-        if !linked.is_ok_and(|output| output.status.success()) {
-            run(Command::new("cp").arg("-rf").arg(&from).arg(&to));
-        }
+        run(as_server("cp").arg("-r").arg(settings().models.join(model).join(".")).arg(&to));
     }
 
     /// Removes a file or folder under the cluster's folder.
@@ -182,6 +179,7 @@ impl Cluster {
         // for a live owner of the data directory.
         if Path::new(&format!("/proc/{postmaster}")).exists() {
             self.remove("data/postmaster.pid");
+            self.remove(&format!(".s.PGSQL.{PORT}.lock"));
         }
     }
 
@@ -221,8 +219,17 @@ impl Cluster {
 
     /// A connection as `user`.
     pub fn connect_as(&self, user: &str, database: &str) -> Client {
-        let connected = self.config(user, database).connect(NoTls);
-        connected.unwrap_or_else(|error| panic!("{user} cannot connect to {database}: {error}\n{}", self.log()))
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            match self.config(user, database).connect(NoTls) {
+                Ok(client) => return client,
+                // Another test may have crashed the server that this one shares: it comes back.
+                Err(error) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => {}
+                Err(error) => panic!("{user} cannot connect to {database}: {error}\n{}", tail(&self.log(), 40)),
+            }
+            assert!(std::time::Instant::now() < deadline, "the server does not recover:\n{}", tail(&self.log(), 40));
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
 
     /// A new database with the extension in it, and a superuser's connection to it. A database of that name that is

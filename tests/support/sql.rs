@@ -26,7 +26,7 @@ impl Failure {
 
 /// Short forms that panic with the statement and the server's error.
 pub trait Sql {
-    /// Runs statements that return nothing of interest.
+    /// Runs statements that return nothing of interest, each as a transaction of its own unless they begin one.
     fn run(&mut self, sql: &str);
     /// The only column of the only row.
     fn one<T: FromSqlOwned>(&mut self, sql: &str) -> T;
@@ -41,8 +41,10 @@ pub trait Sql {
 impl Sql for Client {
     #[track_caller]
     fn run(&mut self, sql: &str) {
-        if let Err(error) = self.batch_execute(sql) {
-            panic!("{}: {:#?}", shorten(sql), failure_of(&error));
+        for statement in statements(sql) {
+            if let Err(error) = self.batch_execute(statement) {
+                panic!("{}: {:#?}", shorten(statement), failure_of(&error));
+            }
         }
     }
 
@@ -93,6 +95,25 @@ pub fn failure_of(error: &postgres::Error) -> Failure {
         detail: server.detail().unwrap_or_default().to_string(),
         hint: server.hint().unwrap_or_default().to_string(),
     }
+}
+
+/// The statements of a text: cut at semicolons outside of quotes and of `$$` bodies.
+fn statements(sql: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut quoted, mut body) = (Vec::new(), 0, false, false);
+    for (at, byte) in sql.bytes().enumerate() {
+        match byte {
+            b'\'' if !body => quoted = !quoted,
+            b'$' if !quoted && sql[..at].ends_with('$') => body = !body,
+            b';' if !quoted && !body => {
+                parts.push(&sql[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&sql[start..]);
+    parts.retain(|part| !part.trim().is_empty());
+    parts
 }
 
 fn shorten(sql: &str) -> String {

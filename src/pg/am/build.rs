@@ -196,7 +196,8 @@ impl Builder {
                 options.clone(),
                 maintenance_memory(),
                 settings::build_threads(),
-                Box::new(move || Ok(Box::new(TemporaryFile::create(context)) as Box<dyn Spool>)),
+                // SAFETY: the build ends within the statement.
+                Box::new(move || Ok(Box::new(unsafe { TemporaryFile::create(context) }) as Box<dyn Spool>)),
                 Box::new(report),
             )
             .or_raise()

@@ -12,8 +12,11 @@ pub struct TemporaryFile {
 impl TemporaryFile {
     /// Creates an empty file in the temporary tablespaces. `context` holds the file's buffers: it must live as long as
     /// the file, whatever context is current when the file is needed first.
-    pub fn create(context: pg_sys::MemoryContext) -> TemporaryFile {
-        // SAFETY: runs in a backend inside a transaction; the file belongs to the current resource owner.
+    ///
+    /// # Safety
+    /// `context` is a live memory context that outlives the file.
+    pub unsafe fn create(context: pg_sys::MemoryContext) -> TemporaryFile {
+        // SAFETY: the caller's promise; runs in a transaction, whose resource owner owns the file.
         unsafe {
             let previous = pg_sys::MemoryContextSwitchTo(context);
             let file = pg_sys::BufFileCreateTemp(false);

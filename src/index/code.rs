@@ -19,6 +19,9 @@ use crate::compute::fastscan::{BLOCK, Slices, Table, put_block, put_row};
 /// Standard deviations between an estimate and its lower bound: one bound in about 300 is too high at 2.7, and a hit may
 /// then come out a place late. More makes every scan re-rank more vectors.
 pub const EPSILON: f32 = 2.7;
+/// The same for documents, which come out once: a bound that is too high would give a document the distance of its
+/// second-best chunk. One in 30,000; beside the encoding of a question the further re-ranks cost little.
+pub const DOCUMENT_EPSILON: f32 = 4.0;
 
 /// The three factors of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -147,7 +150,7 @@ pub fn lane(factors: Factors, tid: u64, ordinal: u32, place: Place) -> Lane {
 pub struct ListTerms {
     /// Added to every estimate; also the list's rank.
     pub add: f32,
-    /// `EPSILON * |q - c|`.
+    /// Deviations of the bound times `|q - c|`.
     pub error: f32,
 }
 
@@ -156,6 +159,7 @@ pub struct Prepared {
     metric: Metric,
     pub rotated: Vec<f32>,
     norm_squared: f32,
+    epsilon: f32,
     /// Inner product: `-<origin, q>`.
     constant: f32,
     scan: Tables,
@@ -184,6 +188,7 @@ impl Prepared {
             metric,
             rotated,
             norm_squared,
+            epsilon: if layout.documents { DOCUMENT_EPSILON } else { EPSILON },
             constant,
             scan,
         }
@@ -204,7 +209,7 @@ impl Prepared {
         };
         ListTerms {
             add,
-            error: EPSILON * squared.sqrt(),
+            error: self.epsilon * squared.sqrt(),
         }
     }
 

@@ -24,7 +24,7 @@ const BLOB_MORE: usize = 32;
 pub struct Meta {
     /// Options the index was created with.
     pub options: IndexOptions,
-    /// Entries and rows at the time of the build.
+    /// Entries and rows at the time of the build or of the last vacuum.
     pub entries: u64,
     pub rows: u64,
     /// Number of lists.

@@ -201,6 +201,8 @@ fn first_clear(page: &PageBytes, map: usize, n: usize) -> Option<usize> {
 pub struct Layout {
     /// Components of a vector.
     pub dimensions: usize,
+    /// Entries are chunks of documents.
+    pub documents: bool,
     /// Components of a rotated vector.
     pub padded: usize,
     /// Codes lie in blocks of 32 lanes; otherwise one row a lane.
@@ -260,6 +262,7 @@ impl Layout {
             1
         };
         Layout {
+            documents: options.documents,
             dimensions,
             padded,
             blocks,

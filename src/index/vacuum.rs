@@ -42,9 +42,9 @@ pub fn bulk_delete<S: PageStore>(store: &S, dead: &mut dyn FnMut(Tid) -> bool) -
 }
 
 /// Counts live entries, rows and pages, and records every free page with the store (which may have forgotten them in a
-/// crash). Changes no page.
+/// crash). Changes the meta page where its counts are not these, and no other.
 pub fn cleanup<S: PageStore>(store: &S) -> Result<VacuumStats, IndexError> {
-    let meta = Meta::open(store)?;
+    let mut meta = Meta::open(store)?;
     let layout = Layout::new(&meta.options);
     let mut stats = VacuumStats {
         pages: store.blocks()?,
@@ -66,6 +66,10 @@ pub fn cleanup<S: PageStore>(store: &S) -> Result<VacuumStats, IndexError> {
             stats.free_pages += 1;
             store.release(block)?;
         }
+    }
+    if (meta.entries, meta.rows) != (stats.entries, stats.rows) {
+        (meta.entries, meta.rows) = (stats.entries, stats.rows);
+        meta.update(store)?;
     }
     Ok(stats)
 }

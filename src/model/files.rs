@@ -83,20 +83,15 @@ pub fn fingerprint(dir: &Path, paths: &[PathBuf]) -> Result<String, ModelError> 
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Identity, size and time of change of a file.
-pub type State = (u64, u64, i64, i64, i64);
+/// Identity, size and time of the last write of a file. The inode's own change time would also tell of a new name or
+/// owner, which leave the content as it is.
+pub type State = (u64, u64, i64, i64);
 
 /// The state of each file: equal before and after a load, the content was not changed by it.
 pub fn states(paths: &[PathBuf]) -> Result<Vec<State>, ModelError> {
     let state = |path: &PathBuf| {
         let metadata = std::fs::metadata(path).map_err(|source| io(path, source))?;
-        Ok((
-            metadata.ino(),
-            metadata.len(),
-            metadata.mtime_nsec(),
-            metadata.ctime(),
-            metadata.ctime_nsec(),
-        ))
+        Ok((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
     };
     paths.iter().map(state).collect()
 }

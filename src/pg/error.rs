@@ -120,9 +120,11 @@ impl Describe for ServiceError {
             ServiceError::NotPreloaded => {
                 Some("Add situ to shared_preload_libraries and restart the server.".to_owned())
             }
-            ServiceError::NoWorker { .. } | ServiceError::WorkerLost { .. } => {
-                Some("See the lines of \"situ encoder\" and \"situ launcher\" in the server log.".to_owned())
-            }
+            ServiceError::NoWorker { .. } => Some(
+                "See \"situ encoder\" and \"situ launcher\" in the server log; max_worker_processes must leave room for both."
+                    .to_owned(),
+            ),
+            ServiceError::WorkerLost { .. } => Some("See the lines of \"situ encoder\" in the server log.".to_owned()),
             ServiceError::Timeout { .. } => Some("Raise situ.request_timeout, or set it to 0.".to_owned()),
             ServiceError::Dimensions { .. } => {
                 Some("Register the model again with situ.register_model(..., replace => true).".to_owned())
@@ -193,6 +195,10 @@ impl Describe for IndexError {
             IndexError::Format { .. } => {
                 Some("REINDEX the index, or install the version of situ that wrote it.".to_owned())
             }
+            IndexError::Dimensions { .. } => {
+                Some("Compare with vectors of as many dimensions as the indexed column has.".to_owned())
+            }
+            IndexError::NotFinite => Some("Vectors hold finite numbers only.".to_owned()),
             IndexError::Memory { .. } => Some("Raise maintenance_work_mem or work_mem.".to_owned()),
             _ => None,
         }

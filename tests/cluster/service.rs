@@ -10,7 +10,11 @@ fn thirty_two_connections_get_the_same_vectors_as_one() {
     let cluster = shared();
     let mut client = cluster.text_database("service_many");
     let expected: Vec<String> = (0..8)
-        .map(|n| client.one::<String>(&format!("SELECT situ.embed('text number {n} about the sea', 'minilm')::text")))
+        .map(|n| {
+            client.one::<String>(&format!(
+                "SELECT situ.embed('text number {n} about the sea', 'minilm')::text"
+            ))
+        })
         .collect();
     std::thread::scope(|scope| {
         for connection in 0..32 {
@@ -19,8 +23,9 @@ fn thirty_two_connections_get_the_same_vectors_as_one() {
                 let mut client = cluster.connect("service_many");
                 for round in 0..6 {
                     let n = (connection + round) % 8;
-                    let vector: String =
-                        client.one(&format!("SELECT situ.embed('text number {n} about the sea', 'minilm')::text"));
+                    let vector: String = client.one(&format!(
+                        "SELECT situ.embed('text number {n} about the sea', 'minilm')::text"
+                    ));
                     assert_eq!(vector, expected[n], "connection {connection}, round {round}");
                 }
             });
@@ -69,12 +74,21 @@ fn a_cancelled_statement_ends_within_a_tenth_of_a_second() {
         assert_eq!(failure.code, "57014", "{statement}: {failure:#?}");
         // A tenth of a second, and as much again for machines that run other tests meanwhile.
         let waited = ended.duration_since(cancelled);
-        assert!(waited < Duration::from_millis(200), "{statement} ended {waited:?} after the cancel");
+        assert!(
+            waited < Duration::from_millis(200),
+            "{statement} ended {waited:?} after the cancel"
+        );
     }
     let started = Instant::now();
     client.run("SELECT situ.embed('after', 'minilm')");
-    assert!(started.elapsed() < Duration::from_secs(3), "the queue is still full of what was cancelled");
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'docs_body'"), 0);
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "the queue is still full of what was cancelled"
+    );
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'docs_body'"),
+        0
+    );
 }
 
 #[test]
@@ -118,12 +132,18 @@ fn a_killed_worker_takes_nothing_with_it() {
     add_document(&mut client, 4, 4, 3);
     signal(cluster.workers("situ encoder")[0], libc::SIGKILL);
     eventually("the server answers again", 60, || {
-        cluster.config("postgres", "killed").connect(postgres::NoTls).is_ok_and(|mut client| {
-            client.batch_execute("SELECT situ.embed('back', 'minilm')").is_ok()
-        })
+        cluster
+            .config("postgres", "killed")
+            .connect(postgres::NoTls)
+            .is_ok_and(|mut client| client.batch_execute("SELECT situ.embed('back', 'minilm')").is_ok())
     });
     let mut client = cluster.connect("killed");
-    assert_eq!(client.column::<String>("SELECT passage FROM situ.search('docs_body', 'vaccine', k => 1)").len(), 1);
+    assert_eq!(
+        client
+            .column::<String>("SELECT passage FROM situ.search('docs_body', 'vaccine', k => 1)")
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -142,7 +162,11 @@ fn a_backend_that_dies_frees_its_place_in_the_queue() {
     }
     let started = Instant::now();
     client.run("SELECT situ.embed('still here', 'minilm')");
-    assert!(started.elapsed() < Duration::from_secs(5), "waited {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "waited {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
@@ -152,7 +176,9 @@ fn a_query_does_not_wait_for_an_index_build() {
     client.run("CREATE TABLE docs (id bigint, title text, body text)");
     client.run("INSERT INTO docs SELECT n, '', repeat('A long sentence about harbours, ships and weather. ', 200) FROM generate_series(1, 60) n");
     let build = std::thread::spawn(|| {
-        shared().connect("service_lanes").run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
+        shared()
+            .connect("service_lanes")
+            .run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
     });
     std::thread::sleep(Duration::from_millis(800));
     let mut slowest = Duration::ZERO;
@@ -168,5 +194,35 @@ fn a_query_does_not_wait_for_an_index_build() {
     }
     build.join().expect("the build ends");
     assert!(asked >= 3, "the build ended too early for this test to mean anything");
-    assert!(slowest < Duration::from_secs(2), "a query waited {slowest:?} for the build");
+    assert!(
+        slowest < Duration::from_secs(2),
+        "a query waited {slowest:?} for the build"
+    );
+}
+
+#[test]
+fn a_server_without_room_for_the_worker_says_so() {
+    // One place, and the server's own launcher of logical replication takes it.
+    let cluster = Cluster::with(&[("max_worker_processes", "1")]);
+    let mut client = cluster.text_database("no_room");
+    client
+        .failure("SELECT situ.embed('text', 'minilm')")
+        .is("55000", "does not start");
+    let state: String = client.one("SELECT state FROM situ.stat_service");
+    assert_eq!(state, "starting");
+}
+
+#[test]
+fn a_request_that_takes_too_long_ends_with_its_timeout() {
+    let cluster = shared();
+    let mut client = cluster.text_database("request_timeout");
+    client.run("SELECT situ.embed('warm', 'minilm')");
+    client.run("SET situ.request_timeout = 1");
+    client
+        .failure(
+            "SELECT situ.embed(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 50) n",
+        )
+        .is("57014", "did not answer");
+    client.run("RESET situ.request_timeout");
+    client.run("SELECT situ.embed('after', 'minilm')");
 }

@@ -68,7 +68,13 @@ struct TextBuild {
 /// The state behind the table scan's callback.
 struct Builder {
     key: Key,
-    build: Build<RelationStore>,
+    store: RelationStore,
+    /// Dimensions are 0 where the column declares none: then the first vector says.
+    options: IndexOptions,
+    /// The statement's memory context, for what outlives a row.
+    context: pg_sys::MemoryContext,
+    /// Opened when the dimensions are known.
+    build: Option<Build<RelationStore>>,
     text: Option<TextBuild>,
     /// Rows with an entry.
     rows: u64,
@@ -109,13 +115,29 @@ unsafe fn index_options(
         return (options, Some((record, model)));
     }
     // SAFETY: the caller's promise.
-    let Some(dimensions) = (unsafe { kind::declared_dimensions(index) }) else {
+    let dimensions = unsafe { kind::declared_dimensions(index) }.unwrap_or(0);
+    let options = IndexOptions {
+        dimensions: dimensions as u32,
+        ..base
+    };
+    (options, None)
+}
+
+/// Bytes that `maintenance_work_mem` allows.
+fn maintenance_memory() -> usize {
+    // SAFETY: a plain setting of this process.
+    usize::try_from(unsafe { pg_sys::maintenance_work_mem }).unwrap_or(65_536) * 1024
+}
+
+/// Refuses what cannot be indexed.
+fn check_dimensions(dimensions: usize) {
+    if dimensions == 0 {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "column does not have dimensions".into(),
-            "Declare them, as in vector(384), or index the expression (embedding::vector(384)).",
+            "Declare them, as in vector(384), or insert a row first: the first vector says.",
         )
-    };
+    }
     if dimensions > MAX_DIMENSIONS {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -123,23 +145,6 @@ unsafe fn index_options(
             "Reduce the vectors' dimensions first, for example with subvector().",
         );
     }
-    (
-        IndexOptions {
-            dimensions: dimensions as u32,
-            ..base
-        },
-        None,
-    )
-}
-
-fn temporary_file() -> Result<Box<dyn Spool>, crate::index::IndexError> {
-    Ok(Box::new(TemporaryFile::create()))
-}
-
-/// Bytes that `maintenance_work_mem` allows.
-fn maintenance_memory() -> usize {
-    // SAFETY: a plain setting of this process.
-    usize::try_from(unsafe { pg_sys::maintenance_work_mem }).unwrap_or(65_536) * 1024
 }
 
 impl Builder {
@@ -149,16 +154,7 @@ impl Builder {
         // SAFETY: the caller's promise.
         let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
         // SAFETY: as above.
-        let (index_options, text) = unsafe { index_options(index, key, &settings) };
-        let build = Build::new(
-            store,
-            index_options,
-            maintenance_memory(),
-            settings::build_threads(),
-            Box::new(temporary_file),
-            Box::new(report),
-        )
-        .or_raise();
+        let (options, text) = unsafe { index_options(index, key, &settings) };
         let text = text.map(|(record, model)| TextBuild {
             record,
             model,
@@ -168,12 +164,43 @@ impl Builder {
         });
         Builder {
             key,
-            build,
+            store,
+            options,
+            // SAFETY: a variable of this backend.
+            context: unsafe { pg_sys::CurrentMemoryContext },
+            build: None,
             text,
             rows: 0,
             read: 0,
             row_context: pgrx::PgMemoryContexts::new("situ build row"),
         }
+    }
+
+    /// The index's build, opened at the first vector, or at the end for what the column declares.
+    fn open(&mut self, first_vector: usize) -> &mut Build<RelationStore> {
+        let Builder {
+            store,
+            options,
+            context,
+            build,
+            ..
+        } = self;
+        build.get_or_insert_with(|| {
+            if options.dimensions == 0 {
+                options.dimensions = first_vector as u32;
+            }
+            check_dimensions(options.dimensions as usize);
+            let context = *context;
+            Build::new(
+                *store,
+                options.clone(),
+                maintenance_memory(),
+                settings::build_threads(),
+                Box::new(move || Ok(Box::new(TemporaryFile::create(context)) as Box<dyn Spool>)),
+                Box::new(report),
+            )
+            .or_raise()
+        })
     }
 
     /// Takes one row of the table.
@@ -202,7 +229,7 @@ impl Builder {
                     hash: 0,
                     vector: &vector,
                 };
-                self.build.add(entry).or_raise();
+                self.open(vector.len()).add(entry).or_raise();
             }
             Row::Document { title, body, .. } => {
                 let Some(text) = self.text.as_mut() else { return };
@@ -225,12 +252,12 @@ impl Builder {
 
     /// Adds encoded documents to the index.
     fn take(&mut self, done: Vec<(u64, Vec<SituatedPassage>)>) {
-        let Some(text) = self.text.as_mut() else { return };
         for (tid, passages) in done {
+            let Some(text) = self.text.as_mut() else { return };
             let hash = text.hashes.remove(&tid).unwrap_or_default();
+            text.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
             self.rows += u64::from(!passages.is_empty());
             for passage in &passages {
-                text.record.tokens += u64::from(passage.tokens);
                 let entry = Entry {
                     tid,
                     ordinal: passage.ordinal,
@@ -238,7 +265,7 @@ impl Builder {
                     hash,
                     vector: &passage.vector,
                 };
-                self.build.add(entry).or_raise();
+                self.open(passage.vector.len()).add(entry).or_raise();
             }
         }
     }
@@ -258,9 +285,12 @@ impl Builder {
         if let Some(text) = self.text.as_mut() {
             text.record.encode_milliseconds = text.started.elapsed().as_millis() as u64;
             let extra = text.record.write().or_raise();
-            self.build.set_extra(extra);
+            self.open(0).set_extra(extra);
         }
-        self.build.finish().or_raise();
+        self.open(0);
+        if let Some(build) = self.build {
+            build.finish().or_raise();
+        }
         self.rows
     }
 }

@@ -10,11 +10,15 @@ pub struct TemporaryFile {
 }
 
 impl TemporaryFile {
-    /// Creates an empty file in the temporary tablespaces.
-    pub fn create() -> TemporaryFile {
+    /// Creates an empty file in the temporary tablespaces. `context` holds the file's buffers: it must live as long as
+    /// the file, whatever context is current when the file is needed first.
+    pub fn create(context: pg_sys::MemoryContext) -> TemporaryFile {
         // SAFETY: runs in a backend inside a transaction; the file belongs to the current resource owner.
-        TemporaryFile {
-            file: unsafe { pg_sys::BufFileCreateTemp(false) },
+        unsafe {
+            let previous = pg_sys::MemoryContextSwitchTo(context);
+            let file = pg_sys::BufFileCreateTemp(false);
+            pg_sys::MemoryContextSwitchTo(previous);
+            TemporaryFile { file }
         }
     }
 }

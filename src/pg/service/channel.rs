@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 /// Items and bytes of text that one call keeps in flight.
 const MOST_ITEMS: usize = 256;
 const MOST_BYTES: usize = 4 << 20;
-/// How long a call waits for a worker that does not start.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a call waits for a worker that is known not to start, and for one that may.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Numbers of the slots that this process holds.
 static HELD: Mutex<Vec<usize>> = Mutex::new(Vec::new());
@@ -211,6 +212,15 @@ impl Channel {
         Ok(())
     }
 
+    /// How long a call without a worker waits for one: briefly where starts failed or the launcher itself never ran.
+    fn patience(&self) -> Duration {
+        let failed = self.shared.start_failures.load(Ordering::Relaxed) > 0;
+        match failed || self.shared.launcher_latch.load(Ordering::Relaxed).is_null() {
+            true => PATIENCE,
+            false => LONGEST_PATIENCE,
+        }
+    }
+
     /// Waits until something may have happened. Raises the server's error when the statement is cancelled.
     pub fn wait(&mut self) -> Result<(), ServiceError> {
         let timeout = settings::request_timeout();
@@ -224,9 +234,7 @@ impl Channel {
         }
         if self.shared.worker_runs() {
             self.no_worker_since = None;
-        } else if self.no_worker_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
-            && self.shared.start_failures.load(Ordering::Relaxed) > 0
-        {
+        } else if self.no_worker_since.get_or_insert_with(Instant::now).elapsed() > self.patience() {
             return Err(ServiceError::NoWorker {
                 last_error: self.shared.last_error.get(),
             });

@@ -50,7 +50,9 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     let Some(shared) = Shared::get() else { return };
     // SAFETY: this process's latch in the server's process table.
-    shared.launcher_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
+    shared
+        .launcher_latch
+        .store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
     let mut child: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)> = None;
     let mut epoch_before = 0;
     let mut pause = FIRST_PAUSE / 2;

@@ -14,10 +14,12 @@
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `engine` | the worker's compute thread: plans and runs batches |
+//! | `exchange` | between those two threads |
 //! | `schedule` | which sender's work goes into the next batch |
 //! | `models` | the models that a worker has in memory |
 
 pub mod engine;
+pub mod exchange;
 pub mod failure;
 pub mod models;
 pub mod ring;
@@ -48,7 +50,7 @@ pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, em
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The library was not in `shared_preload_libraries`: there is no queue.
-    #[error("the situ encoder is not running")]
+    #[error("the situ encoder is not running: the library was not preloaded")]
     NotPreloaded,
     /// No worker could be started.
     #[error("the situ encoder worker does not start")]

@@ -2,11 +2,14 @@
 
 use super::failure::{Failure, Kind};
 use super::wire::ModelKey;
-use crate::model::Encoder;
+use crate::model::{Encoder, ModelError};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How often a load starts again.
+const OPENINGS: usize = 3;
 
 /// The directory that `path` names below `root`, with symbolic links resolved on both.
 ///
@@ -42,6 +45,17 @@ pub fn resolve(root: &str, path: &str) -> Result<PathBuf, Failure> {
     Ok(directory)
 }
 
+/// Loads a model; once more where its files were touched meanwhile (a link or a change of mode counts).
+fn open(directory: &Path) -> Result<Encoder, ModelError> {
+    for _ in 0..OPENINGS {
+        match Encoder::open(directory) {
+            Err(ModelError::Changed(_)) => std::thread::sleep(Duration::from_millis(100)),
+            result => return result,
+        }
+    }
+    Encoder::open(directory)
+}
+
 struct Loaded {
     encoder: Arc<Encoder>,
     bytes: usize,
@@ -63,7 +77,7 @@ impl Models {
             return Ok(model.encoder.clone());
         }
         let directory = resolve(&key.root, &key.path)?;
-        let encoder = Arc::new(Encoder::open(&directory).map_err(|error| Failure::from(&error))?);
+        let encoder = Arc::new(open(&directory).map_err(|error| Failure::from(&error))?);
         let found = &encoder.manifest().fingerprint;
         if *found != key.fingerprint {
             return Err(Failure::new(

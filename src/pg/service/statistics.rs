@@ -28,7 +28,7 @@ impl<const N: usize> TextCell<N> {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(N)];
         let mut sequence = self.sequence.load(Ordering::Relaxed);
         loop {
-            if sequence % 2 == 0 {
+            if sequence.is_multiple_of(2) {
                 match self
                     .sequence
                     .compare_exchange_weak(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)

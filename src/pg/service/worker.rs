@@ -4,7 +4,8 @@
 //! at most [`MOST_ITEMS`] items and [`MOST_BYTES`] of text wait or run, and while [`MOST_REPLIES`] of answers wait for
 //! room in its ring, nothing more is taken from it.
 
-use super::engine::{Answer, Engine, Inbox, Outbox, Sender, Work};
+use super::engine::Engine;
+use super::exchange::{Answer, Inbox, Outbox, Sender, Work};
 use super::shared::{self, ACTIVE, FREE, LEFT, Shared};
 use super::statistics::{add, get, put};
 use super::wire::{Assembler, Outgoing, decode_request};

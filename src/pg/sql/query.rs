@@ -5,7 +5,7 @@ use crate::pg::am::distances;
 use crate::pg::am::kind::body_hash;
 use crate::pg::am::text::embed_question;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::service::Lane;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::sql::models::model_by_name;
@@ -16,9 +16,11 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::Digest;
+use std::ffi::CStr;
 
 /// A question: its text or its vector, and how to search for it. In SQL it prints as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, PostgresType)]
+#[inoutfuncs]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// The question in words.
@@ -76,15 +78,47 @@ impl Query {
     }
 }
 
+impl InOutFuncs for Query {
+    /// A JSON object with the options; any other text is the question itself. (`situ.query('a question')` with one
+    /// plain literal is a cast to the type for the server, and comes here.)
+    fn input(input: &CStr) -> Query {
+        let text = input.to_string_lossy();
+        if !text.trim_start().starts_with('{') {
+            return Query::from_text(text.into_owned());
+        }
+        let query: Query = serde_json::from_str(&text).unwrap_or_else(|error| {
+            fail_full(
+                PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
+                "invalid input for type situ.query".into(),
+                error.to_string(),
+                "Use situ.query(text => '...') for a question that begins with a brace.".into(),
+            )
+        });
+        if query.text.is_none() && query.embedding.is_none() {
+            no_question();
+        }
+        query
+    }
+
+    fn output(&self, buffer: &mut pgrx::StringInfo) {
+        // Serialising strings and numbers into memory does not fail.
+        buffer.push_str(&serde_json::to_string(self).unwrap_or_default());
+    }
+}
+
+fn no_question() -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+        "a query needs a text or an embedding".into(),
+        "Use situ.query('the question') or situ.query(embedding => '[...]').",
+    )
+}
+
 /// `situ.query(...)`.
 #[pg_extern(immutable, parallel_safe, sql = false)]
 fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&str>, probes: Option<i32>) -> Query {
     if text.is_none() && embedding.is_none() {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            "a query needs a text or an embedding".into(),
-            "Use situ.query('the question') or situ.query(embedding => '[...]').",
-        );
+        no_question();
     }
     let probes = probes.map(|probes| {
         u32::try_from(probes)

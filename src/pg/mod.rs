@@ -19,6 +19,10 @@ pub mod store;
 #[cfg(feature = "pg")]
 pub mod vector;
 
+#[cfg(all(feature = "pg", feature = "pg_test"))]
+#[path = "../../pgrx-tests/mod.rs"]
+mod in_server;
+
 /// Called when the library is loaded: by the postmaster (preload) or by a backend on first use.
 #[cfg(feature = "pg")]
 pub fn init() {

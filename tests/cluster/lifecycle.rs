@@ -81,11 +81,11 @@ fn partitions_have_indexes_of_their_own() {
 #[test]
 fn partial_and_expression_indexes() {
     let mut client = table("life_partial", 3000);
-    client.run("CREATE INDEX some ON t USING situ (v vector_l2_ops) WHERE id < 1000");
+    client.run("CREATE INDEX part_index ON t USING situ (v vector_l2_ops) WHERE id < 1000");
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 28)[0]);
     let statement = format!("SELECT id FROM t WHERE id < 1000 ORDER BY v <-> '{query}' LIMIT 20");
-    assert!(client.plan(&statement).contains("some"));
+    assert!(client.plan(&statement).contains("part_index"));
     let ids: Vec<i64> = client.column(&statement);
     assert!(ids.len() == 20 && ids.iter().all(|id| *id < 1000));
     client.run("CREATE INDEX cast_index ON t USING situ ((v::halfvec(16)) halfvec_l2_ops)");

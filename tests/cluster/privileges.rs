@@ -47,7 +47,8 @@ fn row_security_decides_what_search_returns_and_k_is_still_filled() {
     let passages: Vec<String> = tenant.column("SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', k => 100)");
     assert_eq!(passages.len(), SUBJECTS.len() / 2);
     assert!(!passages.iter().any(|passage| passage.contains("Yeast")), "a hidden row's text came out");
-    assert_eq!(owner.column::<i64>(search)[0], 1, "the owner sees all rows");
+    let all = "SELECT count(*) FROM situ.search('docs_body', 'bread', k => 100)";
+    assert_eq!(owner.one::<i64>(all), SUBJECTS.len() as i64, "the owner sees all rows");
 }
 
 #[test]

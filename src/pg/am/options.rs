@@ -141,6 +141,7 @@ fn kind() -> pg_sys::relopt_kind::Type {
 /// Access-method callback: parses and checks the options.
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn amoptions(options: pg_sys::Datum, validate: bool) -> *mut pg_sys::bytea {
+    #[allow(clippy::needless_update)] // PostgreSQL 18 has one field more.
     let element = |name: &'static CStr, kind: pg_sys::relopt_type::Type, offset: usize| pg_sys::relopt_parse_elt {
         optname: name.as_ptr(),
         opttype: kind,

@@ -240,9 +240,10 @@ type Row = (pg_sys::Oid, pg_sys::ItemPointerData, i32, i32, i32, String, f64, f6
 
 fn search_index(index: pg_sys::Oid, query: &Query, k: i32) -> std::vec::IntoIter<Row> {
     let Some(k) = usize::try_from(k).ok().filter(|&k| k > 0) else {
-        fail(
+        fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             format!("k must be positive, not {k}"),
+            "k is the number of documents that come back, 10 unless given.",
         )
     };
     let mut found: Vec<Passage> = leaves(index)

@@ -125,9 +125,10 @@ fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&
             .ok()
             .filter(|&probes| probes > 0)
             .unwrap_or_else(|| {
-                fail(
+                fail_with_hint(
                     PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                     format!("probes must be positive, not {probes}"),
+                    "Leave it out for the number that was calibrated when the index was built.",
                 )
             })
     });

@@ -26,7 +26,12 @@ const PEERS: [Peer; 2] = [
     Peer {
         name: "situ",
         index: "USING situ (v OPS)",
-        settings: &["situ.probes = 0", "situ.probes = 4", "situ.probes = 16", "situ.probes = 64"],
+        settings: &[
+            "situ.probes = 0",
+            "situ.probes = 4",
+            "situ.probes = 16",
+            "situ.probes = 64",
+        ],
     },
     Peer {
         name: "pgvector_hnsw",
@@ -69,7 +74,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     };
     let connect = |database: &str| {
-        postgres::Config::new().host_path(&socket).user("postgres").dbname(database).connect(NoTls)
+        postgres::Config::new()
+            .host_path(&socket)
+            .user("postgres")
+            .dbname(database)
+            .connect(NoTls)
     };
     let mut admin = connect("postgres")?;
     admin.batch_execute("DROP DATABASE IF EXISTS bench WITH (FORCE)")?;
@@ -82,11 +91,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if glove.is_dir() {
         let (base, queries) = (read_npy(&glove.join("base.npy"))?, read_npy(&glove.join("query.npy"))?);
         let name = "ann_glove50_20k".to_string();
-        measure(&mut client, &Data { name, operator: "<->", class: "vector_l2_ops", base, queries })?;
+        measure(
+            &mut client,
+            &Data {
+                name,
+                operator: "<->",
+                class: "vector_l2_ops",
+                base,
+                queries,
+            },
+        )?;
     } else {
         println!("SKIPPED: no vectors in {}", glove.display());
     }
-    match connect("demo").map_err(Into::into).and_then(|mut demo| demo_vectors(&mut demo)) {
+    match connect("demo")
+        .map_err(Into::into)
+        .and_then(|mut demo| demo_vectors(&mut demo))
+    {
         Ok(data) => measure(&mut client, &data)?,
         Err(error) => println!("SKIPPED: the demo's vectors, run `make demo` first ({error})"),
     }
@@ -100,7 +121,11 @@ fn demo_vectors(demo: &mut Client) -> Result<Data, Box<dyn std::error::Error>> {
         "CREATE TABLE IF NOT EXISTS bench_vectors AS
            SELECT s.embedding::real[] AS v FROM docs d, LATERAL situ.situate(d.body, 'minilm', title => d.title) s",
     )?;
-    let mut base: Vec<Vec<f32>> = demo.query("SELECT v FROM bench_vectors", &[])?.iter().map(|row| row.get(0)).collect();
+    let mut base: Vec<Vec<f32>> = demo
+        .query("SELECT v FROM bench_vectors", &[])?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
     let every = (base.len() / 200).max(2);
     let queries: Vec<Vec<f32>> = base.iter().skip(every / 2).step_by(every).cloned().collect();
     let mut at = 0;
@@ -108,7 +133,13 @@ fn demo_vectors(demo: &mut Client) -> Result<Data, Box<dyn std::error::Error>> {
         at += 1;
         (at - 1) % every != every / 2
     });
-    Ok(Data { name: "demo".into(), operator: "<=>", class: "vector_cosine_ops", base, queries })
+    Ok(Data {
+        name: "demo".into(),
+        operator: "<=>",
+        class: "vector_cosine_ops",
+        base,
+        queries,
+    })
 }
 
 fn measure(client: &mut Client, data: &Data) -> Result<(), Box<dyn std::error::Error>> {
@@ -121,7 +152,9 @@ fn measure(client: &mut Client, data: &Data) -> Result<(), Box<dyn std::error::E
         let started = Instant::now();
         client.batch_execute(&format!("CREATE INDEX {table}_v ON {table} {index}"))?;
         print(data, peer, "build_seconds", started.elapsed().as_secs_f64(), "s", "");
-        let bytes: i64 = client.query_one(&format!("SELECT pg_relation_size('{table}_v')"), &[])?.get(0);
+        let bytes: i64 = client
+            .query_one(&format!("SELECT pg_relation_size('{table}_v')"), &[])?
+            .get(0);
         print(data, peer, "megabytes", bytes as f64 / 1e6, "MB", "");
         client.batch_execute(&format!("VACUUM ANALYZE {table}"))?;
     }
@@ -153,7 +186,10 @@ fn measure(client: &mut Client, data: &Data) -> Result<(), Box<dyn std::error::E
                     continue;
                 }
                 for (rows, truth) in answers.iter().zip(&truth) {
-                    found[number] += rows.iter().filter(|row| truth.contains(&(row.get::<_, i64>(0) as usize))).count();
+                    found[number] += rows
+                        .iter()
+                        .filter(|row| truth.contains(&(row.get::<_, i64>(0) as usize)))
+                        .count();
                 }
             }
         }
@@ -163,7 +199,14 @@ fn measure(client: &mut Client, data: &Data) -> Result<(), Box<dyn std::error::E
             times.sort_by(f64::total_cmp);
             let count = data.queries.len();
             print(data, peer, "qps", count as f64 / times[times.len() / 2], "1/s", setting);
-            print(data, peer, "recall@10", found[number] as f64 / (count * K) as f64, "", setting);
+            print(
+                data,
+                peer,
+                "recall@10",
+                found[number] as f64 / (count * K) as f64,
+                "",
+                setting,
+            );
         }
     }
     Ok(())
@@ -182,7 +225,11 @@ fn print(data: &Data, peer: &Peer, metric: &str, value: f64, unit: &str, setting
 fn nearest(data: &Data, query: &[f32]) -> Vec<usize> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let distance = |row: &Vec<f32>| match data.operator {
-        "<->" => row.iter().zip(query).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>(),
+        "<->" => row
+            .iter()
+            .zip(query)
+            .map(|(x, y)| f64::from(x - y).powi(2))
+            .sum::<f64>(),
         _ => -dot(row, query) / dot(row, row).sqrt().max(f64::MIN_POSITIVE),
     };
     let mut all: Vec<(f64, usize)> = data.base.iter().map(distance).zip(0..).collect();
@@ -193,7 +240,9 @@ fn nearest(data: &Data, query: &[f32]) -> Vec<usize> {
 fn load(client: &mut Client, table: &str, rows: &[Vec<f32>]) -> Result<(), Box<dyn std::error::Error>> {
     use std::io::Write;
     let dimensions = rows.first().map_or(1, Vec::len);
-    client.batch_execute(&format!("DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id bigint, v vector({dimensions}))"))?;
+    client.batch_execute(&format!(
+        "DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id bigint, v vector({dimensions}))"
+    ))?;
     let mut writer = client.copy_in(&format!("COPY {table} FROM STDIN"))?;
     for (id, row) in rows.iter().enumerate() {
         let values: Vec<String> = row.iter().map(f32::to_string).collect();
@@ -212,11 +261,24 @@ fn read_npy(path: &Path) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
     let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..10 + length])?;
     if !header.contains("'<f4'") || header.contains("'fortran_order': True") {
-        return Err(format!("{}: only little-endian f32 in C order is read, not {header}", path.display()).into());
+        return Err(format!(
+            "{}: only little-endian f32 in C order is read, not {header}",
+            path.display()
+        )
+        .into());
     }
-    let shape = header.split('(').nth(1).and_then(|rest| rest.split(')').next()).ok_or("no shape")?;
+    let shape = header
+        .split('(')
+        .nth(1)
+        .and_then(|rest| rest.split(')').next())
+        .ok_or("no shape")?;
     let sizes: Vec<usize> = shape.split(',').filter_map(|size| size.trim().parse().ok()).collect();
-    let [_, columns] = sizes[..] else { return Err("not two-dimensional".into()) };
-    let values: Vec<f32> = bytes[10 + length..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let [_, columns] = sizes[..] else {
+        return Err("not two-dimensional".into());
+    };
+    let values: Vec<f32> = bytes[10 + length..]
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     Ok(values.chunks_exact(columns).map(<[f32]>::to_vec).collect())
 }

@@ -5,7 +5,11 @@ use pgrx::prelude::*;
 
 #[pg_extern(sql = false)]
 fn test_vectors_survive_the_way_through_a_datum() {
-    for numbers in [vec![0.0f32], vec![1.0, -2.5, 3.25e-20, f32::MAX], (0..16_000).map(|n| n as f32).collect()] {
+    for numbers in [
+        vec![0.0f32],
+        vec![1.0, -2.5, 3.25e-20, f32::MAX],
+        (0..16_000).map(|n| n as f32).collect(),
+    ] {
         let datum = write_vector(&numbers).expect("a vector");
         // SAFETY: just made.
         assert_eq!(unsafe { read_vector(datum) }.expect("numbers"), numbers);

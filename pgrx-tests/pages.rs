@@ -15,7 +15,9 @@ fn fill(page: &mut [u8; PAGE_SIZE]) {
 fn with_store(test: impl FnOnce(RelationStore)) {
     Spi::run("CREATE TABLE pages (v vector(3)); INSERT INTO pages VALUES ('[1,2,3]')").expect("a table");
     Spi::run("CREATE INDEX pages_v ON pages USING situ (v vector_l2_ops)").expect("an index");
-    let oid = Spi::get_one::<pg_sys::Oid>("SELECT 'pages_v'::regclass::oid").expect("a query").expect("an OID");
+    let oid = Spi::get_one::<pg_sys::Oid>("SELECT 'pages_v'::regclass::oid")
+        .expect("a query")
+        .expect("an OID");
     // SAFETY: an index of this transaction, open while the store is used.
     unsafe {
         let relation = pg_sys::index_open(oid, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE);
@@ -30,7 +32,10 @@ fn test_a_committed_change_is_read_back() {
         let before = store.blocks().expect("blocks");
         let mut change = store.change().expect("a change");
         let (block, page) = change.extend().expect("a new page");
-        assert!(page[CONTENT_START..].iter().all(|byte| *byte == 0), "a new page is empty");
+        assert!(
+            page[CONTENT_START..].iter().all(|byte| *byte == 0),
+            "a new page is empty"
+        );
         fill(page);
         page[CONTENT_START..CONTENT_START + 4].copy_from_slice(b"situ");
         page[PAGE_SIZE - 1] = 7;

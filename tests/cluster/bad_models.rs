@@ -25,14 +25,27 @@ fn missing_and_damaged_files_are_named() {
     let wider = config.replace("\"hidden_size\": 384", "\"hidden_size\": 768");
     let longer = config.replace("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7");
     let foreign = config.replace("\"model_type\": \"bert\"", "\"model_type\": \"t5\"");
-    assert!(wider != config && longer != config && foreign != config, "config.json is not as expected: {config}");
+    assert!(
+        wider != config && longer != config && foreign != config,
+        "config.json is not as expected: {config}"
+    );
 
     let cases: [(&str, &str, Option<&[u8]>, &str); 9] = [
         ("no_weights", "model.safetensors", None, "safetensors"),
         ("no_config", "config.json", None, "config.json"),
         ("no_tokenizer", "tokenizer.json", None, "tokenizer.json"),
-        ("truncated", "model.safetensors", Some(&weights[..weights.len() / 2]), "safetensors"),
-        ("no_header", "model.safetensors", Some(b"not weights at all"), "safetensors"),
+        (
+            "truncated",
+            "model.safetensors",
+            Some(&weights[..weights.len() / 2]),
+            "safetensors",
+        ),
+        (
+            "no_header",
+            "model.safetensors",
+            Some(b"not weights at all"),
+            "safetensors",
+        ),
         ("bad_config", "config.json", Some(b"{ not json"), "config.json"),
         ("wider", "config.json", Some(wider.as_bytes()), "384"),
         ("longer", "config.json", Some(longer.as_bytes()), "layer.6"),
@@ -43,13 +56,23 @@ fn missing_and_damaged_files_are_named() {
         let failure = client.failure(&format!("SELECT situ.register_model('{name}', '{name}')"));
         let all = format!("{} {}", failure.message, failure.detail);
         assert!(all.contains(part), "{name}: does not say {part}: {failure:#?}");
-        assert!(["58P01", "22000", "0A000", "F0000", "XX001"].contains(&failure.code.as_str()), "{name}: {failure:#?}");
+        assert!(
+            ["58P01", "22000", "0A000", "F0000", "XX001"].contains(&failure.code.as_str()),
+            "{name}: {failure:#?}"
+        );
         assert!(!failure.hint.is_empty(), "{name} has no hint: {failure:#?}");
-        assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.models"), 0, "{name} was registered");
+        assert_eq!(
+            client.one::<i64>("SELECT count(*) FROM situ.models"),
+            0,
+            "{name} was registered"
+        );
         cluster.remove(&format!("models/{name}"));
     }
     client.run("SELECT situ.register_model('minilm', 'minilm')");
-    assert_eq!(client.one::<i32>("SELECT vector_dims(situ.embed('it still works', 'minilm'))"), 384);
+    assert_eq!(
+        client.one::<i32>("SELECT vector_dims(situ.embed('it still works', 'minilm'))"),
+        384
+    );
 }
 
 #[test]
@@ -60,16 +83,26 @@ fn a_path_outside_the_model_directory_is_refused() {
     let absolute = format!("{}/elsewhere", cluster.folder().display());
     for path in ["../elsewhere", "minilm/../../elsewhere", absolute.as_str(), "/etc"] {
         let failure = client.failure(&format!("SELECT situ.register_model('outside', '{path}')"));
-        assert!(["22023", "42501"].contains(&failure.code.as_str()), "{path}: {failure:#?}");
-        assert!(format!("{}{}{}", failure.message, failure.detail, failure.hint).contains("model_dir"), "{path}: {failure:#?}");
+        assert!(
+            ["22023", "42501"].contains(&failure.code.as_str()),
+            "{path}: {failure:#?}"
+        );
+        assert!(
+            format!("{}{}{}", failure.message, failure.detail, failure.hint).contains("model_dir"),
+            "{path}: {failure:#?}"
+        );
         assert!(!failure.hint.is_empty(), "{path} has no hint: {failure:#?}");
     }
     // A link inside the directory that leads outside is outside.
     std::os::unix::fs::symlink("../elsewhere", cluster.folder().join("models/link")).expect("a link");
     let failure = client.failure("SELECT situ.register_model('outside', 'link')");
     assert!(["22023", "42501"].contains(&failure.code.as_str()), "{failure:#?}");
-    client.failure("SELECT situ.register_model('outside', 'not_there')").is("58P01", "not_there");
-    client.failure("SELECT situ.register_model('', 'minilm')").is("22023", "name");
+    client
+        .failure("SELECT situ.register_model('outside', 'not_there')")
+        .is("58P01", "not_there");
+    client
+        .failure("SELECT situ.register_model('', 'minilm')")
+        .is("22023", "name");
 }
 
 #[test]
@@ -82,7 +115,9 @@ fn a_name_is_not_taken_twice_without_saying_so() {
         "models/other/1_Pooling/config.json",
         r#"{"word_embedding_dimension": 384, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#,
     );
-    client.failure("SELECT situ.register_model('minilm', 'other')").is("42710", "minilm");
+    client
+        .failure("SELECT situ.register_model('minilm', 'other')")
+        .is("42710", "minilm");
     client.run("SELECT situ.register_model('minilm', 'other', replace => true)");
     let pooling: String = client.one("SELECT pooling FROM situ.models");
     assert_eq!(pooling, "cls");

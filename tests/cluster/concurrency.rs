@@ -55,7 +55,9 @@ fn inserts_deletes_vacuum_and_scans_together() {
     });
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 72)[0]);
-    let found = client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}'")).len() as i64;
+    let found = client
+        .column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}'"))
+        .len() as i64;
     assert_eq!(found, client.one::<i64>("SELECT count(*) FROM t"));
     let share = recall(&mut client, "t", "v <-> $q", &clustered(10, 16, 73), 10);
     assert!(share >= 0.95, "recall@10 is {share}");
@@ -83,5 +85,8 @@ fn documents_are_inserted_by_several_connections_while_others_ask() {
             });
         }
     });
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.search('docs_body', 'a question', k => 100)"), SUBJECTS.len() as i64);
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM situ.search('docs_body', 'a question', k => 100)"),
+        SUBJECTS.len() as i64
+    );
 }

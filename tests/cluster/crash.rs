@@ -1,6 +1,8 @@
 //! Servers that die, and the ones that follow them: recovery, unlogged tables, replicas.
 
-use crate::data::{SUBJECTS, add_document, append_vectors, by_index, clustered, document_table, literal, recall, vector_table};
+use crate::data::{
+    SUBJECTS, add_document, append_vectors, by_index, clustered, document_table, literal, recall, vector_table,
+};
 use crate::support::{Cluster, Sql};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +11,9 @@ fn rows_inserted_before_a_crash_are_in_the_index_after_it() {
     let cluster = Cluster::new();
     let mut client = cluster.text_database("crash");
     vector_table(&mut client, "t", "vector", &clustered(2000, 16, 51));
-    client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops); CREATE TABLE docs (id bigint, title text, body text)");
+    client.run(
+        "CREATE INDEX nearest ON t USING situ (v vector_l2_ops); CREATE TABLE docs (id bigint, title text, body text)",
+    );
     client.run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
     client.run("CHECKPOINT");
     for subject in 0..SUBJECTS.len() {
@@ -24,7 +28,10 @@ fn rows_inserted_before_a_crash_are_in_the_index_after_it() {
             for at in 0.. {
                 let id = 2000 + at as i64;
                 let row = literal(&clustered(1, 16, 1000 + at as u64)[0]);
-                let sql = format!("INSERT INTO t VALUES ({id}, '{row}'); DELETE FROM t WHERE id = {}", at % 500);
+                let sql = format!(
+                    "INSERT INTO t VALUES ({id}, '{row}'); DELETE FROM t WHERE id = {}",
+                    at % 500
+                );
                 if writer.batch_execute(&sql).is_err() {
                     break;
                 }
@@ -35,7 +42,9 @@ fn rows_inserted_before_a_crash_are_in_the_index_after_it() {
             let mut vacuum = cluster.connect("crash");
             while vacuum.batch_execute("VACUUM t").is_ok() {}
         });
-        crate::support::eventually("some hundred rows are committed", 120, || committed.load(Ordering::SeqCst) > 300);
+        crate::support::eventually("some hundred rows are committed", 120, || {
+            committed.load(Ordering::SeqCst) > 300
+        });
         cluster.kill();
     });
     cluster.start();
@@ -43,7 +52,10 @@ fn rows_inserted_before_a_crash_are_in_the_index_after_it() {
     let mut client = cluster.connect("crash");
     let rows: i64 = client.one("SELECT count(*) FROM t");
     let last: i64 = client.one("SELECT max(id) FROM t");
-    assert!(last >= 2000 + committed.load(Ordering::SeqCst) as i64 - 1, "a committed row is lost");
+    assert!(
+        last >= 2000 + committed.load(Ordering::SeqCst) as i64 - 1,
+        "a committed row is lost"
+    );
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 52)[0]);
     let found: Vec<i64> = client.column(&format!("SELECT id FROM t ORDER BY v <-> '{query}'"));
@@ -88,7 +100,11 @@ fn unlogged_indexes_are_empty_and_usable_after_a_crash() {
     let mut client = cluster.connect("crash_unlogged");
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 58)[0]);
-    assert!(client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 5")).is_empty());
+    assert!(
+        client
+            .column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 5"))
+            .is_empty()
+    );
     append_vectors(&mut client, "t", 0, &clustered(1000, 16, 57));
     let share = recall(&mut client, "t", "v <-> $q", &clustered(10, 16, 59), 10);
     assert!(share >= 0.95, "recall@10 is {share}");

@@ -23,7 +23,10 @@ fn a_build_on_a_full_disk_fails_and_can_be_repeated_elsewhere() {
     };
     let place = settings().scratch.join("small");
     std::fs::create_dir(&place).expect("a folder");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs"]).arg(&place).status();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=3m,mode=777", "tmpfs"])
+        .arg(&place)
+        .status();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("SKIPPED: mount is not allowed here");
         return;
@@ -32,13 +35,18 @@ fn a_build_on_a_full_disk_fails_and_can_be_repeated_elsewhere() {
     run(Command::new("chown").arg(user).arg(&mount.0));
 
     let cluster = Cluster::new();
-    cluster.connect("postgres").run(&format!("CREATE TABLESPACE small LOCATION '{}'", mount.0.display()));
+    cluster
+        .connect("postgres")
+        .run(&format!("CREATE TABLESPACE small LOCATION '{}'", mount.0.display()));
     let mut client = cluster.text_database("full_disk");
     vector_table(&mut client, "t", "vector", &clustered(20_000, 64, 81));
     let failure = client.failure("CREATE INDEX nearest ON t USING situ (v vector_l2_ops) TABLESPACE small");
     assert_eq!(failure.code, "53100", "{failure:#?}");
     failure.is("53100", "no space left");
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'nearest'"), 0);
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'nearest'"),
+        0
+    );
 
     client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops)");
     let share = recall(&mut client, "t", "v <-> $q", &clustered(5, 64, 82), 10);

@@ -12,7 +12,11 @@ fn a_killed_cluster_recovers_what_was_committed() {
     client.run("CREATE EXTENSION vector; CREATE TABLE t (v vector(3)); INSERT INTO t VALUES ('[1,2,3]')");
     cluster.kill();
     cluster.start();
-    assert!(cluster.log().contains("automatic recovery in progress"), "{}", cluster.log());
+    assert!(
+        cluster.log().contains("automatic recovery in progress"),
+        "{}",
+        cluster.log()
+    );
     assert_eq!(cluster.connect("plain").one::<i64>("SELECT count(*) FROM t"), 1);
 }
 

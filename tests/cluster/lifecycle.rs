@@ -33,7 +33,12 @@ fn created_concurrently_while_rows_arrive() {
     let writer = std::thread::spawn(|| {
         let mut client = shared().connect("life_arrivals");
         for batch in 0..20 {
-            append_vectors(&mut client, "t", 4000 + batch * 50, &clustered(50, 16, 100 + batch as u64));
+            append_vectors(
+                &mut client,
+                "t",
+                4000 + batch * 50,
+                &clustered(50, 16, 100 + batch as u64),
+            );
         }
     });
     client.run("CREATE INDEX CONCURRENTLY nearest ON t USING situ (v vector_l2_ops)");
@@ -52,7 +57,9 @@ fn temporary_and_unlogged_tables() {
     for kind in ["TEMP", "UNLOGGED"] {
         client.run(&format!("CREATE {kind} TABLE {kind}_t (id bigint, v vector(16))"));
         append_vectors(&mut client, &format!("{kind}_t"), 0, &clustered(1500, 16, 24));
-        client.run(&format!("CREATE INDEX {kind}_nearest ON {kind}_t USING situ (v vector_l2_ops)"));
+        client.run(&format!(
+            "CREATE INDEX {kind}_nearest ON {kind}_t USING situ (v vector_l2_ops)"
+        ));
         append_vectors(&mut client, &format!("{kind}_t"), 1500, &clustered(100, 16, 25));
         client.run(&format!("DELETE FROM {kind}_t WHERE id % 5 = 0; VACUUM {kind}_t"));
         check(&mut client, &format!("{kind}_t"));
@@ -74,7 +81,10 @@ fn partitions_have_indexes_of_their_own() {
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 27)[0]);
     let plan = client.plan(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 5"));
-    assert!(plan.contains("Merge Append") && plan.matches("Index Scan").count() == 2, "{plan}");
+    assert!(
+        plan.contains("Merge Append") && plan.matches("Index Scan").count() == 2,
+        "{plan}"
+    );
     check(&mut client, "t");
 }
 
@@ -90,7 +100,11 @@ fn partial_and_expression_indexes() {
     assert!(ids.len() == 20 && ids.iter().all(|id| *id < 1000));
     client.run("CREATE INDEX cast_index ON t USING situ ((v::halfvec(16)) halfvec_l2_ops)");
     let statement = format!("SELECT id FROM t ORDER BY v::halfvec(16) <-> '{query}' LIMIT 10");
-    assert!(client.plan(&statement).contains("cast_index"), "{}", client.plan(&statement));
+    assert!(
+        client.plan(&statement).contains("cast_index"),
+        "{}",
+        client.plan(&statement)
+    );
     assert_eq!(client.column::<i64>(&statement).len(), 10);
 }
 
@@ -105,9 +119,16 @@ fn truncated_rewritten_and_dropped() {
     client.run("TRUNCATE t");
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 29)[0]);
-    assert!(client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 3")).is_empty());
+    assert!(
+        client
+            .column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 3"))
+            .is_empty()
+    );
     client.run("INSERT INTO t (id, v) VALUES (1, (SELECT array_agg(n)::vector FROM generate_series(1, 16) n))");
-    assert_eq!(client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 3")), [1]);
+    assert_eq!(
+        client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 3")),
+        [1]
+    );
     client.run("DROP INDEX nearest; DROP EXTENSION situ");
 }
 

@@ -44,9 +44,13 @@ fn row_security_decides_what_search_returns_and_k_is_still_filled() {
     let search = "SELECT d.id FROM situ.search('docs_body', 'What makes bread dough rise?', k => 5) h JOIN docs d ON d.ctid = h.ctid";
     let ids: Vec<i64> = tenant.column(search);
     assert!(ids.len() == 5 && ids.iter().all(|id| id % 2 == 0), "{ids:?}");
-    let passages: Vec<String> = tenant.column("SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', k => 100)");
+    let passages: Vec<String> =
+        tenant.column("SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', k => 100)");
     assert_eq!(passages.len(), SUBJECTS.len() / 2);
-    assert!(!passages.iter().any(|passage| passage.contains("Yeast")), "a hidden row's text came out");
+    assert!(
+        !passages.iter().any(|passage| passage.contains("Yeast")),
+        "a hidden row's text came out"
+    );
     let all = "SELECT count(*) FROM situ.search('docs_body', 'bread', k => 100)";
     assert_eq!(owner.one::<i64>(all), SUBJECTS.len() as i64, "the owner sees all rows");
 }
@@ -70,13 +74,22 @@ fn functions_that_read_files_are_not_for_everybody() {
     let mut client = documents("privileges_functions");
     client.run("GRANT ALL ON SCHEMA public TO anybody");
     let mut anybody = shared().connect_as("anybody", "privileges_functions");
-    for statement in ["SELECT situ.register_model('mine', 'minilm')", "SELECT situ.drop_model('minilm')"] {
+    for statement in [
+        "SELECT situ.register_model('mine', 'minilm')",
+        "SELECT situ.drop_model('minilm')",
+    ] {
         let failure = anybody.failure(statement);
         assert_eq!(failure.code, "42501", "{statement}: {failure:#?}");
     }
-    assert_eq!(anybody.one::<i32>("SELECT vector_dims(situ.embed('a text', 'minilm'))"), 384);
+    assert_eq!(
+        anybody.one::<i32>("SELECT vector_dims(situ.embed('a text', 'minilm'))"),
+        384
+    );
     assert_eq!(anybody.one::<i64>("SELECT count(*) FROM situ.models"), 1);
     anybody.run("CREATE TABLE own (body text); INSERT INTO own VALUES ('Some text.')");
     anybody.run("CREATE INDEX own_body ON own USING situ (body) WITH (model = 'minilm')");
-    assert_eq!(anybody.one::<i64>("SELECT count(*) FROM situ.search('own_body', 'text', k => 3)"), 1);
+    assert_eq!(
+        anybody.one::<i64>("SELECT count(*) FROM situ.search('own_body', 'text', k => 3)"),
+        1
+    );
 }

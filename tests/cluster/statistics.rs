@@ -35,10 +35,16 @@ fn every_scan_is_counted() {
         client.run("SELECT id FROM docs ORDER BY body <=> 'a question' LIMIT 1");
     }
     client.run("SELECT pg_stat_force_next_flush()");
-    assert_eq!(client.one::<i64>("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'docs_body'"), 3);
+    assert_eq!(
+        client.one::<i64>("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'docs_body'"),
+        3
+    );
     client.run("SELECT * FROM situ.search('docs_body', 'a question', k => 2)");
     client.run("SELECT pg_stat_force_next_flush()");
-    assert_eq!(client.one::<i64>("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'docs_body'"), 4);
+    assert_eq!(
+        client.one::<i64>("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'docs_body'"),
+        4
+    );
 }
 
 #[test]
@@ -62,12 +68,17 @@ fn a_build_shows_its_progress() {
            FROM generate_series(1, 150) n",
     );
     let build = std::thread::spawn(|| {
-        shared().connect("statistics_progress").run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
+        shared()
+            .connect("statistics_progress")
+            .run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
     });
     let (mut phases, mut most) = (std::collections::BTreeSet::new(), 0);
     while !build.is_finished() {
         let rows = client
-            .query("SELECT phase, greatest(tuples_done, blocks_done) FROM pg_stat_progress_create_index", &[])
+            .query(
+                "SELECT phase, greatest(tuples_done, blocks_done) FROM pg_stat_progress_create_index",
+                &[],
+            )
             .expect("the view answers");
         for row in rows {
             phases.insert(row.get::<_, String>(0));
@@ -76,7 +87,10 @@ fn a_build_shows_its_progress() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     build.join().expect("the build ends");
-    assert!(phases.iter().any(|phase| phase.starts_with("building index: ")), "no phase has a name: {phases:?}");
+    assert!(
+        phases.iter().any(|phase| phase.starts_with("building index: ")),
+        "no phase has a name: {phases:?}"
+    );
     assert!(most > 0, "no progress inside the phases {phases:?}");
 }
 
@@ -95,13 +109,25 @@ fn the_views_say_what_is_there() {
     let (documents, chunks, tokens): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     assert_eq!(documents, 12);
     assert!(chunks > documents, "{chunks} chunks of {documents} documents");
-    assert!(tokens > 20 * chunks && tokens <= 128 * chunks, "{tokens} tokens in {chunks} chunks");
+    assert!(
+        tokens > 20 * chunks && tokens <= 128 * chunks,
+        "{tokens} tokens in {chunks} chunks"
+    );
     assert_eq!(row.get::<_, i32>(3), 384);
     assert!(row.get::<_, i32>(4) >= 1 && row.get::<_, i32>(5) >= 1 && row.get::<_, i32>(5) <= row.get::<_, i32>(4));
-    assert_eq!(row.get::<_, i64>(6), client.one::<i64>("SELECT pg_relation_size('docs_body')"));
-    assert_eq!((row.get::<_, String>(7), row.get::<_, String>(8)), ("minilm".to_string(), "header".to_string()));
+    assert_eq!(
+        row.get::<_, i64>(6),
+        client.one::<i64>("SELECT pg_relation_size('docs_body')")
+    );
+    assert_eq!(
+        (row.get::<_, String>(7), row.get::<_, String>(8)),
+        ("minilm".to_string(), "header".to_string())
+    );
     assert!(row.get::<_, f64>(9) > 0.0);
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.models WHERE name = 'minilm'"), 1);
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM situ.models WHERE name = 'minilm'"),
+        1
+    );
     assert!(client.one::<i64>("SELECT count(*) FROM situ.stat_service") >= 1);
     assert_eq!(client.one::<String>("SELECT situ.version()"), env!("CARGO_PKG_VERSION"));
 }
@@ -111,11 +137,14 @@ fn the_planner_leaves_the_index_where_sorting_is_cheaper() {
     let mut client = shared().database("statistics_plans");
     vector_table(&mut client, "t", "vector", &clustered(5000, 32, 43));
     append_vectors(&mut client, "t", 5000, &clustered(10, 32, 44));
-    client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops); CREATE INDEX by_id ON t (id); VACUUM ANALYZE t");
+    client
+        .run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops); CREATE INDEX by_id ON t (id); VACUUM ANALYZE t");
     let query = literal(&clustered(1, 32, 45)[0]);
     let few = client.plan(&format!("SELECT id FROM t ORDER BY v <-> '{query}' LIMIT 10"));
     assert!(few.contains("nearest"), "{few}");
-    let one = client.plan(&format!("SELECT id FROM t WHERE id = 17 ORDER BY v <-> '{query}' LIMIT 10"));
+    let one = client.plan(&format!(
+        "SELECT id FROM t WHERE id = 17 ORDER BY v <-> '{query}' LIMIT 10"
+    ));
     assert!(one.contains("by_id"), "{one}");
     let count = client.plan("SELECT count(*) FROM t");
     assert!(!count.contains("nearest"), "{count}");

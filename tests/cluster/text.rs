@@ -32,13 +32,25 @@ fn a_question_finds_the_document_and_its_evidence() {
             let (passage, body): (String, String) = (row.get(1), row.get(4));
             with_evidence += usize::from(passage.contains(evidence));
             let (start, end): (i32, i32) = (row.get(2), row.get(3));
-            assert_eq!(&body[start as usize..end as usize], passage, "the span is the passage's");
+            assert_eq!(
+                &body[start as usize..end as usize],
+                passage,
+                "the span is the passage's"
+            );
             assert!((row.get::<_, f64>(5) + row.get::<_, f64>(6) - 1.0).abs() < 1e-9);
             assert_eq!(row.get::<_, String>(7), "docs");
         }
         // A title before every chunk lets the model prefer another chunk of the right document now and then.
-        let least = if index == INDEX { SUBJECTS.len() } else { SUBJECTS.len() - 2 };
-        assert!(with_evidence >= least, "{index}: {with_evidence} of {} passages hold the evidence", SUBJECTS.len());
+        let least = if index == INDEX {
+            SUBJECTS.len()
+        } else {
+            SUBJECTS.len() - 2
+        };
+        assert!(
+            with_evidence >= least,
+            "{index}: {with_evidence} of {} passages hold the evidence",
+            SUBJECTS.len()
+        );
     }
 }
 
@@ -77,7 +89,10 @@ fn the_order_of_rows_is_that_of_the_vectors_by_brute_force() {
             for at in 0..8 {
                 let (id, distance): (i64, f64) = (truth[at].get(0), truth[at].get(1));
                 assert_eq!(searched[at].get::<_, i64>(0), id, "{name}: {question} place {at}");
-                assert!((searched[at].get::<_, f64>(1) - distance).abs() < 1e-4, "{name}: {question} place {at}");
+                assert!(
+                    (searched[at].get::<_, f64>(1) - distance).abs() < 1e-4,
+                    "{name}: {question} place {at}"
+                );
                 assert_eq!(
                     (rows[at].get::<_, i64>(0), (rows[at].get::<_, f64>(1) * 1e4).round()),
                     (id, (distance * 1e4).round()),
@@ -94,7 +109,11 @@ fn the_index_is_used_and_gives_the_same_first_row_as_a_sequential_scan() {
     for (id, (_, _, question)) in SUBJECTS.iter().enumerate().take(4) {
         let statement = format!("SELECT id FROM docs ORDER BY body <=> '{question}' LIMIT 3");
         by_index(&mut client);
-        assert!(client.plan(&statement).contains("Index Scan using docs_body"), "{}", client.plan(&statement));
+        assert!(
+            client.plan(&statement).contains("Index Scan using docs_body"),
+            "{}",
+            client.plan(&statement)
+        );
         assert_eq!(client.column::<i64>(&statement)[0], id as i64);
         exactly(&mut client);
         assert!(!client.plan(&statement).contains("docs_body"));
@@ -108,8 +127,9 @@ fn situ_query_asks_like_text() {
     by_index(&mut client);
     let question = SUBJECTS[3].2;
     let as_text: Vec<i64> = client.column(&format!("SELECT id FROM docs ORDER BY body <=> '{question}' LIMIT 5"));
-    let as_query: Vec<i64> =
-        client.column(&format!("SELECT id FROM docs ORDER BY body <=> situ.query('{question}') LIMIT 5"));
+    let as_query: Vec<i64> = client.column(&format!(
+        "SELECT id FROM docs ORDER BY body <=> situ.query('{question}') LIMIT 5"
+    ));
     let as_vector: Vec<i64> = client.column(&format!(
         "SELECT id FROM docs ORDER BY body <=> situ.query(embedding => situ.embed('{question}', 'minilm')) LIMIT 5"
     ));
@@ -133,7 +153,11 @@ fn late_mixes_the_chunk_with_its_place() {
         ));
         hits += usize::from(found == id as i64);
     }
-    assert!(hits >= 10, "{hits} of {} documents found with situate = late", SUBJECTS.len());
+    assert!(
+        hits >= 10,
+        "{hits} of {} documents found with situate = late",
+        SUBJECTS.len()
+    );
     let body = "situ.situate((SELECT body FROM docs WHERE id = 0), 'minilm', chunk_tokens => 48";
     let differing: i64 = client.one(&format!(
         "SELECT count(*) FROM {body}, mode => 'late', weight => 0.25) a JOIN {body}, mode => 'none') b USING (ordinal)
@@ -157,7 +181,11 @@ fn the_model_card_similarities_hold() {
         let distance: f64 = client.one(&format!(
             "SELECT situ.embed('That is a happy person', 'minilm') <=> situ.embed('{other}', 'minilm')"
         ));
-        assert!((1.0 - distance - expected).abs() < 5e-4, "{other}: {} instead of {expected}", 1.0 - distance);
+        assert!(
+            (1.0 - distance - expected).abs() < 5e-4,
+            "{other}: {} instead of {expected}",
+            1.0 - distance
+        );
     }
 }
 
@@ -170,7 +198,10 @@ fn embedding_many_texts_equals_embedding_each() {
            JOIN unnest({texts}) WITH ORDINALITY t(text, n) USING (n)
           WHERE v IS NOT DISTINCT FROM situ.embed(text, 'minilm')"
     ));
-    assert_eq!(whole, 4, "a text's vector is the same alone and in any batch, and NULL stays NULL");
+    assert_eq!(
+        whole, 4,
+        "a text's vector is the same alone and in any batch, and NULL stays NULL"
+    );
 }
 
 #[test]
@@ -187,11 +218,18 @@ fn chunks_cover_the_text_and_stay_within_the_limit() {
     let mut before = 0;
     for (at, row) in rows.iter().enumerate() {
         assert_eq!(row.get::<_, i32>(0), at as i32);
-        let (start, end, passage, body) =
-            (row.get::<_, i32>(1) as usize, row.get::<_, i32>(2) as usize, row.get::<_, String>(3), row.get::<_, String>(4));
+        let (start, end, passage, body) = (
+            row.get::<_, i32>(1) as usize,
+            row.get::<_, i32>(2) as usize,
+            row.get::<_, String>(3),
+            row.get::<_, String>(4),
+        );
         assert!(start >= before && end > start);
         assert_eq!(&body[start..end], passage);
-        assert!(body[before..start].chars().all(|c| c.is_whitespace() || c == '#'), "text between chunks is lost");
+        assert!(
+            body[before..start].chars().all(|c| c.is_whitespace() || c == '#'),
+            "text between chunks is lost"
+        );
         before = end;
     }
 }

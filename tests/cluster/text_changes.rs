@@ -34,10 +34,12 @@ fn an_updated_body_replaces_the_old_evidence() {
     client.run(INDEX);
     client.run("UPDATE docs SET body = 'The lighthouse keeper winds the clockwork every evening.' WHERE id = 1");
     assert_eq!(first(&mut client, "Who winds the clockwork of the lighthouse?"), 1);
-    let passages: Vec<String> = client.column(
-        "SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', k => 100)",
+    let passages: Vec<String> =
+        client.column("SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', k => 100)");
+    assert!(
+        !passages.iter().any(|passage| passage.contains("Yeast")),
+        "the old version is still found"
     );
-    assert!(!passages.iter().any(|passage| passage.contains("Yeast")), "the old version is still found");
     assert_eq!(passages.len(), SUBJECTS.len());
 }
 
@@ -60,7 +62,11 @@ fn deleted_and_rolled_back_rows_are_gone() {
     client.run(INDEX);
     client.run("BEGIN");
     client.run("INSERT INTO docs VALUES (500, 'x', 'Penguins huddle together to keep warm.')");
-    assert_eq!(first(&mut client, "How do penguins keep warm?"), 500, "seen by its own transaction");
+    assert_eq!(
+        first(&mut client, "How do penguins keep warm?"),
+        500,
+        "seen by its own transaction"
+    );
     client.run("ROLLBACK");
     assert_ne!(first(&mut client, "How do penguins keep warm?"), 500);
     client.run("DELETE FROM docs WHERE id = 2");
@@ -72,7 +78,11 @@ fn deleted_and_rolled_back_rows_are_gone() {
         client.column("SELECT d.id FROM situ.search('docs_body', 'chess', k => 100) h JOIN docs d ON d.ctid = h.ctid");
     assert!(!ids.contains(&2) && ids.len() == SUBJECTS.len() - 1);
     let documents: i64 = client.one("SELECT documents FROM situ.stat_index WHERE indexrelid = 'docs_body'::regclass");
-    assert_eq!(documents, SUBJECTS.len() as i64 - 1, "vacuum counts documents, not entries");
+    assert_eq!(
+        documents,
+        SUBJECTS.len() as i64 - 1,
+        "vacuum counts documents, not entries"
+    );
 }
 
 #[test]
@@ -81,7 +91,10 @@ fn hot_updated_rows_keep_their_evidence() {
     client.run("CREATE TABLE docs (id bigint, title text, body text, seen integer DEFAULT 0) WITH (fillfactor = 40)");
     for (id, (title, evidence, _)) in SUBJECTS.iter().enumerate() {
         client
-            .execute("INSERT INTO docs (id, title, body) VALUES ($1, $2, $3)", &[&(id as i64), title, evidence])
+            .execute(
+                "INSERT INTO docs (id, title, body) VALUES ($1, $2, $3)",
+                &[&(id as i64), title, evidence],
+            )
             .expect("a row");
     }
     client.run(INDEX);
@@ -98,7 +111,11 @@ fn hot_updated_rows_keep_their_evidence() {
                 &[question],
             )
             .expect("one row");
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i32>(1)), (id as i64, 3), "{question}");
+        assert_eq!(
+            (row.get::<_, i64>(0), row.get::<_, i32>(1)),
+            (id as i64, 3),
+            "{question}"
+        );
         assert!(row.get::<_, String>(2).contains(evidence));
     }
 }
@@ -140,24 +157,42 @@ fn partitions_expressions_and_partial_indexes() {
             )
             .expect("one row");
         let table = if id < 6 { "docs_low" } else { "docs_high" };
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, String>(1)), (id as i64, table.to_string()), "{question}");
+        assert_eq!(
+            (row.get::<_, i64>(0), row.get::<_, String>(1)),
+            (id as i64, table.to_string()),
+            "{question}"
+        );
     }
     by_index(&mut client);
     let question = SUBJECTS[8].2;
-    assert_eq!(client.one::<i64>(&format!("SELECT id FROM docs ORDER BY body <=> '{question}' LIMIT 1")), 8);
+    assert_eq!(
+        client.one::<i64>(&format!("SELECT id FROM docs ORDER BY body <=> '{question}' LIMIT 1")),
+        8
+    );
 
     client.run("CREATE TABLE notes (id bigint, head text, tail text, kept boolean)");
     for (id, (title, evidence, _)) in SUBJECTS.iter().enumerate() {
         let row: [&(dyn postgres::types::ToSql + Sync); 4] = [&(id as i64), title, evidence, &(id % 2 == 0)];
-        client.execute("INSERT INTO notes VALUES ($1, $2, $3, $4)", &row).expect("a row");
+        client
+            .execute("INSERT INTO notes VALUES ($1, $2, $3, $4)", &row)
+            .expect("a row");
     }
-    client.run("CREATE INDEX notes_text ON notes USING situ ((head || E'\\n\\n' || tail)) WITH (model = 'minilm') WHERE kept");
+    client.run(
+        "CREATE INDEX notes_text ON notes USING situ ((head || E'\\n\\n' || tail)) WITH (model = 'minilm') WHERE kept",
+    );
     let ids: Vec<i64> = client.column(
         "SELECT d.id FROM situ.search('notes_text', 'What makes bread dough rise?', k => 100) h JOIN notes d ON d.ctid = h.ctid",
     );
-    assert!(ids.len() == SUBJECTS.len() / 2 && ids.iter().all(|id| id % 2 == 0), "{ids:?}");
+    assert!(
+        ids.len() == SUBJECTS.len() / 2 && ids.iter().all(|id| id % 2 == 0),
+        "{ids:?}"
+    );
     let statement = "SELECT id FROM notes WHERE kept ORDER BY (head || E'\\n\\n' || tail) <=> 'How do plants make their food?' LIMIT 1";
-    assert!(client.plan(statement).contains("notes_text"), "{}", client.plan(statement));
+    assert!(
+        client.plan(statement).contains("notes_text"),
+        "{}",
+        client.plan(statement)
+    );
     assert_eq!(client.one::<i64>(statement), 6);
 }
 
@@ -174,7 +209,9 @@ fn a_changed_model_is_an_error_that_says_reindex() {
         r#"{"word_embedding_dimension": 384, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#,
     );
     client.run("SELECT situ.register_model('minilm', 'changed', replace => true)");
-    client.failure("SELECT * FROM situ.search('docs_body', 'text', k => 1)").is("55000", "model");
+    client
+        .failure("SELECT * FROM situ.search('docs_body', 'text', k => 1)")
+        .is("55000", "model");
     let hint = client.failure("INSERT INTO docs VALUES (2, '', 'More text.')").hint;
     assert!(hint.contains("REINDEX"), "{hint}");
     client.run("REINDEX INDEX docs_body");

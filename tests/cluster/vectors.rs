@@ -26,11 +26,20 @@ fn every_type_and_metric_agrees_with_exact_search() {
         let query = literal(&queries[0]);
         let statement = format!("SELECT v {operator} '{query}' FROM {table} ORDER BY v {operator} '{query}' LIMIT 50");
         by_index(&mut client);
-        assert!(client.plan(&statement).contains("nearest"), "{}", client.plan(&statement));
+        assert!(
+            client.plan(&statement).contains("nearest"),
+            "{}",
+            client.plan(&statement)
+        );
         let distances: Vec<f64> = client.column(&statement);
         // pgvector adds up in another order than the index: the last digits differ.
-        let sorted = distances.windows(2).all(|pair| pair[1] >= pair[0] - 1e-5 * pair[0].abs().max(1.0));
-        assert!(sorted, "{class}: rows come out in the order of their distance: {distances:?}");
+        let sorted = distances
+            .windows(2)
+            .all(|pair| pair[1] >= pair[0] - 1e-5 * pair[0].abs().max(1.0));
+        assert!(
+            sorted,
+            "{class}: rows come out in the order of their distance: {distances:?}"
+        );
         client.run("DROP INDEX nearest");
     }
 }
@@ -42,7 +51,9 @@ fn a_scan_to_the_end_returns_every_row_once() {
     client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops); INSERT INTO t VALUES (9000, NULL)");
     by_index(&mut client);
     let query = literal(&clustered(1, 16, 4)[0]);
-    let ids: Vec<i64> = client.column(&format!("SELECT id FROM t WHERE v IS NOT NULL ORDER BY v <-> '{query}'"));
+    let ids: Vec<i64> = client.column(&format!(
+        "SELECT id FROM t WHERE v IS NOT NULL ORDER BY v <-> '{query}'"
+    ));
     let distinct: std::collections::HashSet<i64> = ids.iter().copied().collect();
     assert_eq!((ids.len(), distinct.len()), (3000, 3000));
 }
@@ -50,7 +61,12 @@ fn a_scan_to_the_end_returns_every_row_once() {
 #[test]
 fn wide_vectors_are_indexed_up_to_the_limits() {
     let mut client = shared().database("vectors_wide");
-    for (dimensions, kind, count) in [(2000, "vector", 300), (4096, "vector", 200), (16_000, "vector", 40), (16_000, "halfvec", 40)] {
+    for (dimensions, kind, count) in [
+        (2000, "vector", 300),
+        (4096, "vector", 200),
+        (16_000, "vector", 40),
+        (16_000, "halfvec", 40),
+    ] {
         let vectors = clustered(count, dimensions, 5);
         let table = format!("t{dimensions}_{kind}");
         vector_table(&mut client, &table, kind, &vectors);
@@ -80,7 +96,11 @@ fn a_filter_is_filled_to_the_limit_whatever_it_lets_through() {
     let statement = format!("SELECT id FROM t WHERE mod(id, 1000) = 0 ORDER BY v <-> '{query}' LIMIT 8");
     let by_the_index: Vec<i64> = client.column(&statement);
     exactly(&mut client);
-    assert_eq!(by_the_index, client.column::<i64>(&statement), "and they are the nearest ones");
+    assert_eq!(
+        by_the_index,
+        client.column::<i64>(&statement),
+        "and they are the nearest ones"
+    );
 }
 
 #[test]
@@ -96,7 +116,10 @@ fn inserted_updated_and_deleted_vectors() {
     let after = recall(&mut client, "t", "v <-> $q", &queries, 10);
     client.run("REINDEX INDEX nearest");
     let again = recall(&mut client, "t", "v <-> $q", &queries, 10);
-    assert!(before >= 0.95 && after >= 0.95 && again >= 0.95, "recall {before}, after VACUUM {after}, after REINDEX {again}");
+    assert!(
+        before >= 0.95 && after >= 0.95 && again >= 0.95,
+        "recall {before}, after VACUUM {after}, after REINDEX {again}"
+    );
     by_index(&mut client);
     let one: String = client.one("SELECT v::text FROM t WHERE id = 1");
     let ids: Vec<i64> = client.column(&format!("SELECT id FROM t ORDER BY v <-> '{one}' LIMIT 2"));
@@ -109,7 +132,11 @@ fn an_index_from_nothing_grows() {
     client.run("CREATE TABLE t (id bigint, v vector(24)); CREATE INDEX nearest ON t USING situ (v vector_cosine_ops)");
     by_index(&mut client);
     let query = literal(&clustered(1, 24, 1)[0]);
-    assert!(client.column::<i64>(&format!("SELECT id FROM t ORDER BY v <=> '{query}' LIMIT 3")).is_empty());
+    assert!(
+        client
+            .column::<i64>(&format!("SELECT id FROM t ORDER BY v <=> '{query}' LIMIT 3"))
+            .is_empty()
+    );
     append_vectors(&mut client, "t", 0, &clustered(2000, 24, 13));
     let found = recall(&mut client, "t", "v <=> $q", &clustered(15, 24, 14), 10);
     assert!(found >= 0.95, "recall@10 is {found}");
@@ -140,7 +167,8 @@ fn a_scan_inside_a_join_is_started_again() {
     vector_table(&mut client, "t", "vector", &clustered(2000, 16, 17));
     vector_table(&mut client, "q", "vector", &clustered(10, 16, 18));
     client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops)");
-    let statement = "SELECT q.id * 10000 + n.id FROM q, LATERAL (SELECT id FROM t ORDER BY t.v <-> q.v LIMIT 3) n ORDER BY 1";
+    let statement =
+        "SELECT q.id * 10000 + n.id FROM q, LATERAL (SELECT id FROM t ORDER BY t.v <-> q.v LIMIT 3) n ORDER BY 1";
     client.run("SET enable_seqscan = off");
     assert!(client.plan(statement).contains("nearest"));
     let by_the_index: Vec<i64> = client.column(statement);
@@ -157,7 +185,8 @@ fn equal_vectors_are_all_found() {
     client.run("INSERT INTO t SELECT n, '[1,2,3,4,5,6,7,8]' FROM generate_series(1, 5000) n");
     client.run("CREATE INDEX nearest ON t USING situ (v vector_l2_ops)");
     by_index(&mut client);
-    let rows: Vec<f64> = client.column("SELECT v <-> '[1,2,3,4,5,6,7,8]' FROM t ORDER BY v <-> '[1,2,3,4,5,6,7,8]' LIMIT 4999");
+    let rows: Vec<f64> =
+        client.column("SELECT v <-> '[1,2,3,4,5,6,7,8]' FROM t ORDER BY v <-> '[1,2,3,4,5,6,7,8]' LIMIT 4999");
     assert_eq!(rows.len(), 4999);
     assert!(rows.iter().all(|distance| *distance == 0.0));
 }

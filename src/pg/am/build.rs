@@ -49,9 +49,19 @@ fn report(phase: Phase, done: u64, total: u64) {
     // SAFETY: plain stores into this backend's status entry.
     unsafe {
         pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_SUBPHASE as i32, phase_number(phase));
+        if phase == Phase::Loading && done > 0 {
+            // While rows come in, the builder counts rows; this counts entries.
+            return;
+        }
         pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL as i32, total as i64);
         pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, done as i64);
     }
+}
+
+/// Rows read, or documents encoded, so far.
+fn report_rows(rows: u64) {
+    // SAFETY: a plain store into this backend's status entry.
+    unsafe { pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, rows as i64) }
 }
 
 /// What documents need on their way into the index.
@@ -210,11 +220,8 @@ impl Builder {
     /// `values` and `isnull` are the row's index columns.
     unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool, alive: bool) {
         self.read += 1;
-        if self.read.is_multiple_of(64) {
-            // SAFETY: a plain store into this backend's status entry.
-            unsafe {
-                pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32, self.read as i64)
-            };
+        if self.text.is_none() && self.read.is_multiple_of(64) {
+            report_rows(self.read);
         }
         // SAFETY: the caller's promise.
         let Some(row) = (unsafe { Row::read(self.key, tid, values, isnull) }) else {
@@ -262,6 +269,7 @@ impl Builder {
             let hash = text.hashes.remove(&tid).unwrap_or_default();
             text.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
             self.rows += u64::from(!passages.is_empty());
+            report_rows(self.rows);
             for passage in &passages {
                 let entry = Entry {
                     tid,

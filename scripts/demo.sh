@@ -102,7 +102,7 @@ step "done; the server stays up. Ask it yourself:"
 cat <<TEXT
 
     $bin/psql -h $socket -U postgres demo
-    demo=# SELECT d.title, h.distance, h.passage FROM situ.search('docs_body', 'how do I rename a table?', k => 3) h JOIN docs d ON d.ctid = h.ctid;
+    demo=# SELECT d.title, h.distance, h.passage FROM situ.search('docs_body', 'how do I rename a table?', k => 3) h JOIN docs d ON d.ctid = h.ctid ORDER BY h.distance;
     demo=# SELECT title FROM docs WHERE part = 'SQL Commands' ORDER BY body <=> 'how do I rename a table?' LIMIT 5;
 
     make stop            stops the server

@@ -14,7 +14,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index bench-encode clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
 	@echo 'make check          what continuous integration runs'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
+	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -71,6 +72,9 @@ check:
 
 bench-index:
 	@scripts/bench.sh index
+
+bench-encode:
+	@scripts/bench_encode.sh
 
 clean: clean-cluster
 	cargo clean

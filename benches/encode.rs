@@ -39,6 +39,7 @@ const QUERIES: usize = 30;
 
 type Failure = Box<dyn Error>;
 type Vectors = Vec<Vec<f32>>;
+type Opened = Result<Box<dyn Engine>, Failure>;
 
 /// An engine that encodes the same work on demand.
 trait Engine {
@@ -242,31 +243,25 @@ struct Runner<'a> {
     cosine: f64,
 }
 
-fn peers(
-    dir: &Path,
-    work: &Path,
-    threads: usize,
-    bulk: &[Sequence],
-    query: &[Sequence],
-) -> Vec<(String, Result<Box<dyn Engine>, Failure>)> {
+fn peers(dir: &Path, work: &Path, threads: usize, bulk: &[Sequence], query: &[Sequence]) -> Vec<(String, Opened)> {
     let threads = threads.to_string();
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
     let variable = |name: &str| std::env::var_os(name).ok_or(format!("{name} is not set: use make bench-encode"));
-    let ort = |file: &str| -> Result<Box<dyn Engine>, Failure> {
+    let ort = |file: &str| -> Opened {
         let model = PathBuf::from(variable("SITU_BENCH_ONNX")?).join(file);
         let mut command = Command::new("python3");
         command.env("PYTHONPATH", variable("SITU_BENCH_PYTHON")?);
         command.arg(here.join("ort.py")).arg(model).arg(work).arg(&threads);
         Ok(Box::new(Peer::start(&mut command)?))
     };
-    let rten = || -> Result<Box<dyn Engine>, Failure> {
+    let rten = || -> Opened {
         let model = PathBuf::from(variable("SITU_BENCH_ONNX")?).join("plain.onnx");
         let mut command = Command::new(variable("SITU_BENCH_RTEN")?);
         Ok(Box::new(Peer::start(
             command.env("RTEN_NUM_THREADS", &threads).arg(model).arg(work),
         )?))
     };
-    let candle = || -> Result<Box<dyn Engine>, Failure> { Ok(Box::new(Candle::open(dir, bulk, query)?)) };
+    let candle = || -> Opened { Ok(Box::new(Candle::open(dir, bulk, query)?)) };
     vec![
         ("ort_f32".to_string(), ort("fused.onnx")),
         // The same work as a graph of standard operators, which its own optimiser fuses: the faster of the two counts.

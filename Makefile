@@ -14,7 +14,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index bench-encode clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index bench-encode bench-service clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -25,6 +25,7 @@ help:
 	@echo 'make check          what continuous integration runs'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
+	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -72,6 +73,9 @@ check:
 
 bench-index:
 	@scripts/bench.sh index
+
+bench-service:
+	@scripts/bench.sh service
 
 bench-encode:
 	@scripts/bench_encode.sh

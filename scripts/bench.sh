@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measurements against peers, in the demo's server with the release build.
 #
-# Usage: bench.sh index
+# Usage: bench.sh index|service
 . "$(dirname "$0")/common.sh"
-what=${1:?usage: bench.sh index}
+what=${1:?usage: bench.sh index|service}
 cd "$ROOT"
 "$ROOT/scripts/deps.sh" demo
 library=$("$ROOT/scripts/build.sh" release)
@@ -15,6 +15,14 @@ else
     "$ROOT/scripts/cluster.sh" start
 fi
 SITU_BENCH_SOCKET=$("$ROOT/scripts/cluster.sh" socket)
-export SITU_BENCH_SOCKET PGRX_PG_CONFIG_PATH=${PGRX_PG_CONFIG_PATH:-$(build_pg_config)}
-# Of the library only the server matters here: the client's own speed is that of the development profile.
-cargo bench --locked --quiet --profile dev --no-default-features --features "pg$PG pg_test" --bench "$what"
+SITU_BENCH_MODELS=$SITU_RUN/models
+export SITU_BENCH_SOCKET SITU_BENCH_MODELS
+case $what in
+    # Of the library only the server matters here: the client's own speed is that of the development profile.
+    index)
+        export PGRX_PG_CONFIG_PATH=${PGRX_PG_CONFIG_PATH:-$(build_pg_config)}
+        cargo bench --locked --quiet --profile dev --no-default-features --features "pg$PG pg_test" --bench index
+        ;;
+    # The bare forward pass in the client is compared with the server's: both are release builds.
+    *) cargo bench --locked --quiet --profile "${BENCH_PROFILE:-release}" --no-default-features --bench "$what" ;;
+esac

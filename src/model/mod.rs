@@ -1,8 +1,13 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
+mod adapter;
 mod bert;
+mod config;
+mod decoder;
 mod encoder;
 mod files;
 mod manifest;
+mod modules;
+mod network;
 mod tokenizer;
 mod weights;
 

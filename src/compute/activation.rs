@@ -252,7 +252,10 @@ mod tests {
                 .zip(apply(level, fn_kind::Kind::Act(Activation::Silu)))
             {
                 let expected = x as f64 / (1.0 + (-x as f64).exp());
-                assert!((y as f64 - expected).abs() < 2e-6, "{level:?} silu {x} = {y}, not {expected}");
+                assert!(
+                    (y as f64 - expected).abs() < 2e-6,
+                    "{level:?} silu {x} = {y}, not {expected}"
+                );
             }
         }
     }

@@ -14,6 +14,8 @@ use super::activation::exp;
 use super::buffer::{Buffer, Shared};
 use super::cpu::{Kernel, Level, dispatch};
 use super::gemm::{F32, TILE_WORDS, Tile, tile};
+use super::heads::{MOST_ROWS, ROW_STEP, Shape};
+use super::panels::{pack_keys, pack_values};
 use super::pool::Pool;
 use super::simd::Simd;
 use parking_lot::Mutex;
@@ -21,63 +23,6 @@ use std::ops::Range;
 
 /// Keys of a block: a multiple of every level's panel.
 const KEYS: usize = 512;
-/// Most and fewest query rows of a task, each counted once for each head of its group.
-const MOST_ROWS: usize = 504;
-const FEWEST_ROWS: usize = 84;
-/// Query rows of a task are a multiple of this: whole tiles with AVX-512.
-const ROW_STEP: usize = 14;
-/// Multiplications that a task aims at: some 10 to 20 ms, after which the caller's stop hook is asked.
-const TASK_PRODUCTS: usize = 500_000_000;
-
-/// Heads and what each token sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Heads of the queries: a multiple of `key_heads`.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub key_heads: usize,
-    /// Numbers of a head.
-    pub width: usize,
-    /// Whether a token sees itself and those before it alone.
-    pub causal: bool,
-    /// Tokens that a causal head sees, itself included.
-    pub window: Option<usize>,
-}
-
-impl Shape {
-    /// Numbers of a row of queries, keys and values, in that order.
-    pub fn row(&self) -> usize {
-        (self.heads + 2 * self.key_heads) * self.width
-    }
-
-    /// Numbers of a row that comes out.
-    pub fn out_row(&self) -> usize {
-        self.heads * self.width
-    }
-
-    /// Query heads that share a head of keys.
-    fn group(&self) -> usize {
-        self.heads / self.key_heads.max(1)
-    }
-
-    /// Keys that the query at `place` of a sequence of `length` sees.
-    fn seen(&self, place: usize, length: usize) -> Range<usize> {
-        match (self.causal, self.window) {
-            (false, _) => 0..length,
-            (true, None) => 0..place + 1,
-            (true, Some(window)) => (place + 1).saturating_sub(window.max(1))..place + 1,
-        }
-    }
-
-    /// Query rows of a task.
-    fn rows(&self, length: usize) -> usize {
-        let group = self.group().max(1);
-        let products = 2 * group * self.window.unwrap_or(length).min(length) * self.width;
-        let rows = (TASK_PRODUCTS / products.max(1)).clamp(FEWEST_ROWS / group, MOST_ROWS / group);
-        (rows / ROW_STEP * ROW_STEP).max(ROW_STEP)
-    }
-}
-
 /// Scratch memory of one thread.
 pub struct Scratch {
     keys: Buffer<f32>,
@@ -103,43 +48,47 @@ impl Scratch {
     }
 }
 
-/// Attention of every head over every sequence: `qkv` has rows of [`Shape::row`] numbers, `out` of
-/// [`Shape::out_row`]; sequence `i` has the rows from `starts[i]` to `starts[i + 1]`. `stop` is asked between tasks.
-pub fn attend(
-    pool: &Pool,
-    level: Level,
-    shape: Shape,
-    scratches: &[Mutex<Scratch>],
-    qkv: &[f32],
-    starts: &[usize],
-    out: &mut [f32],
-    stop: &dyn Fn() -> bool,
-) -> Result<(), ComputeError> {
-    let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-    let rows = shape.rows(longest);
-    // The last rows of a causal sequence see most: they come first, so that no long task is left over at the end.
-    let mut blocks = Vec::new();
-    for pair in starts.windows(2) {
-        let length = pair[1] - pair[0];
-        blocks.extend((0..length.div_ceil(rows)).map(|block| (block * rows, pair[0], length)));
+/// Attention of every head over every sequence of a batch.
+pub struct Attention<'a> {
+    pub level: Level,
+    pub shape: Shape,
+    /// One for each thread of the pool.
+    pub scratches: &'a [Mutex<Scratch>],
+    /// Rows of [`Shape::row`] numbers.
+    pub qkv: &'a [f32],
+    /// Sequence `i` has the rows from `starts[i]` to `starts[i + 1]`.
+    pub starts: &'a [usize],
+}
+
+impl Attention<'_> {
+    /// Writes rows of [`Shape::out_row`] numbers to `out`. `stop` is asked between tasks.
+    pub fn run(&self, pool: &Pool, out: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
+        let shape = self.shape;
+        let sequences = || self.starts.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
+        let rows = shape.rows(sequences().map(|(_, length)| length).max().unwrap_or(0));
+        // The last rows of a causal sequence see most: they come first, so that no long task is left over at the end.
+        let mut blocks = Vec::new();
+        for (start, length) in sequences() {
+            blocks.extend((0..length.div_ceil(rows)).map(|block| (block * rows, start, length)));
+        }
+        blocks.sort_by_key(|(row, _, _)| std::cmp::Reverse(*row));
+        let out = Shared::new(out);
+        pool.run_until(blocks.len() * shape.key_heads, stop, |thread, task| {
+            let (row, start, length) = blocks[task / shape.key_heads];
+            let job = Job {
+                shape,
+                qkv: self.qkv,
+                start,
+                length,
+                queries: row..(row + rows).min(length),
+                key_head: task % shape.key_heads,
+                out,
+                scratch: &mut self.scratches[thread].lock(),
+            };
+            // SAFETY: each task has rows of a sequence and a group of heads of its own.
+            unsafe { job.run_on(self.level) }
+        })
     }
-    blocks.sort_by_key(|(row, _, _)| std::cmp::Reverse(*row));
-    let out = Shared::new(out);
-    pool.run_until(blocks.len() * shape.key_heads, stop, |thread, task| {
-        let (row, start, length) = blocks[task / shape.key_heads];
-        let job = Job {
-            shape,
-            qkv,
-            start,
-            length,
-            queries: row..(row + rows).min(length),
-            key_head: task % shape.key_heads,
-            out,
-            scratch: &mut scratches[thread].lock(),
-        };
-        // SAFETY: each task has rows of a sequence and a group of heads of its own.
-        unsafe { job.run_on(level) }
-    })
 }
 
 /// Some query rows of one sequence, and the heads that share one head of keys.
@@ -200,7 +149,10 @@ impl Kernel for Job<'_> {
             let key_column = (self.shape.heads + self.key_head) * width;
             // SAFETY: `run_on` has asserted that the sequence lies in `qkv` and that a block fits the scratch memory.
             unsafe {
-                let keys = self.qkv.as_ptr().add((self.start + block.start) * row_words + key_column);
+                let keys = self
+                    .qkv
+                    .as_ptr()
+                    .add((self.start + block.start) * row_words + key_column);
                 let values = keys.add(self.shape.key_heads * width);
                 pack_keys::<S>(keys, row_words, block.len(), width, packed.keys);
                 pack_values::<S>(values, row_words, block.len(), width, packed.values);
@@ -279,7 +231,9 @@ impl QueryTile<'_, '_> {
         unsafe {
             let queries = job.qkv.as_ptr().add((job.start + row) * shape.row() + number * width);
             let scores = packed.scores;
-            let states = packed.states.add((head * job.queries.len() + row - job.queries.start) * 2);
+            let states = packed
+                .states
+                .add((head * job.queries.len() + row - job.queries.start) * 2);
             for panel in seen.start / S::COLUMNS..seen.end.div_ceil(S::COLUMNS) {
                 let k = packed.keys.add(panel * width * S::COLUMNS).cast();
                 tile::<F32<S>>(rows, width, queries.cast(), shape.row(), k, S::COLUMNS, sums);
@@ -301,8 +255,19 @@ impl QueryTile<'_, '_> {
                 }
             }
             for panel in 0..width.div_ceil(S::COLUMNS) {
-                let v = packed.values.add((panel * block.len() + seen.start) * S::COLUMNS).cast();
-                tile::<F32<S>>(rows, seen.len(), scores.add(seen.start).cast(), stride, v, S::COLUMNS, sums);
+                let v = packed
+                    .values
+                    .add((panel * block.len() + seen.start) * S::COLUMNS)
+                    .cast();
+                tile::<F32<S>>(
+                    rows,
+                    seen.len(),
+                    scores.add(seen.start).cast(),
+                    stride,
+                    v,
+                    S::COLUMNS,
+                    sums,
+                );
                 for i in 0..rows {
                     for part in 0..2 {
                         let column = panel * S::COLUMNS + part * S::LANES;
@@ -318,46 +283,6 @@ impl QueryTile<'_, '_> {
                         }
                         S::store_first(to, S::mul(x, S::splat(inverse[i])), lanes);
                     }
-                }
-            }
-        }
-    }
-}
-
-/// Keys as panels of the right side of `Q K^T`: panel, then number of the head, then key. Missing keys are zero.
-///
-/// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `length` rounded up to panels, times `width`.
-#[inline(always)]
-unsafe fn pack_keys<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
-    for key in 0..length.next_multiple_of(S::COLUMNS) {
-        // SAFETY: inside the ranges that the caller promises.
-        unsafe {
-            let target = to.add(key / S::COLUMNS * width * S::COLUMNS + key % S::COLUMNS);
-            let source = from.wrapping_add(key * stride);
-            for i in 0..width {
-                let number = if key < length { source.add(i).read() } else { 0.0 };
-                target.add(i * S::COLUMNS).write(number);
-            }
-        }
-    }
-}
-
-/// Values as panels of the right side of `P V`: panel, then token, then number of the head. Missing numbers are zero.
-///
-/// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `width` rounded up to panels, times `length`.
-#[inline(always)]
-unsafe fn pack_values<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
-    for panel in 0..width.div_ceil(S::COLUMNS) {
-        for token in 0..length {
-            for part in 0..2 {
-                let column = panel * S::COLUMNS + part * S::LANES;
-                let lanes = width.saturating_sub(column).min(S::LANES);
-                // SAFETY: inside the ranges that the caller promises; no lane beyond `width` is read.
-                unsafe {
-                    let x = S::load_first(from.wrapping_add(token * stride + column), lanes);
-                    S::store(to.add((panel * length + token) * S::COLUMNS + part * S::LANES), x);
                 }
             }
         }
@@ -410,7 +335,9 @@ mod tests {
 
     /// Numbers in -2..2 from a small generator.
     fn numbers(count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0).collect()
+        (0..count)
+            .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0)
+            .collect()
     }
 
     /// One head's row in f64.
@@ -430,7 +357,12 @@ mod tests {
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
         let value_head = shape.heads + shape.key_heads + key_head;
-        let out = |i: usize| seen.iter().zip(&weights).map(|(key, w)| w / sum * at(*key, value_head, i)).sum();
+        let out = |i: usize| {
+            seen.iter()
+                .zip(&weights)
+                .map(|(key, w)| w / sum * at(*key, value_head, i))
+                .sum()
+        };
         (0..width).map(out).collect()
     }
 
@@ -441,12 +373,25 @@ mod tests {
             .map(|_| Mutex::new(Scratch::new(level, shape, longest).unwrap()))
             .collect();
         let mut out = vec![f32::NAN; starts.last().unwrap() * shape.out_row()];
-        attend(&pool, level, shape, &scratches, qkv, starts, &mut out, &|| false).unwrap();
+        let attention = Attention {
+            level,
+            shape,
+            scratches: &scratches,
+            qkv,
+            starts,
+        };
+        attention.run(&pool, &mut out, &|| false).unwrap();
         out
     }
 
     fn shape(heads: usize, key_heads: usize, width: usize, causal: bool, window: Option<usize>) -> Shape {
-        Shape { heads, key_heads, width, causal, window }
+        Shape {
+            heads,
+            key_heads,
+            width,
+            causal,
+            window,
+        }
     }
 
     #[test]
@@ -466,7 +411,9 @@ mod tests {
         for level in Level::available() {
             for (shape, lengths) in &cases {
                 let mut starts = vec![0];
-                lengths.iter().for_each(|length| starts.push(starts[starts.len() - 1] + length));
+                lengths
+                    .iter()
+                    .for_each(|length| starts.push(starts[starts.len() - 1] + length));
                 let qkv = numbers(starts[lengths.len()] * shape.row());
                 let out = run(level, 2, *shape, &qkv, &starts);
                 for (start, length) in starts.iter().zip(lengths) {
@@ -489,7 +436,12 @@ mod tests {
     fn a_row_depends_on_its_sequence_alone() {
         let shape = shape(4, 2, 12, true, None);
         let lengths = [700usize, 90, 1];
-        let starts: Vec<usize> = std::iter::once(0).chain(lengths.iter().scan(0, |at, n| { *at += n; Some(*at) })).collect();
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(lengths.iter().scan(0, |at, n| {
+                *at += n;
+                Some(*at)
+            }))
+            .collect();
         let qkv = numbers(starts[3] * shape.row());
         let together = run(Level::detect(), 3, shape, &qkv, &starts);
         for (start, length) in starts.iter().zip(lengths) {

@@ -7,10 +7,11 @@
 
 use super::ComputeError;
 use super::activation::Activation;
-use super::attention::{Scratch, Shape, attend};
+use super::attention::{Attention, Scratch};
 use super::buffer::{Buffer, Shared};
 use super::cpu::Level;
 use super::gemm::Finish;
+use super::heads::Shape;
 use super::layer_norm::LayerNorm;
 use super::linear::{Linear, Rows};
 use super::pool::Pool;
@@ -131,7 +132,14 @@ impl Bert {
         self.between(pool, &workspaces, &mut state, block, blocks, None, first, stop)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let State { qkv, context, .. } = &mut state;
-            attend(pool, self.level, shape, &scratches, qkv, &batch.starts, context, stop)?;
+            let attention = Attention {
+                level: self.level,
+                shape,
+                scratches: &scratches,
+                qkv,
+                starts: &batch.starts,
+            };
+            attention.run(pool, context, stop)?;
             let next = self.layers.get(index + 1);
             self.between(pool, &workspaces, &mut state, block, blocks, Some(layer), next, stop)?;
         }

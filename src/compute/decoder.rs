@@ -8,12 +8,13 @@
 //! No sum is ever divided between tasks: a sequence's vectors are bit-equal in any batch on any number of threads.
 
 use super::ComputeError;
-use super::attention::{Scratch, Shape, attend};
+use super::attention::{Attention, Scratch};
 use super::bert::Packed;
 use super::buffer::{Buffer, Shared};
 use super::cpu::Level;
 use super::gate::silu_gate;
 use super::gemm::Finish;
+use super::heads::Shape;
 use super::linear::{Linear, Rows};
 use super::pool::Pool;
 use super::rms_norm::RmsNorm;
@@ -69,7 +70,11 @@ impl Decoder {
     pub fn memory(&self) -> usize {
         let layer = |layer: &Layer| {
             let linear = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
-            let norms = [Some(&layer.attention_norm), layer.query_norm.as_ref(), layer.key_norm.as_ref()];
+            let norms = [
+                Some(&layer.attention_norm),
+                layer.query_norm.as_ref(),
+                layer.key_norm.as_ref(),
+            ];
             linear.iter().map(|linear| linear.memory()).sum::<usize>()
                 + norms.iter().flatten().map(|norm| norm.memory()).sum::<usize>()
                 + layer.feed_norm.memory()
@@ -82,10 +87,14 @@ impl Decoder {
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
         let (hidden, shape, tokens) = (self.hidden, self.shape, batch.ids.len());
         let lengths = batch.starts.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
-        let longest = lengths.collect::<Option<Vec<_>>>().and_then(|lengths| lengths.into_iter().max());
-        let (Some(longest), Some(&0), Some(true)) =
-            (longest, batch.starts.first(), batch.starts.last().map(|end| *end == tokens && tokens > 0))
-        else {
+        let longest = lengths
+            .collect::<Option<Vec<_>>>()
+            .and_then(|lengths| lengths.into_iter().max());
+        let (Some(longest), Some(&0), Some(true)) = (
+            longest,
+            batch.starts.first(),
+            batch.starts.last().map(|end| *end == tokens && tokens > 0),
+        ) else {
             return Err(ComputeError::Shape("the sequences do not cover the batch".to_string()));
         };
         let slab_rows = SLAB.min(tokens);
@@ -99,12 +108,16 @@ impl Decoder {
         for _ in 0..pool.threads() {
             scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
         }
-        let turns = self.rope.turns(longest)?;
-        let positions: Vec<u32> = batch.starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
+        let turns = self.rope.turns(pool, longest, stop)?;
+        let positions: Vec<u32> = batch
+            .starts
+            .windows(2)
+            .flat_map(|pair| 0..(pair[1] - pair[0]) as u32)
+            .collect();
         let mut x = Buffer::zeroed(tokens * hidden)?;
         let mut qkv = Buffer::zeroed(tokens * shape.row())?;
         let mut context = Buffer::zeroed(tokens * shape.out_row())?;
-        self.embed(&batch.ids, &mut x)?;
+        self.embed(pool, &batch.ids, &mut x, stop)?;
         for layer in &self.layers {
             for rows in slabs(tokens) {
                 let normed = &mut slab.normed[..rows.len() * hidden];
@@ -129,15 +142,36 @@ impl Decoder {
                     turn.run_on(self.level)
                 })?;
             }
-            attend(pool, self.level, shape, &scratches, &qkv, &batch.starts, &mut context, stop)?;
+            let attention = Attention {
+                level: self.level,
+                shape,
+                scratches: &scratches,
+                qkv: &qkv,
+                starts: &batch.starts,
+            };
+            attention.run(pool, &mut context, stop)?;
             for rows in slabs(tokens) {
                 let context = &context[rows.start * shape.out_row()..rows.end * shape.out_row()];
                 let states = Output {
                     numbers: Shared::new(&mut x),
                     first: rows.start * hidden,
                 };
-                product(pool, &layer.attention_output, &mut slab.rows, context, states, Finish::Residual, stop)?;
-                self.feed(pool, layer, &mut slab, &mut x[rows.start * hidden..rows.end * hidden], stop)?;
+                product(
+                    pool,
+                    &layer.attention_output,
+                    &mut slab.rows,
+                    context,
+                    states,
+                    Finish::Residual,
+                    stop,
+                )?;
+                self.feed(
+                    pool,
+                    layer,
+                    &mut slab,
+                    &mut x[rows.start * hidden..rows.end * hidden],
+                    stop,
+                )?;
             }
         }
         let states = Shared::new(&mut x);
@@ -150,14 +184,19 @@ impl Decoder {
     }
 
     /// The rows of the word table. Fails for an id outside of it.
-    fn embed(&self, ids: &[u32], x: &mut [f32]) -> Result<(), ComputeError> {
-        for (row, id) in x.chunks_exact_mut(self.hidden).zip(ids) {
-            let Some(word) = self.words.chunks_exact(self.hidden).nth(*id as usize) else {
-                return Err(ComputeError::Shape(format!("id {id} is outside the word table")));
-            };
-            row.copy_from_slice(word);
+    fn embed(&self, pool: &Pool, ids: &[u32], x: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
+        let (hidden, words) = (self.hidden, self.words.len() / self.hidden);
+        if let Some(id) = ids.iter().find(|id| **id as usize >= words) {
+            return Err(ComputeError::Shape(format!("id {id} is outside the word table")));
         }
-        Ok(())
+        let x = Shared::new(x);
+        each_rows(pool, ids.len(), stop, |part| {
+            // SAFETY: each task has rows of its own.
+            let own = unsafe { x.part(part.start * hidden, part.len() * hidden) };
+            for (row, id) in own.chunks_exact_mut(hidden).zip(&ids[part]) {
+                row.copy_from_slice(&self.words[*id as usize * hidden..][..hidden]);
+            }
+        })
     }
 
     /// Writes the normalised rows of `from` to `to`.
@@ -191,21 +230,44 @@ impl Decoder {
         let normed = &mut slab.normed[..x.len()];
         self.normalise(pool, &layer.feed_norm, x, normed, stop)?;
         let gate_up = &mut slab.gate_up[..rows * 2 * wide];
-        product(pool, &layer.gate_up, &mut slab.rows, normed, Output::all(gate_up), Finish::Bias, stop)?;
+        product(
+            pool,
+            &layer.gate_up,
+            &mut slab.rows,
+            normed,
+            Output::all(gate_up),
+            Finish::Bias,
+            stop,
+        )?;
         let (gate_up, gated) = (&*gate_up, &mut slab.gated[..rows * wide]);
         let to = Shared::new(gated);
         each_rows(pool, rows, stop, |part| {
             // SAFETY: each task has rows of its own.
             let own = unsafe { to.part(part.start * wide, part.len() * wide) };
-            silu_gate(self.level, &gate_up[part.start * 2 * wide..part.end * 2 * wide], wide, own)
+            silu_gate(
+                self.level,
+                &gate_up[part.start * 2 * wide..part.end * 2 * wide],
+                wide,
+                own,
+            )
         })?;
-        product(pool, &layer.down, &mut slab.rows, gated, Output::all(x), Finish::Residual, stop)
+        product(
+            pool,
+            &layer.down,
+            &mut slab.rows,
+            gated,
+            Output::all(x),
+            Finish::Residual,
+            stop,
+        )
     }
 }
 
 /// The slabs of so many rows.
 fn slabs(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..rows).step_by(SLAB).map(move |start| start..(start + SLAB).min(rows))
+    (0..rows)
+        .step_by(SLAB)
+        .map(move |start| start..(start + SLAB).min(rows))
 }
 
 /// Runs `body` on parts of `0..rows`, a task each.

@@ -44,14 +44,20 @@ mod tests {
     fn equals_the_formula() {
         for level in Level::available() {
             for width in [1usize, 7, 64, 100] {
-                let rows: Vec<f32> = (0..2 * 2 * width).map(|i| ((i * 53 % 211) as f32 - 100.0) / 8.0).collect();
+                let rows: Vec<f32> = (0..2 * 2 * width)
+                    .map(|i| ((i * 53 % 211) as f32 - 100.0) / 8.0)
+                    .collect();
                 let mut out = vec![0f32; 2 * width];
                 silu_gate(level, &rows, width, &mut out);
                 for (row, out) in rows.chunks(2 * width).zip(out.chunks(width)) {
                     for i in 0..width {
                         let (gate, value) = (row[i] as f64, row[width + i] as f64);
                         let expected = gate / (1.0 + (-gate).exp()) * value;
-                        assert!((out[i] as f64 - expected).abs() < 2e-5, "{level:?} {} {expected}", out[i]);
+                        assert!(
+                            (out[i] as f64 - expected).abs() < 2e-5,
+                            "{level:?} {} {expected}",
+                            out[i]
+                        );
                     }
                 }
             }

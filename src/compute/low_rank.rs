@@ -24,13 +24,24 @@ pub fn add_low_rank(
             "a product of {b} and {a} numbers for {w} weights of {inputs} inputs"
         )));
     }
-    let transposed: Vec<f32> = (0..inputs).flat_map(|i| (0..rank).map(move |k| a[k * inputs + i])).collect();
+    let transposed: Vec<f32> = (0..inputs)
+        .flat_map(|i| (0..rank).map(move |k| a[k * inputs + i]))
+        .collect();
     let right = Linear::new(level, Precision::F32, &transposed, &vec![0.0; inputs], rank)?;
     let left: Vec<f32> = b.iter().map(|number| number * scale).collect();
     let mut rows = Rows::new(outputs, rank)?;
     let left = right.prepare(&left, &mut rows);
     // SAFETY: one task; the weights overlap neither side.
-    unsafe { right.product(left, 0..right.panels(), Shared::new(weights), 0, inputs, Finish::Residual) };
+    unsafe {
+        right.product(
+            left,
+            0..right.panels(),
+            Shared::new(weights),
+            0,
+            inputs,
+            Finish::Residual,
+        )
+    };
     Ok(())
 }
 
@@ -51,7 +62,9 @@ mod tests {
                 add_low_rank(level, &mut weights, inputs, &a, &b, 0.5).unwrap();
                 for (at, found) in weights.iter().enumerate() {
                     let (o, i) = (at / inputs, at % inputs);
-                    let product: f64 = (0..rank).map(|k| b[o * rank + k] as f64 * a[k * inputs + i] as f64).sum();
+                    let product: f64 = (0..rank)
+                        .map(|k| b[o * rank + k] as f64 * a[k * inputs + i] as f64)
+                        .sum();
                     let want = before[at] as f64 + 0.5 * product;
                     assert!((*found as f64 - want).abs() < 1e-5, "{level:?} {found} {want}");
                 }

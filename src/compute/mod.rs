@@ -1,6 +1,6 @@
 //! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
 mod activation;
-pub mod attention;
+mod attention;
 pub mod bert;
 mod buffer;
 #[cfg(test)]
@@ -13,10 +13,12 @@ mod gate;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_x86;
+pub mod heads;
 mod layer_norm;
 mod linear;
 mod low_rank;
 pub mod nearest;
+mod panels;
 pub mod parallel;
 pub mod pool;
 pub mod pooling;

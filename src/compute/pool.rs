@@ -407,7 +407,10 @@ mod tests {
             assert!((3..200).contains(&ran.load(Ordering::Relaxed)), "{ran:?}");
             let panics = || panic!("the hook");
             let error = pool.run_until(64, &panics, |_, _| ()).unwrap_err();
-            assert!(matches!(&error, ComputeError::Panicked(text) if text.contains("hook")), "{error}");
+            assert!(
+                matches!(&error, ComputeError::Panicked(text) if text.contains("hook")),
+                "{error}"
+            );
             pool.run(64, |_| ()).unwrap();
         }
     }

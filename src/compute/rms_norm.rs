@@ -134,7 +134,11 @@ mod tests {
                     let square = x.iter().map(|v| (*v as f64).powi(2)).sum::<f64>() / width as f64;
                     for i in 0..width {
                         let expected = x[i] as f64 / (square + 1e-6).sqrt() * scale[i] as f64;
-                        assert!((y[i] as f64 - expected).abs() < 1e-4, "{level:?} {width}: {} {expected}", y[i]);
+                        assert!(
+                            (y[i] as f64 - expected).abs() < 1e-4,
+                            "{level:?} {width}: {} {expected}",
+                            y[i]
+                        );
                     }
                 }
             }

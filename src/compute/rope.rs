@@ -4,11 +4,15 @@
 //! the half-split layout that published decoders use). Angles are products in f32, as the models were trained with.
 
 use super::ComputeError;
-use super::attention::Shape;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Shared};
 use super::cpu::{Kernel, Level, dispatch};
+use super::heads::Shape;
+use super::pool::Pool;
 use super::rms_norm::RmsNorm;
 use super::simd::Simd;
+
+/// Positions of a task.
+const TASK_POSITIONS: usize = 256;
 
 /// Angles' frequencies, one for each pair of a head's numbers.
 pub struct Rope {
@@ -25,7 +29,9 @@ impl Rope {
     /// For heads of `width` numbers, an even number.
     pub fn new(width: usize, base: f64) -> Result<Rope, ComputeError> {
         if width == 0 || !width.is_multiple_of(2) {
-            return Err(ComputeError::Shape(format!("rotary embedding of heads of {width} numbers")));
+            return Err(ComputeError::Shape(format!(
+                "rotary embedding of heads of {width} numbers"
+            )));
         }
         let frequency = |i: usize| 1.0 / base.powf(2.0 * i as f64 / width as f64) as f32;
         Ok(Rope {
@@ -33,16 +39,22 @@ impl Rope {
         })
     }
 
-    /// Cosines and sines of the positions below `length`.
-    pub fn turns(&self, length: usize) -> Result<Turns, ComputeError> {
+    /// Cosines and sines of the positions below `length`. `stop` is asked between tasks.
+    pub fn turns(&self, pool: &Pool, length: usize, stop: &dyn Fn() -> bool) -> Result<Turns, ComputeError> {
         let pairs = self.frequencies.len();
         let mut numbers = Buffer::zeroed(length * pairs * 2)?;
-        for (position, row) in numbers.chunks_exact_mut(pairs * 2).enumerate() {
-            let (cosines, sines) = row.split_at_mut(pairs);
-            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
-                (*sine, *cosine) = (position as f32 * frequency).sin_cos();
+        let shared = Shared::new(&mut numbers);
+        pool.run_until(length.div_ceil(TASK_POSITIONS), stop, |_, task| {
+            let positions = task * TASK_POSITIONS..((task + 1) * TASK_POSITIONS).min(length);
+            // SAFETY: each task has positions of its own.
+            let own = unsafe { shared.part(positions.start * pairs * 2, positions.len() * pairs * 2) };
+            for (row, position) in own.chunks_exact_mut(pairs * 2).zip(positions) {
+                let (cosines, sines) = row.split_at_mut(pairs);
+                for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
+                    (*sine, *cosine) = (position as f32 * frequency).sin_cos();
+                }
             }
-        }
+        })?;
         Ok(Turns { numbers, pairs })
     }
 }
@@ -64,7 +76,12 @@ impl Turn<'_> {
     pub fn run_on(self, level: Level) {
         let width = self.shape.width;
         assert_eq!(self.turns.pairs * 2, width);
-        assert!([self.query_norm, self.key_norm].iter().flatten().all(|norm| norm.width() == width));
+        assert!(
+            [self.query_norm, self.key_norm]
+                .iter()
+                .flatten()
+                .all(|norm| norm.width() == width)
+        );
         // SAFETY: rows are whole (`chunks_exact_mut`), and widths are asserted.
         unsafe { dispatch(level, self) }
     }
@@ -73,7 +90,12 @@ impl Turn<'_> {
 impl Kernel for Turn<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Shape { heads, key_heads, width, .. } = self.shape;
+        let Shape {
+            heads,
+            key_heads,
+            width,
+            ..
+        } = self.shape;
         let pairs = width / 2;
         for (row, position) in self.rows.chunks_exact_mut(self.shape.row()).zip(self.positions) {
             let at = *position as usize * width;
@@ -118,11 +140,14 @@ mod tests {
             };
             let scale: Vec<f32> = (0..width).map(|i| 0.5 + i as f32 / 50.0).collect();
             let norm = RmsNorm::new(&scale, 1e-6).unwrap();
-            let rows: Vec<f32> = (0..3 * shape.row()).map(|i| ((i * 37 % 101) as f32 - 40.0) / 20.0).collect();
+            let rows: Vec<f32> = (0..3 * shape.row())
+                .map(|i| ((i * 37 % 101) as f32 - 40.0) / 20.0)
+                .collect();
             let positions = [0u32, 5, 299];
             for level in Level::available() {
                 let mut turned = rows.clone();
-                let turns = Rope::new(width, 10_000.0).unwrap().turns(300).unwrap();
+                let rope = Rope::new(width, 10_000.0).unwrap();
+                let turns = rope.turns(&Pool::new(2).unwrap(), 300, &|| false).unwrap();
                 let turn = Turn {
                     shape,
                     rows: &mut turned,
@@ -140,7 +165,9 @@ mod tests {
                         let x = &rows[row + head * width..][..width];
                         let square = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / width as f64;
                         let x: Vec<f64> = match head < heads {
-                            true => (0..width).map(|i| x[i] as f64 * scale[i] as f64 / (square + 1e-6).sqrt()).collect(),
+                            true => (0..width)
+                                .map(|i| x[i] as f64 * scale[i] as f64 / (square + 1e-6).sqrt())
+                                .collect(),
                             false => x.iter().map(|x| *x as f64).collect(),
                         };
                         for i in 0..width / 2 {
@@ -149,7 +176,10 @@ mod tests {
                             let found = &turned[row + head * width..];
                             let (low, high) = (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
                             assert!((found[i] as f64 - low).abs() < 1e-4, "{level:?} {width} {head} {i}");
-                            assert!((found[i + width / 2] as f64 - high).abs() < 1e-4, "{level:?} {width} {head} {i}");
+                            assert!(
+                                (found[i + width / 2] as f64 - high).abs() < 1e-4,
+                                "{level:?} {width} {head} {i}"
+                            );
                         }
                     }
                 }

@@ -43,7 +43,10 @@ pub fn beside_its_base(dir: &Path) -> Result<(), ModelError> {
     }
     let path = dir.join(CONFIG);
     let parsed = read_json(&path)?;
-    let base = parsed.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("unknown");
+    let base = parsed
+        .get("base_model_name_or_path")
+        .and_then(Value::as_str)
+        .unwrap_or("unknown");
     let what = format!("the files of its base model \"{base}\" are not beside it: config.json is missing");
     Err(ModelError::Invalid { path, what })
 }
@@ -85,13 +88,17 @@ impl Adapter {
             what,
         };
         let weights = Weights::open_files([path.clone()])?;
-        let bases: BTreeMap<&str, (&str, &[usize])> =
-            base.names().map(|name| (bare(name), (name, base.shape(name).unwrap_or_default()))).collect();
+        let bases: BTreeMap<&str, (&str, &[usize])> = base
+            .names()
+            .map(|name| (bare(name), (name, base.shape(name).unwrap_or_default())))
+            .collect();
         let mut factors = BTreeMap::new();
         let mut reached = BTreeSet::new();
         for a in weights.names() {
             let module = a.strip_prefix("base_model.model.").and_then(|name| {
-                let name = name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_B.weight"));
+                let name = name
+                    .strip_suffix(".lora_A.weight")
+                    .or(name.strip_suffix(".lora_B.weight"));
                 name.map(bare)
             });
             let Some(module) = module else {
@@ -115,7 +122,9 @@ impl Adapter {
                 return Err(invalid(what));
             };
             let [outputs, inputs] = **shape else {
-                return Err(invalid(format!("tensor \"{a}\" changes \"{name}\", which is not a matrix")));
+                return Err(invalid(format!(
+                    "tensor \"{a}\" changes \"{name}\", which is not a matrix"
+                )));
             };
             weights.check(a, &[config.rank, inputs])?;
             weights.check(&b, &[outputs, config.rank])?;
@@ -123,7 +132,9 @@ impl Adapter {
             factors.insert(name, Factors { a, b, rank });
         }
         if let Some(target) = config.targets.iter().find(|target| !reached.contains(target.as_str())) {
-            return Err(invalid(format!("no tensor changes \"{target}\", which target_modules names")));
+            return Err(invalid(format!(
+                "no tensor changes \"{target}\", which target_modules names"
+            )));
         }
         if factors.is_empty() {
             return Err(invalid("it changes nothing".to_string()));
@@ -143,7 +154,7 @@ impl Adapter {
             return Ok(());
         };
         let read = |name: &str| match self.weights.shape(name) {
-            Some(shape) => self.weights.read(name, &shape.to_vec()),
+            Some(shape) => self.weights.read(name, shape),
             None => Err(ModelError::MissingTensor(name.to_string())),
         };
         let (a, b) = (read(&factors.a)?, read(&factors.b)?);
@@ -194,7 +205,10 @@ impl Config {
         }
         // These ways to begin a training change the base weights as well.
         let start = field("init_lora_weights").as_str().unwrap_or_default();
-        if ["pissa", "olora", "loftq", "corda"].iter().any(|way| start.to_lowercase().starts_with(way)) {
+        if ["pissa", "olora", "loftq", "corda"]
+            .iter()
+            .any(|way| start.to_lowercase().starts_with(way))
+        {
             return Err(unsupported("adapter option", format!("init_lora_weights {start}")));
         }
         let rank = field("r").as_u64().filter(|rank| (1..=1 << 16).contains(rank));
@@ -238,7 +252,10 @@ fn is_set(value: &Value) -> bool {
 /// A tensor's or module's name without the prefix of its family.
 fn bare(name: &str) -> &str {
     let prefixes = ["model.", "bert.", "roberta."];
-    prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+    prefixes
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name)
 }
 
 fn unsupported(what: &'static str, found: String) -> ModelError {

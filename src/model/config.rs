@@ -1,8 +1,8 @@
 //! config.json: the family of a model and the shapes of its tensors, with errors that name the field.
 
+use super::ModelError;
 use super::files::{read_json, required};
 use super::manifest::{Family, Manifest, Pooling};
-use super::ModelError;
 use crate::compute::Activation;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,10 @@ impl Config {
     /// What the file says; pooling, prefixes, fingerprint and a lower limit of tokens come from other files.
     pub fn manifest(&self) -> Result<Manifest, ModelError> {
         if !self.field("quantization_config").is_null() {
-            let method = self.field("quantization_config").get("quant_method").and_then(Value::as_str);
+            let method = self
+                .field("quantization_config")
+                .get("quant_method")
+                .and_then(Value::as_str);
             let supported = "weights in F32, F16 and BF16";
             return Err(unsupported("quantisation", method.unwrap_or("unknown"), supported));
         }
@@ -170,9 +173,15 @@ impl Config {
     /// Tokens that a token sees to its left, itself included, where they are limited.
     fn window(&self, family: Family) -> Result<Option<usize>, ModelError> {
         let some_layers = self.field("layer_types").as_array().into_iter().flatten();
-        let sliding = some_layers.filter_map(Value::as_str).any(|kind| kind != "full_attention");
+        let sliding = some_layers
+            .filter_map(Value::as_str)
+            .any(|kind| kind != "full_attention");
         if family == Family::Qwen3 && (sliding || self.flag("use_sliding_window") == Some(true)) {
-            return Err(unsupported("attention", "use_sliding_window", "all layers over the whole text"));
+            return Err(unsupported(
+                "attention",
+                "use_sliding_window",
+                "all layers over the whole text",
+            ));
         }
         match (family, self.value.get("sliding_window")) {
             (Family::Mistral, None) => Ok(Some(4096)),

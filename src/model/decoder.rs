@@ -2,9 +2,9 @@
 
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Precision};
-use crate::compute::attention::Shape;
 use crate::compute::cpu::Level;
 use crate::compute::decoder::{Decoder, Layer};
+use crate::compute::heads::Shape;
 use crate::compute::{Linear, RmsNorm, Rope};
 
 type Tensor = (String, Vec<usize>);
@@ -44,7 +44,9 @@ impl<'a> Names<'a> {
     }
 
     fn layer(&self, layer: usize) -> LayerTensors {
-        let Manifest { hidden, intermediate, .. } = *self.manifest;
+        let Manifest {
+            hidden, intermediate, ..
+        } = *self.manifest;
         let width = self.manifest.head_width;
         let (queries, keys) = (self.manifest.heads * width, self.manifest.key_heads * width);
         let bias = self.manifest.attention_bias;
@@ -53,7 +55,11 @@ impl<'a> Names<'a> {
         let head_norm = |name: &str| norms.then(|| self.norm(layer, &format!("self_attn.{name}"), width));
         LayerTensors {
             attention_norm: self.norm(layer, "input_layernorm", hidden),
-            qkv: [project("q_proj", queries), project("k_proj", keys), project("v_proj", keys)],
+            qkv: [
+                project("q_proj", queries),
+                project("k_proj", keys),
+                project("v_proj", keys),
+            ],
             head_norms: [head_norm("q_norm"), head_norm("k_norm")],
             attention_output: self.linear(layer, "self_attn.o_proj", hidden, queries, bias),
             feed_norm: self.norm(layer, "post_attention_layernorm", hidden),
@@ -90,7 +96,12 @@ pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
     for number in 0..manifest.layers {
         let layer = names.layer(number);
         check(&layer.attention_norm)?;
-        let linear = layer.qkv.iter().chain([&layer.attention_output]).chain(&layer.gate_up).chain([&layer.down]);
+        let linear = layer
+            .qkv
+            .iter()
+            .chain([&layer.attention_output])
+            .chain(&layer.gate_up)
+            .chain([&layer.down]);
         for linear in linear {
             check(&linear.weight)?;
             linear.bias.iter().try_for_each(check)?;

@@ -109,7 +109,9 @@ impl Manifest {
         modules.check(&prompts)?;
         let limits = read_optional_json(&dir.join("sentence_bert_config.json"))?;
         if let Some(limit) = limits.get("max_seq_length").and_then(Value::as_u64) {
-            manifest.max_tokens = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, manifest.positions);
+            manifest.max_tokens = usize::try_from(limit)
+                .unwrap_or(usize::MAX)
+                .clamp(1, manifest.positions);
         }
         manifest.pooling = modules.pooling;
         manifest.normalize = modules.normalize;

@@ -15,7 +15,7 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     pub ids: Vec<u32>,
-    /// Bytes of the text that each token came from, ascending.
+    /// Bytes of the text that each token came from, ascending; without white space before a word.
     pub spans: Vec<Span>,
 }
 
@@ -108,18 +108,23 @@ impl Tokenizer {
         let mut start = 0;
         while start < text.len() && tokens.ids.len() < enough {
             let end = piece_end(text, start);
-            let skip = usize::from(start > 0 && !self.keep_space && text.get(start..).is_some_and(|rest| rest.starts_with(" ")));
+            let skip = usize::from(
+                start > 0 && !self.keep_space && text.get(start..).is_some_and(|rest| rest.starts_with(" ")),
+            );
             let piece = text.get(start + skip..end).unwrap_or_default();
             let encoding = self.inner.encode(piece, false).map_err(failed)?;
             for (id, (from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
                 let mut add = |id: u32, from: usize, to: usize| {
+                    // Some vocabularies join a word with the space before it, which is no part of the word.
+                    let word = piece.get(from..to).unwrap_or_default().trim_start();
+                    let from = if word.is_empty() { from } else { to - word.len() };
                     tokens.ids.push(id);
                     tokens.spans.push(Span {
                         start: (start + skip + from) as u32,
                         end: (start + skip + to) as u32,
                     });
                 };
-                if self.special.contains(id) {
+                if self.special.contains(id) && Some(*id) != self.unknown {
                     self.plain(piece, *from, *to, &mut add)?;
                 } else {
                     add(*id, *from, *to);
@@ -189,7 +194,7 @@ fn end_token(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>, M
         return Ok(None);
     }
     let token = config.get("eos_token");
-    let name = token.and_then(|token| token.as_str().or(token.get("content")?.as_str()));
+    let name = token.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
     match name.and_then(|name| inner.token_to_id(name)) {
         Some(id) => Ok(Some(id)),
         None => Err(ModelError::Tokenizer(format!(

@@ -29,8 +29,30 @@ impl Sizes {
 
 /// Words of the small XLM-RoBERTa, pieces of sentencepiece kind with their scores.
 pub const PIECES: [&str; 24] = [
-    "<s>", "<pad>", "</s>", "<unk>", ",", "▁", "▁red", "▁green", "s", "<", "/", ">", "/s", "▁query", ":", "▁passage", "e",
-    "▁<", "a", "▁a", "p", "ad", "u", "nk",
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    ",",
+    "▁",
+    "▁red",
+    "▁green",
+    "s",
+    "<",
+    "/",
+    ">",
+    "/s",
+    "▁query",
+    ":",
+    "▁passage",
+    "e",
+    "▁<",
+    "a",
+    "▁a",
+    "p",
+    "ad",
+    "u",
+    "nk",
 ];
 /// Its last id, `<mask>`.
 pub const MASK: usize = PIECES.len();
@@ -105,8 +127,11 @@ pub fn xlm_roberta(positions: usize) -> Maker {
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "position_embedding_type": "absolute",
         "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "output_past": true, "use_cache": true,
     });
-    let mut pieces: Vec<Value> =
-        PIECES.iter().enumerate().map(|(id, piece)| json!([piece, if id < 4 { 0.0 } else { -3.0 - id as f64 / 10.0 }])).collect();
+    let mut pieces: Vec<Value> = PIECES
+        .iter()
+        .enumerate()
+        .map(|(id, piece)| json!([piece, if id < 4 { 0.0 } else { -3.0 - id as f64 / 10.0 }]))
+        .collect();
     pieces.push(json!(["<mask>", 0.0]));
     let mut special: Vec<Value> = (0..4).map(|id| added(id, PIECES[id])).collect();
     special.push(added(MASK, "<mask>"));
@@ -123,12 +148,23 @@ pub fn xlm_roberta(positions: usize) -> Maker {
 
 /// Tensors of a decoder, named without prefix.
 fn decoder_tensors(sizes: Sizes, vocabulary: usize, head_norms: bool) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let Sizes { hidden, heads, key_heads, width, intermediate, layers } = sizes;
+    let Sizes {
+        hidden,
+        heads,
+        key_heads,
+        width,
+        intermediate,
+        layers,
+    } = sizes;
     let mut tensors = BTreeMap::new();
     let mut random = Random(23);
     let mut add = |name: String, shape: &[usize]| {
         let around = if name.contains("norm") { 1.0 } else { 0.0 };
-        let numbers = random.numbers(shape.iter().product(), around, if shape.len() == 1 { 0.5 } else { 0.25 });
+        let numbers = random.numbers(
+            shape.iter().product(),
+            around,
+            if shape.len() == 1 { 0.5 } else { 0.25 },
+        );
         tensors.insert(name, (shape.to_vec(), numbers));
     };
     add("embed_tokens.weight".into(), &[vocabulary, hidden]);
@@ -177,8 +213,11 @@ pub fn qwen3(sizes: Sizes) -> Maker {
         "sliding_window": null, "tie_word_embeddings": true, "use_cache": true, "use_sliding_window": false,
         "vocab_size": QWEN3_VOCABULARY, "torch_dtype": "bfloat16",
     });
-    let mut vocabulary: serde_json::Map<String, Value> =
-        byte_characters().iter().enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
+    let mut vocabulary: serde_json::Map<String, Value> = byte_characters()
+        .iter()
+        .enumerate()
+        .map(|(id, c)| (c.to_string(), json!(id)))
+        .collect();
     vocabulary.insert("Ġt".into(), json!(256));
     vocabulary.insert(":h".into(), json!(COLON_H));
     let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -197,12 +236,16 @@ pub fn qwen3(sizes: Sizes) -> Maker {
             "vocab": vocabulary, "merges": [["Ġ", "t"], [":", "h"]]},
     });
     let mut maker = maker(config, tensors, tokenizer);
-    maker.pooling = Some(json!({"word_embedding_dimension": sizes.hidden, "pooling_mode_cls_token": false,
+    maker.pooling = Some(
+        json!({"word_embedding_dimension": sizes.hidden, "pooling_mode_cls_token": false,
         "pooling_mode_mean_tokens": false, "pooling_mode_max_tokens": false, "pooling_mode_mean_sqrt_len_tokens": false,
-        "pooling_mode_weightedmean_tokens": false, "pooling_mode_lasttoken": true, "include_prompt": true}));
+        "pooling_mode_weightedmean_tokens": false, "pooling_mode_lasttoken": true, "include_prompt": true}),
+    );
     maker.normalize = true;
-    maker.prompts = Some(json!({"document": "", "query": "Instruct: Given a web search query, retrieve relevant \
-        passages that answer the query\nQuery:"}));
+    maker.prompts = Some(
+        json!({"document": "", "query": "Instruct: Given a web search query, retrieve relevant \
+        passages that answer the query\nQuery:"}),
+    );
     maker
 }
 
@@ -214,15 +257,20 @@ pub fn mistral(sizes: Sizes) -> Maker {
     words.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     words.extend(characters.iter().map(char::to_string));
     words.push("▁a".into());
-    let vocabulary: serde_json::Map<String, Value> =
-        words.iter().enumerate().map(|(id, word)| (word.clone(), json!(id))).collect();
+    let vocabulary: serde_json::Map<String, Value> = words
+        .iter()
+        .enumerate()
+        .map(|(id, word)| (word.clone(), json!(id)))
+        .collect();
     let count = words.len();
     let mut tensors: BTreeMap<_, _> = decoder_tensors(sizes, count, false)
         .into_iter()
         .map(|(name, tensor)| (format!("model.{name}"), tensor))
         .collect();
     // Its first rows pass the states on, so that a language model's numbers are the states of the last token.
-    let head = (0..count * sizes.hidden).map(|at| f32::from(at / sizes.hidden == at % sizes.hidden)).collect();
+    let head = (0..count * sizes.hidden)
+        .map(|at| f32::from(at / sizes.hidden == at % sizes.hidden))
+        .collect();
     tensors.insert("lm_head.weight".into(), (vec![count, sizes.hidden], head));
     let config = json!({
         "architectures": ["MistralModel"], "model_type": "mistral", "bos_token_id": 1, "eos_token_id": 2,
@@ -246,8 +294,11 @@ pub fn mistral(sizes: Sizes) -> Maker {
     let mut maker = maker(config, tensors, tokenizer);
     maker.pooling = Some(json!({"pooling_mode_lasttoken": true, "pooling_mode_mean_tokens": false}));
     maker.normalize = true;
-    maker.prompts = Some(json!({"web_search_query": "Instruct: find a page\nQuery: ", "sts_query": "Instruct: x\nQuery: "}));
+    maker.prompts =
+        Some(json!({"web_search_query": "Instruct: find a page\nQuery: ", "sts_query": "Instruct: x\nQuery: "}));
     let special = json!({"add_bos_token": true, "add_eos_token": true, "eos_token": "</s>", "bos_token": "<s>"});
-    maker.files.push(("tokenizer_config.json", special.to_string().into_bytes()));
+    maker
+        .files
+        .push(("tokenizer_config.json", special.to_string().into_bytes()));
     maker
 }

@@ -406,7 +406,7 @@ mod tests {
             assert_eq!(asked.get(), 4);
             assert!((3..200).contains(&ran.load(Ordering::Relaxed)), "{ran:?}");
             let panics = || panic!("the hook");
-            let error = pool.run_until(64, &panics, |_, _| ()).unwrap_err();
+            let error = pool.run_until(10_000, &panics, body).unwrap_err();
             assert!(
                 matches!(&error, ComputeError::Panicked(text) if text.contains("hook")),
                 "{error}"

@@ -346,7 +346,10 @@ mod tests {
         let key_head = head / (shape.heads / shape.key_heads);
         let at = |token: usize, head: usize, i: usize| qkv[(start + token) * shape.row() + head * width + i] as f64;
         let seen: Vec<usize> = (0..length)
-            .filter(|key| !shape.causal || (*key <= row && shape.window.is_none_or(|window| row - key < window)))
+            .filter(|key| match (shape.causal, shape.window) {
+                (true, window) => *key <= row && window.is_none_or(|window| row - key < window),
+                (false, window) => window.is_none_or(|window| row.abs_diff(*key) <= window),
+            })
             .collect();
         let score = |key: usize| {
             let product = |i: usize| at(row, head, i) * at(key, shape.heads + key_head, i);
@@ -407,6 +410,9 @@ mod tests {
             (shape(2, 1, 8, true, Some(1)), vec![40]),
             (shape(2, 2, 8, true, Some(20)), vec![70, 7]),
             (shape(2, 1, 4, true, Some(700)), vec![1300, 690]),
+            (shape(2, 2, 8, false, Some(0)), vec![30]),
+            (shape(2, 1, 8, false, Some(9)), vec![70, 5, 1100]),
+            (shape(1, 1, 4, false, Some(600)), vec![1300]),
         ];
         for level in Level::available() {
             for (shape, lengths) in &cases {

@@ -1,16 +1,27 @@
-//! The gate of a feed-forward block: `silu(g) u` with `silu(x) = x / (1 + e^-x)` (Shazeer, "GLU variants", 2020).
+//! The gate of a feed-forward block: `f(g) u` with an activation `f` (Shazeer, "GLU Variants Improve Transformer", 2020).
 
 use super::activation::{Activation, activate};
 use super::cpu::{Kernel, Level, dispatch};
 use super::simd::Simd;
 
 /// Rows of `2 width` numbers, gates before what they gate, become rows of `width` numbers.
-pub fn silu_gate(level: Level, rows: &[f32], width: usize, out: &mut [f32]) {
+pub fn gate(level: Level, activation: Activation, rows: &[f32], width: usize, out: &mut [f32]) {
     // SAFETY: the kernel's rows are whole (`chunks_exact`).
-    unsafe { dispatch(level, Gate { rows, width, out }) }
+    unsafe {
+        dispatch(
+            level,
+            Gate {
+                activation,
+                rows,
+                width,
+                out,
+            },
+        )
+    }
 }
 
 struct Gate<'a> {
+    activation: Activation,
     rows: &'a [f32],
     width: usize,
     out: &'a mut [f32],
@@ -28,7 +39,7 @@ impl Kernel for Gate<'_> {
                 unsafe {
                     let gate = S::load_first(gates.as_ptr().add(at), lanes);
                     let value = S::load_first(values.as_ptr().add(at), lanes);
-                    let y = S::mul(activate::<S>(Activation::Silu, gate), value);
+                    let y = S::mul(activate::<S>(self.activation, gate), value);
                     S::store_first(out.as_mut_ptr().add(at), y, lanes);
                 }
             }
@@ -48,7 +59,7 @@ mod tests {
                     .map(|i| ((i * 53 % 211) as f32 - 100.0) / 8.0)
                     .collect();
                 let mut out = vec![0f32; 2 * width];
-                silu_gate(level, &rows, width, &mut out);
+                gate(level, Activation::Silu, &rows, width, &mut out);
                 for (row, out) in rows.chunks(2 * width).zip(out.chunks(width)) {
                     for i in 0..width {
                         let (gate, value) = (row[i] as f64, row[width + i] as f64);

@@ -22,7 +22,7 @@ pub struct Shape {
     pub width: usize,
     /// Whether a token sees itself and those before it alone.
     pub causal: bool,
-    /// Tokens that a causal head sees, itself included.
+    /// Tokens that a causal head sees, its own included; tokens that another one sees on either side of its own.
     pub window: Option<usize>,
 }
 
@@ -45,7 +45,8 @@ impl Shape {
     /// Keys that the query at `place` of a sequence of `length` sees.
     pub(super) fn seen(&self, place: usize, length: usize) -> Range<usize> {
         match (self.causal, self.window) {
-            (false, _) => 0..length,
+            (false, None) => 0..length,
+            (false, Some(window)) => place.saturating_sub(window)..(place.saturating_add(window) + 1).min(length),
             (true, None) => 0..place + 1,
             (true, Some(window)) => (place + 1).saturating_sub(window.max(1))..place + 1,
         }

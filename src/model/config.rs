@@ -33,10 +33,11 @@ impl Config {
             "xlm-roberta" | "roberta" => Ok(Family::XlmRoberta),
             "qwen3" => Ok(Family::Qwen3),
             "mistral" => Ok(Family::Mistral),
+            "modernbert" => Ok(Family::ModernBert),
             other => Err(unsupported(
                 "model type",
                 other,
-                "bert, xlm-roberta, roberta, qwen3, mistral",
+                "bert, xlm-roberta, roberta, modernbert, qwen3, mistral",
             )),
         }
     }
@@ -52,10 +53,10 @@ impl Config {
             return Err(unsupported("quantisation", method.unwrap_or("unknown"), supported));
         }
         let family = self.family()?;
-        if family.is_decoder() {
-            self.decoder(family)
-        } else {
-            self.bidirectional(family)
+        match family {
+            Family::Bert | Family::XlmRoberta => self.bidirectional(family),
+            Family::ModernBert => self.modern_bert(),
+            Family::Qwen3 | Family::Mistral => self.decoder(family),
         }
     }
 
@@ -100,11 +101,69 @@ impl Config {
             first_position,
             token_types: self.shape("type_vocab_size")?,
             max_tokens: positions,
-            activation: self.activation()?,
+            activation: self.activation("hidden_act")?,
             layer_norm_epsilon: self.number("layer_norm_eps", 1e-12)? as f32,
             rope_base: 0.0,
+            window_rope_base: None,
             window: None,
+            full_attention_every: 0,
             attention_bias: true,
+            pooling: Pooling::Mean,
+            normalize: false,
+            query_prefix: String::new(),
+            passage_prefix: String::new(),
+            fingerprint: String::new(),
+        })
+    }
+
+    /// ModernBERT. Fields that a file lacks have the defaults of the published configuration class.
+    fn modern_bert(&self) -> Result<Manifest, ModelError> {
+        for bias in ["attention_bias", "mlp_bias", "norm_bias"] {
+            if self.flag(bias) == Some(true) {
+                return Err(unsupported("configuration", bias, "layers without bias"));
+            }
+        }
+        let hidden = self.shape("hidden_size")?;
+        let heads = self.shape("num_attention_heads")?;
+        if !hidden.is_multiple_of(heads * 2) {
+            return Err(self.invalid(format!(
+                "hidden_size {hidden} does not divide into {heads} heads of pairs"
+            )));
+        }
+        let activation = match self.field("hidden_activation") {
+            Value::Null => Activation::Gelu,
+            _ => self.activation("hidden_activation")?,
+        };
+        let positions = self.shape("max_position_embeddings")?;
+        let bases = [("global_rope_theta", 160_000.0), ("local_rope_theta", 10_000.0)];
+        let [base, window_base] = bases.map(|(field, default)| self.number(field, default));
+        let (base, window_base) = (base?, window_base?);
+        if self.field("rope_parameters") != &Value::Null || base < 1.0 || window_base < 1.0 {
+            let what =
+                "bases of rotary embeddings are read from \"global_rope_theta\" and \"local_rope_theta\", from 1";
+            return Err(self.invalid(what.to_string()));
+        }
+        Ok(Manifest {
+            family: Family::ModernBert,
+            dimensions: hidden,
+            hidden,
+            layers: self.shape("num_hidden_layers")?,
+            heads,
+            key_heads: heads,
+            head_width: hidden / heads,
+            intermediate: self.shape("intermediate_size")?,
+            vocabulary: self.shape("vocab_size")?,
+            positions,
+            first_position: 0,
+            token_types: 0,
+            max_tokens: positions,
+            activation,
+            layer_norm_epsilon: self.number("norm_eps", self.number("layer_norm_eps", 1e-5)?)? as f32,
+            rope_base: base,
+            window_rope_base: Some(window_base),
+            window: Some(self.shape_or("local_attention", 128)? / 2),
+            full_attention_every: self.shape_or("global_attn_every_n_layers", 3)?,
+            attention_bias: false,
             pooling: Pooling::Mean,
             normalize: false,
             query_prefix: String::new(),
@@ -160,7 +219,9 @@ impl Config {
             activation: Activation::Silu,
             layer_norm_epsilon: self.number("rms_norm_eps", 1e-6)? as f32,
             rope_base: self.rope_base()?,
+            window_rope_base: None,
             window,
+            full_attention_every: 0,
             attention_bias: self.flag("attention_bias") == Some(true),
             pooling: Pooling::Last,
             normalize: false,
@@ -246,8 +307,15 @@ impl Config {
         }
     }
 
-    fn activation(&self) -> Result<Activation, ModelError> {
-        match self.text("hidden_act")?.as_str() {
+    fn shape_or(&self, field: &str, default: usize) -> Result<usize, ModelError> {
+        match self.field(field) {
+            Value::Null => Ok(default),
+            _ => self.shape(field),
+        }
+    }
+
+    fn activation(&self, field: &str) -> Result<Activation, ModelError> {
+        match self.text(field)?.as_str() {
             "gelu" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),

@@ -3,9 +3,9 @@
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Precision};
 use crate::compute::cpu::Level;
-use crate::compute::decoder::{Decoder, Layer};
 use crate::compute::heads::Shape;
-use crate::compute::{Linear, RmsNorm, Rope};
+use crate::compute::pre_norm::{Layer, PreNorm};
+use crate::compute::{Linear, Norm, RmsNorm, Rope};
 
 type Tensor = (String, Vec<usize>);
 
@@ -113,7 +113,7 @@ pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
 }
 
 /// Reads the weights and packs them for the kernels.
-pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Precision) -> Result<Decoder, ModelError> {
+pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Precision) -> Result<PreNorm, ModelError> {
     let names = Names::new(manifest, weights);
     let level = level.or_detected();
     let read = |tensor: &Tensor| weights.read(&tensor.0, &tensor.1);
@@ -143,24 +143,28 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
         let layer = names.layer(number);
         let [query_norm, key_norm] = &layer.head_norms;
         layers.push(Layer {
-            attention_norm: norm(&layer.attention_norm)?,
+            window: manifest.window,
+            rope: 0,
+            attention_norm: Some(Norm::Rms(norm(&layer.attention_norm)?)),
             qkv: linear(&layer.qkv, manifest.hidden)?,
             query_norm: query_norm.as_ref().map(norm).transpose()?,
             key_norm: key_norm.as_ref().map(norm).transpose()?,
             attention_output: linear(&[layer.attention_output], shape.out_row())?,
-            feed_norm: norm(&layer.feed_norm)?,
+            feed_norm: Norm::Rms(norm(&layer.feed_norm)?),
             gate_up: linear(&layer.gate_up, manifest.hidden)?,
             down: linear(&[layer.down], manifest.intermediate)?,
         });
     }
-    Ok(Decoder {
+    Ok(PreNorm {
         level,
         shape,
         hidden: manifest.hidden,
         intermediate: manifest.intermediate,
+        activation: manifest.activation,
         words: read(&names.words())?,
-        rope: Rope::new(manifest.head_width, manifest.rope_base)?,
+        embedding_norm: None,
+        ropes: vec![Rope::new(manifest.head_width, manifest.rope_base)?],
         layers,
-        norm: norm(&names.last_norm())?,
+        norm: Norm::Rms(norm(&names.last_norm())?),
     })
 }

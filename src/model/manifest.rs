@@ -26,6 +26,8 @@ pub enum Family {
     Qwen3,
     /// Mistral: a decoder, with a sliding window where the configuration has one.
     Mistral,
+    /// ModernBERT: every token sees every other on some layers, its neighbours on the rest; rotary positions.
+    ModernBert,
 }
 
 impl Family {
@@ -79,8 +81,13 @@ pub struct Manifest {
     pub layer_norm_epsilon: f32,
     /// Base of the rotary embedding's angles; 0 without one.
     pub rope_base: f64,
-    /// Tokens that a token sees to its left, itself included, where they are limited.
+    /// The base on layers with a window, where it is another.
+    pub window_rope_base: Option<f64>,
+    /// Tokens that a token of a decoder sees to its left, itself included, where they are limited; of another model
+    /// those that it sees on either side.
     pub window: Option<usize>,
+    /// Layers from one without a window to the next; 0 where all are alike.
+    pub full_attention_every: usize,
     /// Whether the projections of the attention have a bias.
     pub attention_bias: bool,
     pub pooling: Pooling,

@@ -6,6 +6,7 @@ mod decoder;
 mod encoder;
 mod files;
 mod manifest;
+mod modern_bert;
 mod modules;
 mod network;
 mod tokenizer;

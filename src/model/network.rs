@@ -1,10 +1,10 @@
 //! The forward pass of a model, whatever its family.
 
 use super::weights::Weights;
-use super::{Manifest, ModelError, Precision, bert, decoder};
+use super::{Family, Manifest, ModelError, Precision, bert, decoder, modern_bert};
 use crate::compute::bert::{Bert, Packed};
 use crate::compute::cpu::Level;
-use crate::compute::decoder::Decoder;
+use crate::compute::pre_norm::PreNorm;
 use crate::compute::{Buffer, Pool};
 
 /// Weights, packed for the kernels.
@@ -12,15 +12,16 @@ pub enum Network {
     /// BERT, RoBERTa and XLM-RoBERTa.
     Bert(Bert),
     /// Qwen3 and Mistral.
-    Decoder(Decoder),
+    Decoder(PreNorm),
+    ModernBert(PreNorm),
 }
 
 /// Checks that all tensors are there in the shapes of the configuration.
 pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
-    if manifest.family.is_decoder() {
-        decoder::check(manifest, weights)
-    } else {
-        bert::check(manifest, weights)
+    match manifest.family {
+        Family::Bert | Family::XlmRoberta => bert::check(manifest, weights),
+        Family::ModernBert => modern_bert::check(manifest, weights),
+        Family::Qwen3 | Family::Mistral => decoder::check(manifest, weights),
     }
 }
 
@@ -32,18 +33,18 @@ impl Network {
         level: Level,
         precision: Precision,
     ) -> Result<Network, ModelError> {
-        if manifest.family.is_decoder() {
-            Ok(Network::Decoder(decoder::load(manifest, weights, level, precision)?))
-        } else {
-            Ok(Network::Bert(bert::load(manifest, weights, level, precision)?))
-        }
+        Ok(match manifest.family {
+            Family::Bert | Family::XlmRoberta => Network::Bert(bert::load(manifest, weights, level, precision)?),
+            Family::ModernBert => Network::ModernBert(modern_bert::load(manifest, weights, level, precision)?),
+            Family::Qwen3 | Family::Mistral => Network::Decoder(decoder::load(manifest, weights, level, precision)?),
+        })
     }
 
     /// Token vectors of all sequences, rows in the order of the ids. `stop` is asked often.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ModelError> {
         let states = match self {
             Network::Bert(bert) => bert.forward(pool, batch, stop),
-            Network::Decoder(decoder) => decoder.forward(pool, batch, stop),
+            Network::Decoder(network) | Network::ModernBert(network) => network.forward(pool, batch, stop),
         };
         Ok(states?)
     }
@@ -52,7 +53,7 @@ impl Network {
     pub fn memory(&self) -> usize {
         match self {
             Network::Bert(bert) => bert.memory(),
-            Network::Decoder(decoder) => decoder.memory(),
+            Network::Decoder(network) | Network::ModernBert(network) => network.memory(),
         }
     }
 }

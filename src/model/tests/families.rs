@@ -1,4 +1,4 @@
-//! Small random XLM-RoBERTa, Qwen3 and Mistral directories in the published layout, with their kinds of tokenizer.
+//! Small random XLM-RoBERTa, ModernBERT, Qwen3 and Mistral directories in the published layout, with their kinds of tokenizer.
 
 use super::maker::{Maker, Random};
 use safetensors::Dtype;
@@ -144,6 +144,43 @@ pub fn xlm_roberta(positions: usize) -> Maker {
         "model": {"type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": false},
     });
     maker(config, tensors, tokenizer)
+}
+
+/// ModernBERT: full attention on every third layer, a window of 8 on each side on the others; twelve words.
+pub fn modern_bert() -> Maker {
+    let (hidden, wide, layers, vocabulary) = (32, 40, 5, 12);
+    let mut tensors = BTreeMap::new();
+    let mut random = Random(31);
+    let mut add = |name: String, shape: &[usize]| {
+        let around = if name.contains("norm") { 1.0 } else { 0.0 };
+        let range = if shape.len() == 1 { 0.5 } else { 0.25 };
+        let numbers = random.numbers(shape.iter().product(), around, range);
+        tensors.insert(format!("model.{name}.weight"), (shape.to_vec(), numbers));
+    };
+    add("embeddings.tok_embeddings".into(), &[vocabulary, hidden]);
+    add("embeddings.norm".into(), &[hidden]);
+    add("final_norm".into(), &[hidden]);
+    for layer in 0..layers {
+        if layer > 0 {
+            add(format!("layers.{layer}.attn_norm"), &[hidden]);
+        }
+        add(format!("layers.{layer}.attn.Wqkv"), &[3 * hidden, hidden]);
+        add(format!("layers.{layer}.attn.Wo"), &[hidden, hidden]);
+        add(format!("layers.{layer}.mlp_norm"), &[hidden]);
+        add(format!("layers.{layer}.mlp.Wi"), &[2 * wide, hidden]);
+        add(format!("layers.{layer}.mlp.Wo"), &[hidden, wide]);
+    }
+    let mut maker = Maker::new();
+    maker.tensors = tensors;
+    maker.config = json!({
+        "architectures": ["ModernBertModel"], "model_type": "modernbert", "attention_bias": false,
+        "attention_dropout": 0.0, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+        "hidden_activation": "gelu", "hidden_size": hidden, "intermediate_size": wide, "layer_norm_eps": 1e-5,
+        "local_attention": 16, "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": false,
+        "norm_bias": false, "norm_eps": 1e-5, "num_attention_heads": 2, "num_hidden_layers": layers,
+        "pad_token_id": 0, "position_embedding_type": "absolute", "vocab_size": vocabulary,
+    });
+    maker
 }
 
 /// Tensors of a decoder, named without prefix.

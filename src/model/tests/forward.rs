@@ -1,13 +1,13 @@
 //! Forward passes of the families against candle-transformers, token by token.
 
-use super::families::{Sizes, mistral, qwen3, xlm_roberta};
+use super::families::{Sizes, mistral, modern_bert, qwen3, xlm_roberta};
 use super::maker::{Maker, Random};
 use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, Precision};
 use crate::model::network::Network;
 use crate::model::weights::Weights;
-use crate::model::{Encoder, Manifest, Read, Sequence};
+use crate::model::{Encoder, Family, Manifest, ModelError, Read, Sequence};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models;
@@ -217,6 +217,52 @@ fn mistral_equals_candle() {
         maker.config["sliding_window"] = window;
         compare(&maker, 290, |ids, place| mistral_state(&maker, ids, place), 53);
     }
+}
+
+#[test]
+fn modern_bert_equals_candle() {
+    let mut maker = modern_bert();
+    let candle = |sequence: &[u32]| -> Vec<Vec<f32>> {
+        let mut config: models::modernbert::Config = serde_json::from_value(modern_bert().config).unwrap();
+        // candle turns all positions of its table, so it must be as long as the text.
+        config.max_position_embeddings = sequence.len();
+        let model = models::modernbert::ModernBert::load(builder(&modern_bert(), "", ""), &config).unwrap();
+        let ids = ids(sequence);
+        let states = model.forward(&ids, &ids.ones_like().unwrap()).unwrap();
+        states.squeeze(0).unwrap().to_vec2().unwrap()
+    };
+    let rows: HashMap<Vec<u32>, Vec<Vec<f32>>> = batch(12).into_iter().map(|ids| (ids.clone(), candle(&ids))).collect();
+    compare(&maker, 12, |ids, place| rows[ids][place].clone(), 1);
+    maker.tensors = maker
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| (name.trim_start_matches("model.").to_string(), tensor))
+        .collect();
+    compare(&maker, 12, |ids, place| rows[ids][place].clone(), 17);
+    let manifest = Manifest::read(maker.write().path()).unwrap();
+    assert_eq!(
+        (manifest.family, manifest.max_tokens, manifest.window),
+        (Family::ModernBert, 8192, Some(8))
+    );
+    for (field, value) in [
+        ("norm_bias", json!(true)),
+        ("rope_parameters", json!({})),
+        ("hidden_activation", json!("x")),
+    ] {
+        let mut maker = modern_bert();
+        maker.config[field] = value;
+        let error = Manifest::read(maker.write().path()).expect_err("must fail");
+        assert!(
+            matches!(error, ModelError::Unsupported { .. } | ModelError::Invalid { .. }),
+            "{error}"
+        );
+    }
+    maker.tensors.remove("layers.3.attn_norm.weight");
+    let error = Manifest::read(maker.write().path()).expect_err("must fail");
+    assert!(
+        matches!(&error, ModelError::MissingTensor(name) if name == "layers.3.attn_norm.weight"),
+        "{error}"
+    );
 }
 
 #[test]

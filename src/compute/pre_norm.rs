@@ -1,21 +1,24 @@
-//! The forward pass of decoders (Qwen3, Mistral) over a packed batch: sequences one behind the other, no padding.
+//! The forward pass of transformers that normalise first (Qwen3, Mistral, ModernBERT) over a packed batch: sequences
+//! one behind the other, no padding.
 //!
-//! Each layer adds attention over what stands to the left, then a gated feed-forward block, both behind a
-//! normalisation. Weights are large, so every product takes a slab of [`SLAB`] rows at once and is divided by panels of
+//! Each layer adds attention, then a gated feed-forward block, both behind a normalisation; positions are rotary.
+//! Weights are large, so every product takes a slab of [`SLAB`] rows at once and is divided by panels of
 //! the weights: they come from memory once a slab, and a task is short enough that the stop hook is asked often. What
 //! is only needed inside a block is kept for one slab, so memory beyond the token states does not grow with the batch.
 //!
 //! No sum is ever divided between tasks: a sequence's vectors are bit-equal in any batch on any number of threads.
 
 use super::ComputeError;
+use super::activation::Activation;
 use super::attention::{Attention, Scratch};
 use super::bert::Packed;
 use super::buffer::{Buffer, Shared};
 use super::cpu::Level;
-use super::gate::silu_gate;
+use super::gate::gate;
 use super::gemm::Finish;
 use super::heads::Shape;
 use super::linear::{Linear, Rows};
+use super::norm::Norm;
 use super::pool::Pool;
 use super::rms_norm::RmsNorm;
 use super::rope::{Rope, Turn};
@@ -31,30 +34,40 @@ const TASK_PRODUCTS: usize = 50_000_000;
 
 /// One layer.
 pub struct Layer {
-    pub attention_norm: RmsNorm,
+    /// The window of this layer's heads.
+    pub window: Option<usize>,
+    /// Which of [`PreNorm::ropes`] turns its queries and keys.
+    pub rope: usize,
+    /// Absent where the states come normalised.
+    pub attention_norm: Option<Norm>,
     /// Queries, keys and values: [`Shape::row`] outputs.
     pub qkv: Linear,
     /// Normalisations of each head of the queries and keys, where the model has them.
     pub query_norm: Option<RmsNorm>,
     pub key_norm: Option<RmsNorm>,
     pub attention_output: Linear,
-    pub feed_norm: RmsNorm,
+    pub feed_norm: Norm,
     /// Gates, then what they gate: 2 x intermediate outputs.
     pub gate_up: Linear,
     pub down: Linear,
 }
 
 /// Everything between ids and token vectors.
-pub struct Decoder {
+pub struct PreNorm {
     pub level: Level,
+    /// The heads of every layer, but for its window.
     pub shape: Shape,
     pub hidden: usize,
     pub intermediate: usize,
+    /// Of the gates.
+    pub activation: Activation,
     /// Rows of `hidden` numbers, one an id.
     pub words: Vec<f32>,
-    pub rope: Rope,
+    /// Of the words, where the model has it.
+    pub embedding_norm: Option<Norm>,
+    pub ropes: Vec<Rope>,
     pub layers: Vec<Layer>,
-    pub norm: RmsNorm,
+    pub norm: Norm,
 }
 
 /// The memory of a slab.
@@ -65,21 +78,21 @@ struct Slab {
     gated: Buffer<f32>,
 }
 
-impl Decoder {
+impl PreNorm {
     /// Bytes of memory that the weights take.
     pub fn memory(&self) -> usize {
         let layer = |layer: &Layer| {
             let linear = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
-            let norms = [
-                Some(&layer.attention_norm),
-                layer.query_norm.as_ref(),
-                layer.key_norm.as_ref(),
-            ];
+            let head_norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
             linear.iter().map(|linear| linear.memory()).sum::<usize>()
-                + norms.iter().flatten().map(|norm| norm.memory()).sum::<usize>()
+                + head_norms.iter().flatten().map(|norm| norm.memory()).sum::<usize>()
+                + layer.attention_norm.as_ref().map_or(0, Norm::memory)
                 + layer.feed_norm.memory()
         };
-        self.words.len() * 4 + self.norm.memory() + self.layers.iter().map(layer).sum::<usize>()
+        self.words.len() * 4
+            + self.embedding_norm.as_ref().map_or(0, Norm::memory)
+            + self.norm.memory()
+            + self.layers.iter().map(layer).sum::<usize>()
     }
 
     /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked between the
@@ -108,7 +121,10 @@ impl Decoder {
         for _ in 0..pool.threads() {
             scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
         }
-        let turns = self.rope.turns(pool, longest, stop)?;
+        let mut turns = Vec::with_capacity(self.ropes.len());
+        for rope in &self.ropes {
+            turns.push(rope.turns(pool, longest, stop)?);
+        }
         let positions: Vec<u32> = batch
             .starts
             .windows(2)
@@ -121,12 +137,19 @@ impl Decoder {
         for layer in &self.layers {
             for rows in slabs(tokens) {
                 let normed = &mut slab.normed[..rows.len() * hidden];
-                self.normalise(pool, &layer.attention_norm, &x[rows.start * hidden..], normed, stop)?;
+                let own = &x[rows.start * hidden..rows.end * hidden];
+                let input: &[f32] = match &layer.attention_norm {
+                    Some(norm) => {
+                        self.normalise(pool, norm, own, normed, stop)?;
+                        normed
+                    }
+                    None => own,
+                };
                 let out = Output {
                     numbers: Shared::new(&mut qkv),
                     first: rows.start * shape.row(),
                 };
-                product(pool, &layer.qkv, &mut slab.rows, normed, out, Finish::Bias, stop)?;
+                product(pool, &layer.qkv, &mut slab.rows, input, out, Finish::Bias, stop)?;
                 let all = Shared::new(&mut qkv);
                 each_rows(pool, rows.len(), stop, |part| {
                     // SAFETY: each task has rows of its own.
@@ -135,7 +158,7 @@ impl Decoder {
                         shape,
                         rows: own,
                         positions: &positions[rows.start + part.start..],
-                        turns: &turns,
+                        turns: &turns[layer.rope],
                         query_norm: layer.query_norm.as_ref(),
                         key_norm: layer.key_norm.as_ref(),
                     };
@@ -144,7 +167,10 @@ impl Decoder {
             }
             let attention = Attention {
                 level: self.level,
-                shape,
+                shape: Shape {
+                    window: layer.window,
+                    ..shape
+                },
                 scratches: &scratches,
                 qkv: &qkv,
                 starts: &batch.starts,
@@ -183,7 +209,7 @@ impl Decoder {
         Ok(x)
     }
 
-    /// The rows of the word table. Fails for an id outside of it.
+    /// The rows of the word table, normalised where the model does. Fails for an id outside of it.
     fn embed(&self, pool: &Pool, ids: &[u32], x: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
         let (hidden, words) = (self.hidden, self.words.len() / self.hidden);
         if let Some(id) = ids.iter().find(|id| **id as usize >= words) {
@@ -196,6 +222,9 @@ impl Decoder {
             for (row, id) in own.chunks_exact_mut(hidden).zip(&ids[part]) {
                 row.copy_from_slice(&self.words[*id as usize * hidden..][..hidden]);
             }
+            if let Some(norm) = &self.embedding_norm {
+                norm.apply_in_place(self.level, own);
+            }
         })
     }
 
@@ -203,12 +232,12 @@ impl Decoder {
     fn normalise(
         &self,
         pool: &Pool,
-        norm: &RmsNorm,
+        norm: &Norm,
         from: &[f32],
         to: &mut [f32],
         stop: &dyn Fn() -> bool,
     ) -> Result<(), ComputeError> {
-        let (width, rows) = (norm.width(), to.len() / norm.width());
+        let (width, rows) = (self.hidden, to.len() / self.hidden);
         let to = Shared::new(to);
         each_rows(pool, rows, stop, |part| {
             // SAFETY: each task has rows of its own.
@@ -244,8 +273,9 @@ impl Decoder {
         each_rows(pool, rows, stop, |part| {
             // SAFETY: each task has rows of its own.
             let own = unsafe { to.part(part.start * wide, part.len() * wide) };
-            silu_gate(
+            gate(
                 self.level,
+                self.activation,
                 &gate_up[part.start * 2 * wide..part.end * 2 * wide],
                 wide,
                 own,

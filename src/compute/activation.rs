@@ -15,6 +15,8 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`
     Relu,
+    /// `x / (1 + e^-x)`
+    Silu,
 }
 
 /// `a[0] x^n + a[1] x^(n-1) + ...` by Horner's rule.
@@ -125,6 +127,7 @@ pub unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
                 S::sub(x, S::div(x, S::add(exp::<S>(u), S::splat(1.0))))
             }
             Activation::Relu => S::max(x, S::zero()),
+            Activation::Silu => S::div(x, S::add(exp::<S>(S::sub(S::zero(), x)), S::splat(1.0))),
         }
     }
 }
@@ -243,6 +246,16 @@ mod tests {
                 .zip(apply(level, fn_kind::Kind::Act(Activation::Relu)))
             {
                 assert_eq!(y, x.max(0.0));
+            }
+            for (x, y) in inputs()
+                .into_iter()
+                .zip(apply(level, fn_kind::Kind::Act(Activation::Silu)))
+            {
+                let expected = x as f64 / (1.0 + (-x as f64).exp());
+                assert!(
+                    (y as f64 - expected).abs() < 2e-6,
+                    "{level:?} silu {x} = {y}, not {expected}"
+                );
             }
         }
     }

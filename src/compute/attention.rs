@@ -1,215 +1,331 @@
-//! Attention of one head over one sequence: `softmax(Q K^T / sqrt d) V`, both products by the tiles of `gemm.rs`.
+//! Attention over packed sequences: `softmax(Q K^T / sqrt d) V`, both products by the tiles of `gemm.rs`.
 //!
-//! Keys are packed transposed and values as they are, both in panels; then a tile of query rows at a time takes its
-//! scores (all keys of the sequence), a two-pass softmax and the product with the values. Memory: one tile's scores
-//! and the packed keys and values, linear in the sequence's length.
+//! Queries are taken in blocks of rows, a task each, and keys in blocks of [`KEYS`]: a block of keys is packed
+//! transposed and its values as they are, both in panels; then a tile of query rows at a time takes its scores, their
+//! exponentials relative to the largest score so far, and the product with the values, which is added to what the
+//! earlier blocks gave, scaled to the new largest score. (Milakov and Gimelshein, "Online normalizer calculation for
+//! softmax", 2018.) So a thread's memory does not grow with the sequence, and no task is long.
+//!
+//! The heads of a query group share keys and values (grouped-query attention) and run in one task. Where blocks of
+//! queries begin has no influence on the result: a row depends on its place in its sequence alone.
 
 use super::ComputeError;
+use super::activation::exp;
 use super::buffer::{Buffer, Shared};
 use super::cpu::{Kernel, Level, dispatch};
 use super::gemm::{F32, TILE_WORDS, Tile, tile};
+use super::heads::{MOST_ROWS, ROW_STEP, Shape};
+use super::panels::{pack_keys, pack_values};
+use super::pool::Pool;
 use super::simd::Simd;
+use parking_lot::Mutex;
+use std::ops::Range;
 
+/// Keys of a block: a multiple of every level's panel.
+const KEYS: usize = 512;
 /// Scratch memory of one thread.
 pub struct Scratch {
     keys: Buffer<f32>,
     values: Buffer<f32>,
     scores: Buffer<f32>,
+    /// For each row of the task and each head of its group the largest score so far, and the sum of exponentials.
+    states: Buffer<f32>,
 }
 
 impl Scratch {
-    /// Memory for sequences of up to `length` tokens and heads of `width` numbers.
-    pub fn new(level: Level, length: usize, width: usize) -> Result<Scratch, ComputeError> {
-        let columns = level.or_detected().panel_columns();
-        let padded = length.next_multiple_of(columns);
+    /// Memory for sequences of up to `length` tokens; beyond a block of keys it does not grow any more.
+    pub fn new(level: Level, shape: Shape, length: usize) -> Result<Scratch, ComputeError> {
+        let level = level.or_detected();
+        let columns = level.panel_columns();
+        let keys = KEYS.min(length.next_multiple_of(columns));
         Ok(Scratch {
-            keys: Buffer::zeroed(padded * width)?,
-            values: Buffer::zeroed(width.next_multiple_of(columns) * length)?,
-            scores: Buffer::zeroed(padded * level.or_detected().tile_rows())?,
+            keys: Buffer::zeroed(keys * shape.width)?,
+            values: Buffer::zeroed(shape.width.next_multiple_of(columns) * keys)?,
+            scores: Buffer::zeroed(keys * level.tile_rows())?,
+            // A task has at most that many rows, or those of the sequence.
+            states: Buffer::zeroed(MOST_ROWS.max(ROW_STEP * shape.group()).min(length * shape.group()) * 2)?,
         })
     }
 }
 
-/// One head of one sequence.
-pub struct Head<'a> {
-    /// Queries, keys and values of all tokens of the batch: rows of 3 x `hidden` numbers.
+/// Attention of every head over every sequence of a batch.
+pub struct Attention<'a> {
+    pub level: Level,
+    pub shape: Shape,
+    /// One for each thread of the pool.
+    pub scratches: &'a [Mutex<Scratch>],
+    /// Rows of [`Shape::row`] numbers.
     pub qkv: &'a [f32],
-    pub hidden: usize,
-    /// First token of the sequence in the batch.
-    pub start: usize,
-    /// Tokens of the sequence.
-    pub length: usize,
-    /// Number of the head.
-    pub head: usize,
-    /// Numbers of a head.
-    pub width: usize,
-    /// Rows of `hidden` numbers, one a token of the batch: this head's part of this sequence's rows is written.
-    pub out: Shared<f32>,
-    pub scratch: &'a mut Scratch,
+    /// Sequence `i` has the rows from `starts[i]` to `starts[i + 1]`.
+    pub starts: &'a [usize],
 }
 
-impl Head<'_> {
-    /// Computes the head.
+impl Attention<'_> {
+    /// Writes rows of [`Shape::out_row`] numbers to `out`. `stop` is asked between tasks.
+    pub fn run(&self, pool: &Pool, out: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
+        let shape = self.shape;
+        let sequences = || self.starts.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
+        let rows = shape.rows(sequences().map(|(_, length)| length).max().unwrap_or(0));
+        // The last rows of a causal sequence see most: they come first, so that no long task is left over at the end.
+        let mut blocks = Vec::new();
+        for (start, length) in sequences() {
+            blocks.extend((0..length.div_ceil(rows)).map(|block| (block * rows, start, length)));
+        }
+        blocks.sort_by_key(|(row, _, _)| std::cmp::Reverse(*row));
+        let out = Shared::new(out);
+        pool.run_until(blocks.len() * shape.key_heads, stop, |thread, task| {
+            let (row, start, length) = blocks[task / shape.key_heads];
+            let job = Job {
+                shape,
+                qkv: self.qkv,
+                start,
+                length,
+                queries: row..(row + rows).min(length),
+                key_head: task % shape.key_heads,
+                out,
+                scratch: &mut self.scratches[thread].lock(),
+            };
+            // SAFETY: each task has rows of a sequence and a group of heads of its own.
+            unsafe { job.run_on(self.level) }
+        })
+    }
+}
+
+/// Some query rows of one sequence, and the heads that share one head of keys.
+struct Job<'a> {
+    shape: Shape,
+    qkv: &'a [f32],
+    /// First token of the sequence in the batch.
+    start: usize,
+    /// Tokens of the sequence.
+    length: usize,
+    /// Rows of the sequence.
+    queries: Range<usize>,
+    key_head: usize,
+    out: Shared<f32>,
+    scratch: &'a mut Scratch,
+}
+
+impl Job<'_> {
+    /// Computes the task.
     ///
     /// # Safety
-    /// No other task uses this head's part of this sequence's rows in `out` meanwhile.
-    pub unsafe fn run_on(self, level: Level) {
+    /// No other task uses these heads' part of these rows in `out` meanwhile.
+    unsafe fn run_on(self, level: Level) {
         let level = level.or_detected();
-        let padded = self.length.next_multiple_of(level.panel_columns());
-        assert!(self.width > 0 && (self.head + 1) * self.width <= self.hidden);
-        assert!(self.qkv.len() >= (self.start + self.length) * 3 * self.hidden);
-        assert!(self.scratch.keys.len() >= padded * self.width);
-        assert!(self.scratch.values.len() >= self.width.next_multiple_of(level.panel_columns()) * self.length);
-        assert!(self.scratch.scores.len() >= padded * level.tile_rows());
+        let (shape, columns) = (self.shape, level.panel_columns());
+        let keys = KEYS.min(self.length.next_multiple_of(columns));
+        assert!(shape.width > 0 && self.key_head < shape.key_heads && shape.heads % shape.key_heads == 0);
+        assert!(!self.queries.is_empty() && self.queries.end <= self.length);
+        assert!(self.qkv.len() >= (self.start + self.length) * shape.row());
+        assert!(self.scratch.keys.len() >= keys * shape.width);
+        assert!(self.scratch.values.len() >= shape.width.next_multiple_of(columns) * keys);
+        assert!(self.scratch.scores.len() >= keys * level.tile_rows());
+        assert!(self.scratch.states.len() >= self.queries.len() * shape.group() * 2);
         // SAFETY: sizes are asserted; exclusivity is the caller's promise.
         unsafe { dispatch(level, self) }
     }
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for Job<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Head {
-            qkv,
-            hidden,
-            start,
-            length,
+        let Shape { width, .. } = self.shape;
+        let (row_words, group) = (self.shape.row(), self.shape.group());
+        for state in self.scratch.states.chunks_exact_mut(2) {
+            state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+        }
+        // The buffers are used through these pointers alone from here on.
+        let packed = Packed {
+            keys: self.scratch.keys.as_mut_ptr(),
+            values: self.scratch.values.as_mut_ptr(),
+            scores: self.scratch.scores.as_mut_ptr(),
+            states: self.scratch.states.as_mut_ptr(),
+        };
+        let seen_by = |row: usize| self.shape.seen(row, self.length);
+        let seen = seen_by(self.queries.start).start..seen_by(self.queries.end - 1).end;
+        for number in seen.start / KEYS..seen.end.div_ceil(KEYS) {
+            let block = number * KEYS..seen.end.min((number + 1) * KEYS);
+            let key_column = (self.shape.heads + self.key_head) * width;
+            // SAFETY: `run_on` has asserted that the sequence lies in `qkv` and that a block fits the scratch memory.
+            unsafe {
+                let keys = self
+                    .qkv
+                    .as_ptr()
+                    .add((self.start + block.start) * row_words + key_column);
+                let values = keys.add(self.shape.key_heads * width);
+                pack_keys::<S>(keys, row_words, block.len(), width, packed.keys);
+                pack_values::<S>(values, row_words, block.len(), width, packed.values);
+            }
+            for head in 0..group {
+                for row in self.queries.clone().step_by(S::ROWS) {
+                    let tile = QueryTile {
+                        job: &self,
+                        packed,
+                        row,
+                        rows: (self.queries.end - row).min(S::ROWS),
+                        head,
+                        block: block.clone(),
+                    };
+                    // SAFETY: as above.
+                    unsafe { tile.run::<S>() }
+                }
+            }
+        }
+    }
+}
+
+/// Addresses of a thread's scratch memory.
+#[derive(Clone, Copy)]
+struct Packed {
+    keys: *mut f32,
+    values: *mut f32,
+    scores: *mut f32,
+    states: *mut f32,
+}
+
+/// A tile of query rows against a packed block of keys.
+struct QueryTile<'a, 'b> {
+    job: &'a Job<'b>,
+    packed: Packed,
+    row: usize,
+    rows: usize,
+    /// Head in its group.
+    head: usize,
+    block: Range<usize>,
+}
+
+impl QueryTile<'_, '_> {
+    /// Adds the block's part to the rows that come out.
+    ///
+    /// # Safety
+    /// The job's sizes are asserted and nobody else uses its scratch memory and its part of `out`.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let QueryTile {
+            job,
+            packed,
+            row,
+            rows,
             head,
-            width,
-            out,
-            scratch,
+            block,
         } = self;
-        let row_words = 3 * hidden;
-        // SAFETY: `run_on` has asserted that the sequence lies in `qkv`.
-        let queries = unsafe { qkv.as_ptr().add(start * row_words + head * width) };
-        let scale = 1.0 / (width as f32).sqrt();
-        let padded = length.next_multiple_of(S::COLUMNS);
-        let value_panels = width.div_ceil(S::COLUMNS);
+        let (shape, width) = (job.shape, job.shape.width);
+        let (first, last) = (shape.seen(row, job.length), shape.seen(row + rows - 1, job.length));
+        let (opens, closes) = (first.start >= block.start, last.end <= block.end);
+        let inside = |seen: Range<usize>| {
+            let start = seen.start.max(block.start);
+            start - block.start..seen.end.min(block.end).max(start) - block.start
+        };
+        let seen = inside(first.start..last.end);
+        if seen.is_empty() {
+            return;
+        }
+        let stride = KEYS.min(job.length.next_multiple_of(S::COLUMNS));
+        let number = job.key_head * shape.group() + head;
+        let mut sums = Tile([0; TILE_WORDS]);
+        let sums = (&raw mut sums.0).cast::<u32>();
+        // What the rows so far are multiplied with, and the rows that come out at the end.
+        let (mut earlier, mut inverse) = ([0f32; 16], [1f32; 16]);
         // SAFETY: all addresses follow from the sizes that `run_on` has asserted.
         unsafe {
-            let (keys, values) = (scratch.keys.as_mut_ptr(), scratch.values.as_mut_ptr());
-            let scores = scratch.scores.as_mut_ptr();
-            pack_keys::<S>(queries.add(hidden), row_words, length, width, keys);
-            pack_values::<S>(queries.add(2 * hidden), row_words, length, width, values);
-            let mut sums = Tile([0; TILE_WORDS]);
-            let sums = (&raw mut sums.0).cast::<u32>();
-            let mut inverse = [0f32; 16];
-            let mut row = 0;
-            while row < length {
-                let rows = (length - row).min(S::ROWS);
-                for panel in 0..padded / S::COLUMNS {
-                    let q = queries.add(row * row_words).cast();
-                    let k = keys.add(panel * width * S::COLUMNS).cast();
-                    tile::<F32<S>>(rows, width, q, row_words, k, S::COLUMNS, sums);
-                    for i in 0..rows {
-                        let from = sums.add(i * S::COLUMNS).cast::<f32>();
-                        let to = scores.add(i * padded + panel * S::COLUMNS);
-                        S::store(to, S::load(from));
-                        S::store(to.add(S::LANES), S::load(from.add(S::LANES)));
-                    }
+            let queries = job.qkv.as_ptr().add((job.start + row) * shape.row() + number * width);
+            let scores = packed.scores;
+            let states = packed
+                .states
+                .add((head * job.queries.len() + row - job.queries.start) * 2);
+            for panel in seen.start / S::COLUMNS..seen.end.div_ceil(S::COLUMNS) {
+                let k = packed.keys.add(panel * width * S::COLUMNS).cast();
+                tile::<F32<S>>(rows, width, queries.cast(), shape.row(), k, S::COLUMNS, sums);
+                for i in 0..rows {
+                    let from = sums.add(i * S::COLUMNS).cast::<f32>();
+                    let to = scores.add(i * stride + panel * S::COLUMNS);
+                    S::store(to, S::load(from));
+                    S::store(to.add(S::LANES), S::load(from.add(S::LANES)));
                 }
-                for (i, inverse) in inverse.iter_mut().enumerate().take(rows) {
-                    *inverse = 1.0 / softmax_numerators::<S>(scores.add(i * padded), length, scale);
+            }
+            for i in 0..rows {
+                let (line, state) = (scores.add(i * stride), states.add(2 * i));
+                let own = inside(shape.seen(row + i, job.length));
+                earlier[i] = softmax_numerators::<S>(line, own.clone(), (width as f32).sqrt().recip(), state);
+                (seen.start..own.start.min(seen.end)).for_each(|key| line.add(key).write(0.0));
+                (own.end.max(seen.start)..seen.end).for_each(|key| line.add(key).write(0.0));
+                if closes {
+                    inverse[i] = 1.0 / state.add(1).read();
                 }
-                for panel in 0..value_panels {
-                    let v = values.add(panel * length * S::COLUMNS).cast();
-                    tile::<F32<S>>(rows, length, scores.cast(), padded, v, S::COLUMNS, sums);
-                    for (i, inverse) in inverse.iter().enumerate().take(rows) {
-                        for part in 0..2 {
-                            let column = panel * S::COLUMNS + part * S::LANES;
-                            let lanes = width.saturating_sub(column).min(S::LANES);
-                            let x = S::load(sums.add(i * S::COLUMNS + part * S::LANES).cast());
-                            let at = (start + row + i) * hidden + head * width + column;
-                            if lanes > 0 {
-                                let to = out.part(at, lanes).as_mut_ptr();
-                                S::store_first(to, S::mul(x, S::splat(*inverse)), lanes);
-                            }
+            }
+            for panel in 0..width.div_ceil(S::COLUMNS) {
+                let v = packed
+                    .values
+                    .add((panel * block.len() + seen.start) * S::COLUMNS)
+                    .cast();
+                tile::<F32<S>>(
+                    rows,
+                    seen.len(),
+                    scores.add(seen.start).cast(),
+                    stride,
+                    v,
+                    S::COLUMNS,
+                    sums,
+                );
+                for i in 0..rows {
+                    for part in 0..2 {
+                        let column = panel * S::COLUMNS + part * S::LANES;
+                        let lanes = width.saturating_sub(column).min(S::LANES);
+                        if lanes == 0 {
+                            continue;
                         }
+                        let mut x = S::load(sums.add(i * S::COLUMNS + part * S::LANES).cast());
+                        let at = (job.start + row + i) * shape.out_row() + number * width + column;
+                        let to = job.out.address(at, lanes);
+                        if !opens {
+                            x = S::fma(S::load_first(to, lanes), S::splat(earlier[i]), x);
+                        }
+                        S::store_first(to, S::mul(x, S::splat(inverse[i])), lanes);
                     }
                 }
-                row += rows;
             }
         }
     }
 }
 
-/// Keys as panels of the right side of `Q K^T`: panel, then number of the head, then key. Missing keys are zero.
+/// Replaces the scores of `keys` by `exp(scale (x - largest))`, where `largest` is the largest of them and of those
+/// before. `state` is that largest score and the sum of exponentials, and is brought up to date; returned is what
+/// exponentials before have to be multiplied with. Whole vectors around `keys` are overwritten; what stands outside of
+/// `keys` does not count (it becomes `exp` of the clamp, 1e-38, below the precision of a sum of at least 1).
 ///
 /// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `length` rounded up to panels, times `width`.
+/// `row` holds `keys.end` numbers rounded up to whole vectors, `state` two.
 #[inline(always)]
-unsafe fn pack_keys<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
-    for panel in 0..length.div_ceil(S::COLUMNS) {
-        let present = (length - panel * S::COLUMNS).min(S::COLUMNS);
-        // SAFETY: inside the ranges that the caller promises.
-        unsafe {
-            let target = to.add(panel * width * S::COLUMNS);
-            let source = from.add(panel * S::COLUMNS * stride);
-            for i in 0..width {
-                let line = target.add(i * S::COLUMNS);
-                for key in 0..present {
-                    line.add(key).write(source.add(key * stride + i).read());
-                }
-                for key in present..S::COLUMNS {
-                    line.add(key).write(0.0);
-                }
-            }
-        }
+unsafe fn softmax_numerators<S: Simd>(row: *mut f32, keys: Range<usize>, scale: f32, state: *mut f32) -> f32 {
+    if keys.is_empty() {
+        return 1.0;
     }
-}
-
-/// Values as panels of the right side of `P V`: panel, then token, then number of the head. Missing numbers are zero.
-///
-/// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `width` rounded up to panels, times `length`.
-#[inline(always)]
-unsafe fn pack_values<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
-    for panel in 0..width.div_ceil(S::COLUMNS) {
-        for token in 0..length {
-            for part in 0..2 {
-                let column = panel * S::COLUMNS + part * S::LANES;
-                let lanes = width.saturating_sub(column).min(S::LANES);
-                // SAFETY: inside the ranges that the caller promises; no lane beyond `width` is read.
-                unsafe {
-                    let x = S::load_first(from.wrapping_add(token * stride + column), lanes);
-                    S::store(to.add((panel * length + token) * S::COLUMNS + part * S::LANES), x);
-                }
-            }
-        }
-    }
-}
-
-/// Replaces a row of scores by `exp(scale (x - max))` and returns their sum. The row is padded to whole vectors; what
-/// stands behind `length` is overwritten and does not count (it becomes `exp` of the clamp, 1e-38, below the precision
-/// of a sum of at least 1).
-///
-/// # Safety
-/// `row` holds `length` numbers rounded up to whole vectors.
-#[inline(always)]
-unsafe fn softmax_numerators<S: Simd>(row: *mut f32, length: usize, scale: f32) -> f32 {
-    let padded = length.next_multiple_of(S::LANES);
+    let start = keys.start / S::LANES * S::LANES;
+    let padded = keys.end.next_multiple_of(S::LANES);
     // SAFETY: all addresses are below `padded`.
     unsafe {
-        for i in length..padded {
-            row.add(i).write(f32::NEG_INFINITY);
-        }
-        let mut largest = S::load(row);
-        let mut at = S::LANES;
-        while at < padded {
+        (start..keys.start).for_each(|i| row.add(i).write(f32::NEG_INFINITY));
+        (keys.end..padded).for_each(|i| row.add(i).write(f32::NEG_INFINITY));
+        let before = state.read();
+        let mut largest = S::splat(before);
+        for at in (start..padded).step_by(S::LANES) {
             largest = S::max(largest, S::load(row.add(at)));
-            at += S::LANES;
         }
-        let largest = S::splat(S::largest(largest));
-        let scale = S::splat(scale);
+        let largest = S::largest(largest);
+        let shift = S::splat(largest);
+        let scale_all = S::splat(scale);
         let mut sum = S::zero();
-        at = 0;
-        while at < padded {
-            let x = super::activation::exp::<S>(S::mul(S::sub(S::load(row.add(at)), largest), scale));
+        for at in (start..padded).step_by(S::LANES) {
+            let x = exp::<S>(S::mul(S::sub(S::load(row.add(at)), shift), scale_all));
             S::store(row.add(at), x);
             sum = S::add(sum, x);
-            at += S::LANES;
         }
-        S::sum(sum)
+        let earlier = S::largest(exp::<S>(S::splat((before - largest) * scale)));
+        state.write(largest);
+        let total = state.add(1);
+        total.write(total.read() * earlier + S::sum(sum));
+        earlier
     }
 }
 
@@ -217,70 +333,140 @@ unsafe fn softmax_numerators<S: Simd>(row: *mut f32, length: usize, scale: f32) 
 mod tests {
     use super::*;
 
-    fn expected(qkv: &[f32], hidden: usize, start: usize, length: usize, head: usize, width: usize) -> Vec<f64> {
-        let at = |token: usize, part: usize, i: usize| {
-            qkv[(start + token) * 3 * hidden + part * hidden + head * width + i] as f64
+    /// Numbers in -2..2 from a small generator.
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0)
+            .collect()
+    }
+
+    /// One head's row in f64.
+    fn expected(shape: Shape, qkv: &[f32], start: usize, length: usize, head: usize, row: usize) -> Vec<f64> {
+        let width = shape.width;
+        let key_head = head / (shape.heads / shape.key_heads);
+        let at = |token: usize, head: usize, i: usize| qkv[(start + token) * shape.row() + head * width + i] as f64;
+        let seen: Vec<usize> = (0..length)
+            .filter(|key| match (shape.causal, shape.window) {
+                (true, window) => *key <= row && window.is_none_or(|window| row - key < window),
+                (false, window) => window.is_none_or(|window| row.abs_diff(*key) <= window),
+            })
+            .collect();
+        let score = |key: usize| {
+            let product = |i: usize| at(row, head, i) * at(key, shape.heads + key_head, i);
+            (0..width).map(product).sum::<f64>() / (width as f64).sqrt()
         };
-        let mut out = Vec::new();
-        for q in 0..length {
-            let scores: Vec<f64> = (0..length)
-                .map(|k| (0..width).map(|i| at(q, 0, i) * at(k, 1, i)).sum::<f64>() / (width as f64).sqrt())
-                .collect();
-            let largest = scores.iter().cloned().fold(f64::MIN, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-            let sum: f64 = weights.iter().sum();
-            for i in 0..width {
-                out.push((0..length).map(|k| weights[k] / sum * at(k, 2, i)).sum());
-            }
-        }
+        let scores: Vec<f64> = seen.iter().map(|key| score(*key)).collect();
+        let largest = scores.iter().cloned().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let value_head = shape.heads + shape.key_heads + key_head;
+        let out = |i: usize| {
+            seen.iter()
+                .zip(&weights)
+                .map(|(key, w)| w / sum * at(*key, value_head, i))
+                .sum()
+        };
+        (0..width).map(out).collect()
+    }
+
+    fn run(level: Level, threads: usize, shape: Shape, qkv: &[f32], starts: &[usize]) -> Vec<f32> {
+        let pool = Pool::new(threads).unwrap();
+        let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        let scratches: Vec<Mutex<Scratch>> = (0..threads)
+            .map(|_| Mutex::new(Scratch::new(level, shape, longest).unwrap()))
+            .collect();
+        let mut out = vec![f32::NAN; starts.last().unwrap() * shape.out_row()];
+        let attention = Attention {
+            level,
+            shape,
+            scratches: &scratches,
+            qkv,
+            starts,
+        };
+        attention.run(&pool, &mut out, &|| false).unwrap();
         out
+    }
+
+    fn shape(heads: usize, key_heads: usize, width: usize, causal: bool, window: Option<usize>) -> Shape {
+        Shape {
+            heads,
+            key_heads,
+            width,
+            causal,
+            window,
+        }
     }
 
     #[test]
     fn equals_the_formula_in_f64() {
+        let cases = [
+            (shape(2, 2, 8, false, None), vec![1, 5, 33]),
+            (shape(1, 1, 32, false, None), vec![128, 31]),
+            (shape(3, 3, 64, false, None), vec![17]),
+            (shape(2, 2, 20, false, None), vec![70, 2]),
+            (shape(1, 1, 4, false, None), vec![1300, 511, 513]),
+            (shape(4, 2, 16, true, None), vec![1, 2, 17, 100]),
+            (shape(4, 1, 4, true, None), vec![1030, 512, 600]),
+            (shape(2, 1, 8, true, Some(1)), vec![40]),
+            (shape(2, 2, 8, true, Some(20)), vec![70, 7]),
+            (shape(2, 1, 4, true, Some(700)), vec![1300, 690]),
+            (shape(2, 2, 8, false, Some(0)), vec![30]),
+            (shape(2, 1, 8, false, Some(9)), vec![70, 5, 1100]),
+            (shape(1, 1, 4, false, Some(600)), vec![1300]),
+        ];
         for level in Level::available() {
-            for (heads, width, lengths) in [
-                (2, 8, vec![1, 5, 33]),
-                (1, 32, vec![128, 31]),
-                (3, 64, vec![17]),
-                (2, 20, vec![70, 2]),
-            ] {
-                let hidden = heads * width;
-                let tokens: usize = lengths.iter().sum();
-                let qkv: Vec<f32> = (0..tokens * 3 * hidden)
-                    .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0)
-                    .collect();
-                let mut out = vec![0f32; tokens * hidden];
-                let mut scratch = Scratch::new(level, 128, width).unwrap();
-                let mut start = 0;
-                for length in lengths {
-                    for head in 0..heads {
-                        let shared = Shared::new(&mut out);
-                        let scratch = &mut scratch;
-                        let job = Head {
-                            qkv: &qkv,
-                            hidden,
-                            start,
-                            length,
-                            head,
-                            width,
-                            out: shared,
-                            scratch,
-                        };
-                        // SAFETY: one task.
-                        unsafe { job.run_on(level) };
-                        let want = expected(&qkv, hidden, start, length, head, width);
-                        for (i, want) in want.into_iter().enumerate() {
-                            let found = out[(start + i / width) * hidden + head * width + i % width];
-                            assert!(
-                                (found as f64 - want).abs() < 2e-5,
-                                "{level:?} {width} {length}: {found} {want}"
-                            );
+            for (shape, lengths) in &cases {
+                let mut starts = vec![0];
+                lengths
+                    .iter()
+                    .for_each(|length| starts.push(starts[starts.len() - 1] + length));
+                let qkv = numbers(starts[lengths.len()] * shape.row());
+                let out = run(level, 2, *shape, &qkv, &starts);
+                for (start, length) in starts.iter().zip(lengths) {
+                    for row in (0..*length).filter(|row| *length < 200 || row % 83 == 1 || row + 1 == *length) {
+                        for head in 0..shape.heads {
+                            let want = expected(*shape, &qkv, *start, *length, head, row);
+                            let at = (start + row) * shape.out_row() + head * shape.width;
+                            for (found, want) in out[at..].iter().zip(want) {
+                                let error = (*found as f64 - want).abs();
+                                assert!(error < 2e-5, "{level:?} {shape:?} {length} {row}: {found} {want}");
+                            }
                         }
                     }
-                    start += length;
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_row_depends_on_its_sequence_alone() {
+        let shape = shape(4, 2, 12, true, None);
+        let lengths = [700usize, 90, 1];
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(lengths.iter().scan(0, |at, n| {
+                *at += n;
+                Some(*at)
+            }))
+            .collect();
+        let qkv = numbers(starts[3] * shape.row());
+        let together = run(Level::detect(), 3, shape, &qkv, &starts);
+        for (start, length) in starts.iter().zip(lengths) {
+            let alone = run(Level::detect(), 1, shape, &qkv[start * shape.row()..], &[0, length]);
+            assert_eq!(alone, together[start * shape.out_row()..][..length * shape.out_row()]);
+        }
+        // A causal row is the same whatever follows it.
+        let shorter = run(Level::detect(), 2, shape, &qkv, &[0, 530]);
+        assert_eq!(shorter, together[..530 * shape.out_row()]);
+    }
+
+    #[test]
+    fn scratch_memory_does_not_grow_with_the_sequence() {
+        let shape = shape(8, 2, 64, true, None);
+        let numbers = |length: usize| {
+            let scratch = Scratch::new(Level::detect(), shape, length).unwrap();
+            scratch.keys.len() + scratch.values.len() + scratch.scores.len() + scratch.states.len()
+        };
+        assert_eq!(numbers(8192), numbers(32_768));
+        assert!(numbers(32_768) * 4 < 512 << 10, "{}", numbers(32_768) * 4);
     }
 }

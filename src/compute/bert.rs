@@ -7,10 +7,11 @@
 
 use super::ComputeError;
 use super::activation::Activation;
-use super::attention::{Head, Scratch};
+use super::attention::{Attention, Scratch};
 use super::buffer::{Buffer, Shared};
 use super::cpu::Level;
 use super::gemm::Finish;
+use super::heads::Shape;
 use super::layer_norm::LayerNorm;
 use super::linear::{Linear, Rows};
 use super::pool::Pool;
@@ -57,7 +58,6 @@ pub struct Packed {
 struct Workspace {
     rows: Rows,
     up: Buffer<f32>,
-    attention: Scratch,
 }
 
 /// The memory of one forward pass.
@@ -81,8 +81,8 @@ impl Bert {
             + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked before each
-    /// layer; [`ComputeError::Stopped`] where it says so.
+    /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked
+    /// between the tasks of every loop; [`ComputeError::Stopped`] where it says so.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
         let tokens = batch.ids.len();
         let longest = batch
@@ -111,29 +111,37 @@ impl Bert {
             even.min(BLOCK_ROWS.next_multiple_of(tile))
         };
         let inputs = self.hidden.max(self.intermediate);
+        let shape = Shape {
+            heads: self.heads,
+            key_heads: self.heads,
+            width: self.hidden / self.heads,
+            causal: false,
+            window: None,
+        };
+        let mut scratches = Vec::with_capacity(threads);
         let mut workspaces = Vec::with_capacity(threads);
         for _ in 0..threads {
             workspaces.push(Mutex::new(Workspace {
                 rows: Rows::new(block, inputs)?,
                 up: Buffer::zeroed(block * self.intermediate)?,
-                attention: Scratch::new(self.level, longest, self.hidden / self.heads)?,
             }));
+            scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
         }
         let blocks = tokens.div_ceil(block);
-        if stop() {
-            return Err(ComputeError::Stopped);
-        }
-        self.between(pool, &workspaces, &mut state, block, blocks, None, self.layers.first())?;
+        let first = self.layers.first();
+        self.between(pool, &workspaces, &mut state, block, blocks, None, first, stop)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            if stop() {
-                return Err(ComputeError::Stopped);
-            }
-            self.attend(pool, &workspaces, batch, &mut state)?;
-            if stop() {
-                return Err(ComputeError::Stopped);
-            }
+            let State { qkv, context, .. } = &mut state;
+            let attention = Attention {
+                level: self.level,
+                shape,
+                scratches: &scratches,
+                qkv,
+                starts: &batch.starts,
+            };
+            attention.run(pool, context, stop)?;
             let next = self.layers.get(index + 1);
-            self.between(pool, &workspaces, &mut state, block, blocks, Some(layer), next)?;
+            self.between(pool, &workspaces, &mut state, block, blocks, Some(layer), next, stop)?;
         }
         Ok(state.x)
     }
@@ -159,36 +167,6 @@ impl Bert {
         Ok(())
     }
 
-    /// Attention of every head over every sequence, from `qkv` to `context`.
-    fn attend(
-        &self,
-        pool: &Pool,
-        workspaces: &[Mutex<Workspace>],
-        batch: &Packed,
-        state: &mut State,
-    ) -> Result<(), ComputeError> {
-        let (hidden, heads) = (self.hidden, self.heads);
-        let out = Shared::new(&mut state.context);
-        let qkv = &state.qkv;
-        pool.run_indexed((batch.starts.len() - 1) * heads, |thread, task| {
-            let (start, end) = (batch.starts[task / heads], batch.starts[task / heads + 1]);
-            let scratch = &mut workspaces[thread].lock().attention;
-            let (head, width, length) = (task % heads, hidden / heads, end - start);
-            let job = Head {
-                qkv,
-                hidden,
-                start,
-                length,
-                head,
-                width,
-                out,
-                scratch,
-            };
-            // SAFETY: each task has a head and a sequence of its own.
-            unsafe { job.run_on(self.level) }
-        })
-    }
-
     /// Everything between two attentions: what follows the attention of `done` (or the embedding), then the queries,
     /// keys and values of `next`.
     #[allow(clippy::too_many_arguments)]
@@ -201,17 +179,21 @@ impl Bert {
         blocks: usize,
         done: Option<&Layer>,
         next: Option<&Layer>,
+        stop: &dyn Fn() -> bool,
     ) -> Result<(), ComputeError> {
         let hidden = self.hidden;
         let tokens = state.x.len() / hidden;
         let (x, qkv) = (Shared::new(&mut state.x), Shared::new(&mut state.qkv));
         let context = &state.context;
         if blocks == 1 && pool.threads() > 1 {
+            if stop() {
+                return Err(ComputeError::Stopped);
+            }
             let mut workspace = workspaces[0].lock();
             let Workspace { rows, up, .. } = &mut *workspace;
             return self.between_by_columns(pool, rows, up, x, context, qkv, tokens, done, next);
         }
-        pool.run_indexed(blocks, |thread, task| {
+        pool.run_until(blocks, stop, |thread, task| {
             let first = task * block;
             let count = block.min(tokens - first);
             let mut workspace = workspaces[thread].lock();

@@ -36,6 +36,8 @@ impl<T: Number> Buffer<T> {
             .map_err(|_| refused())?;
         // SAFETY: the layout is not empty (`length` > 0 and numbers have a size).
         let memory = unsafe { alloc_zeroed(layout) }.cast::<T>();
+        #[cfg(test)]
+        count::allocated(layout.size());
         Ok(Buffer {
             memory: NonNull::new(memory).ok_or_else(refused)?,
             length,
@@ -49,6 +51,8 @@ impl<T: Number> Drop for Buffer<T> {
             return;
         }
         if let Ok(layout) = Layout::array::<T>(self.length).and_then(|layout| layout.align_to(ALIGNMENT)) {
+            #[cfg(test)]
+            count::freed(layout.size());
             // SAFETY: allocated in `zeroed` with the same layout.
             unsafe { dealloc(self.memory.as_ptr().cast(), layout) }
         }
@@ -118,3 +122,31 @@ impl<T: Number> Shared<T> {
 unsafe impl<T: Number> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Number> Sync for Shared<T> {}
+
+/// Bytes of the buffers that a thread holds, for tests that bound memory.
+#[cfg(test)]
+pub mod count {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<isize> = const { Cell::new(0) };
+        static PEAK: Cell<isize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn allocated(bytes: usize) {
+        NOW.set(NOW.get() + bytes as isize);
+        PEAK.set(PEAK.get().max(NOW.get()));
+    }
+
+    pub(super) fn freed(bytes: usize) {
+        NOW.set(NOW.get() - bytes as isize);
+    }
+
+    /// Most bytes that this thread's buffers held at once during `run`, beyond those that it held before.
+    pub fn peak<R>(run: impl FnOnce() -> R) -> (R, usize) {
+        let before = NOW.get();
+        PEAK.set(before);
+        let result = run();
+        (result, (PEAK.get() - before) as usize)
+    }
+}

@@ -3,27 +3,42 @@ mod activation;
 mod attention;
 pub mod bert;
 mod buffer;
+#[cfg(test)]
+pub use buffer::count;
 pub mod cpu;
 pub mod distance;
 pub mod fastscan;
+mod gate;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_x86;
+pub mod heads;
 mod layer_norm;
 mod linear;
+mod low_rank;
 pub mod nearest;
+mod norm;
+mod panels;
 pub mod parallel;
 pub mod pool;
 pub mod pooling;
+pub mod pre_norm;
+mod rms_norm;
+mod rope;
 pub mod rotation;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
 
 pub use activation::Activation;
+pub use buffer::Buffer;
 pub use layer_norm::LayerNorm;
 pub use linear::{Linear, Precision};
+pub use low_rank::add_low_rank;
+pub use norm::Norm;
 pub use pool::Pool;
+pub use rms_norm::RmsNorm;
+pub use rope::Rope;
 
 /// What can go wrong while a batch runs.
 #[derive(Debug, thiserror::Error)]

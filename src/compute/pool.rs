@@ -119,13 +119,33 @@ impl Pool {
     /// Like [`Pool::run`] with the number of the thread, below [`Pool::threads`], as first argument: no two calls of
     /// one loop run at once with the same number, so it may choose a thread's own scratch memory.
     pub fn run_indexed<F: Fn(usize, usize) + Sync>(&self, tasks: usize, body: F) -> Result<(), ComputeError> {
+        self.run_until(tasks, &|| false, body)
+    }
+
+    /// Like [`Pool::run_indexed`], but the calling thread asks `stop` before each task of its own: where it says so,
+    /// tasks that have not begun are dropped and the loop fails with [`ComputeError::Stopped`]. So the answer comes
+    /// within about two tasks.
+    pub fn run_until<F: Fn(usize, usize) + Sync>(
+        &self,
+        tasks: usize,
+        stop: &dyn Fn() -> bool,
+        body: F,
+    ) -> Result<(), ComputeError> {
         if tasks == 0 {
             return Ok(());
         }
         if self.handles.is_empty() || tasks == 1 || INSIDE_LOOP.get() {
             // A nested loop uses number 0: its scratch belongs to the loop inside, not to the one around it.
-            let all = catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| body(0, task))));
-            return all.map_err(|panic| ComputeError::Panicked(message(panic)));
+            let all = catch_unwind(AssertUnwindSafe(|| {
+                for task in 0..tasks {
+                    if stop() {
+                        return Err(ComputeError::Stopped);
+                    }
+                    body(0, task);
+                }
+                Ok(())
+            }));
+            return all.unwrap_or_else(|panic| Err(ComputeError::Panicked(message(panic))));
         }
         let _turn = self.turn.lock();
         let shared = &*self.shared;
@@ -150,7 +170,7 @@ impl Pool {
             shared.wake.notify_all();
         }
         INSIDE_LOOP.set(true);
-        take_tasks(shared, 0);
+        let stopped = take_tasks(shared, 0, stop);
         INSIDE_LOOP.set(false);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
@@ -166,7 +186,10 @@ impl Pool {
             let text = shared.panic.lock().take().unwrap_or_default();
             return Err(ComputeError::Panicked(text));
         }
-        Ok(())
+        match stopped {
+            true => Err(ComputeError::Stopped),
+            false => Ok(()),
+        }
     }
 }
 
@@ -194,16 +217,31 @@ unsafe fn call_erased<F: Fn(usize, usize) + Sync>(body: *const (), thread: usize
     body(thread, task);
 }
 
-/// Claims and runs tasks until none is left. The calling thread is inside the loop, or owns it.
-fn take_tasks(shared: &Shared, thread: usize) {
+/// Claims and runs tasks until none is left, or `stop`, asked before each, says so; returns whether it did. The calling
+/// thread is inside the loop, or owns it.
+fn take_tasks(shared: &Shared, thread: usize, stop: &dyn Fn() -> bool) -> bool {
     // SAFETY: the thread is inside (or is the owner), so `job` is not written meanwhile.
     let Some(job) = (unsafe { *shared.job.get() }) else {
-        return;
+        return false;
     };
     loop {
         let task = shared.next.fetch_add(1, Ordering::Relaxed);
         if task >= job.tasks || shared.failed.load(Ordering::Relaxed) {
-            return;
+            return false;
+        }
+        // A panic of `stop` must not leave while others are inside, so it counts as one of the task.
+        match catch_unwind(AssertUnwindSafe(stop)) {
+            Ok(false) => {}
+            Ok(true) => {
+                // The others find no task left.
+                shared.next.store(job.tasks, Ordering::Relaxed);
+                return true;
+            }
+            Err(panic) => {
+                shared.panic.lock().get_or_insert_with(|| message(panic));
+                shared.failed.store(true, Ordering::Release);
+                return false;
+            }
         }
         // SAFETY: the owner keeps the closure alive until no thread is inside.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe { (job.call)(job.body, thread, task) }));
@@ -239,7 +277,7 @@ fn work(shared: &Shared, thread: usize) {
             }
         };
         if entered {
-            take_tasks(shared, thread);
+            take_tasks(shared, thread, &|| false);
             shared.state.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -344,6 +382,33 @@ mod tests {
             let error = pool.run(64, |task| assert!(task != 13, "task thirteen")).unwrap_err();
             assert!(
                 matches!(&error, ComputeError::Panicked(text) if text.contains("task thirteen")),
+                "{error}"
+            );
+            pool.run(64, |_| ()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_loop_is_stopped_by_its_caller() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let (asked, ran) = (Cell::new(0), AtomicUsize::new(0));
+            let stop = || {
+                asked.set(asked.get() + 1);
+                asked.get() == 4
+            };
+            let body = |_: usize, _: usize| {
+                ran.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            };
+            let error = pool.run_until(10_000, &stop, body).unwrap_err();
+            assert!(matches!(error, ComputeError::Stopped), "{error}");
+            assert_eq!(asked.get(), 4);
+            assert!((3..200).contains(&ran.load(Ordering::Relaxed)), "{ran:?}");
+            let panics = || panic!("the hook");
+            let error = pool.run_until(10_000, &panics, body).unwrap_err();
+            assert!(
+                matches!(&error, ComputeError::Panicked(text) if text.contains("hook")),
                 "{error}"
             );
             pool.run(64, |_| ()).unwrap();

@@ -1,4 +1,4 @@
-//! The BERT family: which tensors it has, and how they become layers.
+//! The BERT family, RoBERTa and XLM-RoBERTa included: which tensors it has, and how they become layers.
 
 use super::weights::Weights;
 use super::{Manifest, ModelError, Precision};
@@ -6,7 +6,7 @@ use crate::compute::bert::{Bert, Layer};
 use crate::compute::cpu::Level;
 use crate::compute::{LayerNorm, Linear};
 
-/// Names and shapes of the tensors, found in the weights with or without the prefix `bert.`.
+/// Names and shapes of the tensors, found in the weights with or without the prefix `bert.` or `roberta.`.
 struct Names<'a> {
     manifest: &'a Manifest,
     prefix: &'static str,
@@ -19,11 +19,9 @@ type Tensor = (String, Vec<usize>);
 impl<'a> Names<'a> {
     fn new(manifest: &'a Manifest, weights: &Weights) -> Names<'a> {
         let bare = "embeddings.word_embeddings.weight";
-        let prefix = if !weights.contains(bare) && weights.contains(&format!("bert.{bare}")) {
-            "bert."
-        } else {
-            ""
-        };
+        let prefixes = ["", "bert.", "roberta."];
+        let has = |prefix: &&str| weights.contains(&format!("{prefix}{bare}"));
+        let prefix = prefixes.into_iter().find(has).unwrap_or_default();
         let old = weights.contains(&format!("{prefix}embeddings.LayerNorm.gamma"));
         Names {
             manifest,
@@ -62,7 +60,8 @@ impl<'a> Names<'a> {
     }
 
     fn positions(&self) -> Tensor {
-        self.table("position_embeddings", self.manifest.positions)
+        let rows = self.manifest.first_position + self.manifest.positions;
+        self.table("position_embeddings", rows)
     }
 
     fn token_types(&self) -> Tensor {
@@ -145,6 +144,8 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
         )?)
     };
     let mut positions = read(names.positions())?;
+    // No token has the positions before the first.
+    positions.drain(..manifest.first_position * manifest.hidden);
     let token_types = read(names.token_types())?;
     for row in positions.chunks_exact_mut(manifest.hidden) {
         row.iter_mut()

@@ -2,10 +2,11 @@
 
 use super::files::states;
 use super::manifest::content;
+use super::network::Network;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
-use super::{Manifest, ModelError, Pooling, Precision, Tokens, bert};
-use crate::compute::bert::{Bert, Packed};
+use super::{Manifest, ModelError, Pooling, Precision, Tokens};
+use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, pooling};
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
     passage_prefix: Vec<u32>,
-    bert: Bert,
+    network: Network,
 }
 
 impl Encoder {
@@ -80,15 +81,14 @@ impl Encoder {
         let paths = content(dir)?;
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
-        let tokenizer = Tokenizer::open(dir, manifest.vocabulary)?;
-        let bert = bert::load(&manifest, &Weights::open(dir)?, level, precision)?;
+        let tokenizer = Tokenizer::open(dir, &manifest)?;
+        let network = Network::load(&manifest, &Weights::open(dir)?, level, precision)?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
         }
-        let prefix = |text: &str| tokenizer.tokens(text, usize::MAX).map(|tokens| tokens.ids);
-        let query_prefix = prefix(&manifest.query_prefix)?;
-        let passage_prefix = prefix(&manifest.passage_prefix)?;
+        let query_prefix = tokenizer.prefix(&manifest.query_prefix)?;
+        let passage_prefix = tokenizer.prefix(&manifest.passage_prefix)?;
         let (first, last) = tokenizer.around();
         let around = first.len() + last.len() + query_prefix.len().max(passage_prefix.len());
         if around >= manifest.max_tokens {
@@ -104,7 +104,7 @@ impl Encoder {
             tokenizer,
             query_prefix,
             passage_prefix,
-            bert,
+            network,
         })
     }
 
@@ -118,7 +118,7 @@ impl Encoder {
 
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
-        self.bert.memory()
+        self.network.memory()
     }
 
     /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
@@ -127,7 +127,15 @@ impl Encoder {
     }
 
     /// The sequence of a text: special tokens and the role's prefix around it, cut at the model's limit.
+    ///
+    /// A query is tokenised together with its prefix, as sentence-transformers does: where a prefix ends without white
+    /// space, a token may reach over the border. A passage's tokens are those of the passage alone, as in an index.
     pub fn text(&self, role: Role, text: &str) -> Result<Sequence, ModelError> {
+        if role == Role::Query && !self.manifest.query_prefix.is_empty() {
+            let whole = format!("{}{text}", self.manifest.query_prefix);
+            let ids = self.tokenizer.tokens(&whole, self.manifest.max_tokens)?.ids;
+            return Ok(self.assemble(Role::Plain, &ids)?.0);
+        }
         let ids = self.tokenizer.tokens(text, self.manifest.max_tokens)?.ids;
         Ok(self.assemble(role, &ids)?.0)
     }
@@ -176,7 +184,7 @@ impl Encoder {
         self.encode_until(pool, batch, &|| false)
     }
 
-    /// Like [`Encoder::encode`], but asks `stop` between layers and fails with [`ModelError::Stopped`] when it says so.
+    /// Like [`Encoder::encode`], but asks `stop` every few milliseconds of work and fails with [`ModelError::Stopped`] when it says so.
     pub fn encode_until(
         &self,
         pool: &Pool,
@@ -224,7 +232,7 @@ impl Encoder {
             packed.ids.extend(&sequence.ids);
             packed.starts.push(packed.ids.len());
         }
-        let states = self.bert.forward(pool, &packed, stop)?;
+        let states = self.network.forward(pool, &packed, stop)?;
         let hidden = self.manifest.hidden;
         let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
         for (sequence, start) in batch.iter().zip(&packed.starts) {
@@ -235,6 +243,7 @@ impl Encoder {
                         Pooling::Mean => pooling::mean(all, hidden),
                         Pooling::Cls => rows(*start..start + 1).to_vec(),
                         Pooling::Max => pooling::max(all, hidden),
+                        Pooling::Last => rows(start + sequence.ids.len() - 1..start + sequence.ids.len()).to_vec(),
                     };
                     if self.manifest.normalize {
                         pooling::normalize(&mut vector);

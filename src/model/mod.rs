@@ -1,8 +1,14 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
+mod adapter;
 mod bert;
+mod config;
+mod decoder;
 mod encoder;
 mod files;
 mod manifest;
+mod modern_bert;
+mod modules;
+mod network;
 mod tokenizer;
 mod weights;
 

@@ -1,11 +1,12 @@
 //! Text to ids and back to bytes of the text; special tokens come from here alone, never from a text.
 
-use super::ModelError;
-use super::files::{io, read_bytes};
+use super::files::{io, read_bytes, read_optional_json};
+use super::{Manifest, ModelError};
 use crate::text::Span;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
+use tokenizers::{Model, ModelWrapper};
 
 /// Bytes of a text that are given to the tokenizer at once, at least: its memory is several hundred bytes a token.
 const PIECE_BYTES: usize = 64 << 10;
@@ -14,7 +15,7 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     pub ids: Vec<u32>,
-    /// Bytes of the text that each token came from, ascending.
+    /// Bytes of the text that each token came from, ascending; without white space before a word.
     pub spans: Vec<Span>,
 }
 
@@ -27,11 +28,15 @@ pub struct Tokenizer {
     /// Special ids before and after a sequence.
     before: Vec<u32>,
     after: Vec<u32>,
+    /// Whether a piece of a long text begins with the space that it was cut at.
+    keep_space: bool,
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json. Truncation and padding in it are switched off.
-    pub fn open(dir: &Path, vocabulary: usize) -> Result<Tokenizer, ModelError> {
+    /// Reads tokenizer.json. Truncation and padding in it are switched off. For a decoder whose tokenizer.json puts
+    /// nothing behind a text, the end token follows where tokenizer_config.json says `add_eos_token`.
+    pub fn open(dir: &Path, manifest: &Manifest) -> Result<Tokenizer, ModelError> {
+        let vocabulary = manifest.vocabulary;
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
             return Err(io(&path, std::io::ErrorKind::NotFound.into()));
@@ -52,9 +57,12 @@ impl Tokenizer {
             let what = format!("its largest id is {largest}, the model's vocabulary has {vocabulary} rows");
             return Err(ModelError::Tokenizer(what));
         }
+        let ids = |text: &str| -> Result<Vec<u32>, ModelError> {
+            Ok(inner.encode(text, false).map_err(failed)?.get_ids().to_vec())
+        };
         // Where the special tokens stand is learned from a sequence of one word.
         let with = inner.encode("a", true).map_err(failed)?.get_ids().to_vec();
-        let without = inner.encode("a", false).map_err(failed)?.get_ids().to_vec();
+        let without = ids("a")?;
         let place = with
             .windows(without.len().max(1))
             .position(|window| window == without.as_slice());
@@ -64,14 +72,34 @@ impl Tokenizer {
             ));
         };
         let before = with.get(..place).unwrap_or_default().to_vec();
-        let after = with.get(place + without.len()..).unwrap_or_default().to_vec();
+        let mut after = with.get(place + without.len()..).unwrap_or_default().to_vec();
+        if manifest.family.is_decoder() && after.is_empty() {
+            after.extend(end_token(dir, &inner)?);
+        }
+        // A long text is cut before a space. Either the space begins the next word, or words get one anyway.
+        let (both, spaced) = (ids("a a")?, ids(" a")?);
+        let keep_space = both == [without.as_slice(), &spaced].concat() || both != without.repeat(2);
         Ok(Tokenizer {
             inner,
             special,
             unknown,
             before,
             after,
+            keep_space,
         })
+    }
+
+    /// Ids of what is read before a text: those that it has with a text behind it.
+    pub fn prefix(&self, prefix: &str) -> Result<Vec<u32>, ModelError> {
+        if prefix.is_empty() {
+            return Ok(Vec::new());
+        }
+        let whole = self.tokens(&format!("{prefix}a"), usize::MAX)?.ids;
+        let text = self.tokens("a", usize::MAX)?.ids;
+        match whole.strip_suffix(text.as_slice()) {
+            Some(before) => Ok(before.to_vec()),
+            None => Ok(self.tokens(prefix, usize::MAX)?.ids),
+        }
     }
 
     /// Ids and spans of a text, without special tokens. Ends early once there are `enough` tokens (it may give more).
@@ -80,25 +108,61 @@ impl Tokenizer {
         let mut start = 0;
         while start < text.len() && tokens.ids.len() < enough {
             let end = piece_end(text, start);
-            let piece = text.get(start..end).unwrap_or_default();
+            let skip = usize::from(
+                start > 0 && !self.keep_space && text.get(start..).is_some_and(|rest| rest.starts_with(" ")),
+            );
+            let piece = text.get(start + skip..end).unwrap_or_default();
             let encoding = self.inner.encode(piece, false).map_err(failed)?;
             for (id, (from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
-                // A tokenizer that takes whole words as they are would find "[SEP]" in its vocabulary.
-                let id = match self.special.contains(id) {
-                    false => Some(*id),
-                    true => self.unknown,
-                };
-                if let Some(id) = id {
+                let mut add = |id: u32, from: usize, to: usize| {
+                    // Some vocabularies join a word with the space before it, which is no part of the word.
+                    let word = piece.get(from..to).unwrap_or_default().trim_start();
+                    let from = if word.is_empty() { from } else { to - word.len() };
                     tokens.ids.push(id);
                     tokens.spans.push(Span {
-                        start: (start + from) as u32,
-                        end: (start + to) as u32,
+                        start: (start + skip + from) as u32,
+                        end: (start + skip + to) as u32,
                     });
+                };
+                if self.special.contains(id) && Some(*id) != self.unknown {
+                    self.plain(piece, *from, *to, &mut add)?;
+                } else {
+                    add(*id, *from, *to);
                 }
             }
             start = end;
         }
         Ok(tokens)
+    }
+
+    /// Tokens of a part of a text that the vocabulary holds as a special token. A vocabulary of pieces of words spells
+    /// it; one of whole words does not know it.
+    fn plain(
+        &self,
+        piece: &str,
+        from: usize,
+        to: usize,
+        add: &mut impl FnMut(u32, usize, usize),
+    ) -> Result<(), ModelError> {
+        let part = piece.get(from..to).unwrap_or_default();
+        let first = part.chars().next().map_or(0, char::len_utf8);
+        let pieces = matches!(self.inner.get_model(), ModelWrapper::Unigram(_) | ModelWrapper::BPE(_));
+        if !pieces || first == 0 || first == part.len() {
+            if let Some(unknown) = self.unknown {
+                add(unknown, from, to);
+            }
+            return Ok(());
+        }
+        for (start, end) in [(from, from + first), (from + first, to)] {
+            let text = piece.get(start..end).unwrap_or_default();
+            for token in self.inner.get_model().tokenize(text).map_err(failed)? {
+                let special = self.special.contains(&token.id);
+                if let Some(id) = if special { self.unknown } else { Some(token.id) } {
+                    add(id, start + token.offsets.0, start + token.offsets.1);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Special ids before and after a sequence.
@@ -107,14 +171,36 @@ impl Tokenizer {
     }
 }
 
-/// End of the piece of `text` that begins at `start`: after a white space where words cannot be cut.
+/// End of the piece of `text` that begins at `start`: before a single space between two words of ASCII, where no
+/// tokenizer joins what is around it; if there is none for long, after any white space.
 fn piece_end(text: &str, start: usize) -> usize {
     let bytes = text.as_bytes();
     let wanted = start + PIECE_BYTES;
     let rest = bytes.get(wanted..).unwrap_or_default();
+    let between = |three: &[u8]| matches!(three, [a, b' ', c] if a.is_ascii_alphanumeric() && c.is_ascii_alphabetic());
+    if let Some(place) = rest.windows(3).take(PIECE_BYTES).position(between) {
+        return wanted + place + 1;
+    }
     match rest.iter().position(|byte| byte.is_ascii_whitespace()) {
         Some(place) => wanted + place + 1,
         None => text.len(),
+    }
+}
+
+/// The end token that tokenizer_config.json wants behind a text.
+fn end_token(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>, ModelError> {
+    let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
+    if config.get("add_eos_token").and_then(|value| value.as_bool()) != Some(true) {
+        return Ok(None);
+    }
+    let token = config.get("eos_token");
+    let name = token.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+    match name.and_then(|name| inner.token_to_id(name)) {
+        Some(id) => Ok(Some(id)),
+        None => Err(ModelError::Tokenizer(format!(
+            "tokenizer_config.json asks for the end token \"{}\", which the vocabulary lacks",
+            name.unwrap_or_default()
+        ))),
     }
 }
 

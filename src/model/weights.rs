@@ -1,9 +1,12 @@
 //! The weights of a model directory: one safetensors file or several with an index.
 //!
+//! An adapter beside them is merged into the numbers as they are read (`adapter.rs`).
+//!
 //! Files are read with plain reads, never mapped: a file that is cut short while it is read gives an error, where a
 //! mapping would end the process. Headers are checked against the files' lengths before anything is used.
 
 use super::ModelError;
+use super::adapter::Adapter;
 use super::files::{io, read_json, required};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -27,6 +30,7 @@ struct Shard {
 pub struct Weights {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, (usize, TensorInfo)>,
+    adapter: Option<Box<Adapter>>,
 }
 
 /// Paths of the weights files of a directory, in the order of their names; with the index first where there is one.
@@ -63,16 +67,24 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
 }
 
 impl Weights {
-    /// Opens the weights files and checks their headers.
+    /// Opens the weights files of a model directory and its adapter, if it has one, and checks their headers.
     pub fn open(dir: &Path) -> Result<Weights, ModelError> {
+        let paths = files(dir)?.into_iter();
+        let is_weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+        let mut weights = Weights::open_files(paths.filter(is_weights))?;
+        weights.adapter = Adapter::open(dir, &weights)?.map(Box::new);
+        Ok(weights)
+    }
+
+    /// Opens safetensors files and checks their headers.
+    pub fn open_files(paths: impl IntoIterator<Item = PathBuf>) -> Result<Weights, ModelError> {
         let mut weights = Weights {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            adapter: None,
         };
-        for path in files(dir)? {
-            if path.extension().is_some_and(|extension| extension == "safetensors") {
-                weights.add(path)?;
-            }
+        for path in paths {
+            weights.add(path)?;
         }
         Ok(weights)
     }
@@ -128,6 +140,16 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(_, info)| info.shape.as_slice())
+    }
+
     /// Checks that a tensor is there with this shape and a type that can be read.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
         let Some((_, info)) = self.tensors.get(name) else {
@@ -150,7 +172,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The numbers of a tensor as f32, row-major; fails where one is NaN or infinite.
+    /// The numbers of a tensor as f32, row-major, with the adapter's change; fails where one is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         self.check(name, shape)?;
         let Some((shard, info)) = self.tensors.get(name) else {
@@ -173,7 +195,7 @@ impl Weights {
                 .map(|pair| convert(u16::from_le_bytes(*pair)))
                 .collect()
         };
-        let numbers: Vec<f32> = match info.dtype {
+        let mut numbers: Vec<f32> = match info.dtype {
             Dtype::F16 => halves(|bits| half::f16::from_bits(bits).to_f32()),
             Dtype::BF16 => halves(|bits| half::bf16::from_bits(bits).to_f32()),
             _ => bytes
@@ -185,6 +207,9 @@ impl Weights {
         };
         if numbers.iter().any(|number| !number.is_finite()) {
             return Err(ModelError::NotFinite(name.to_string()));
+        }
+        if let Some(adapter) = &self.adapter {
+            adapter.merge(name, &mut numbers)?;
         }
         Ok(numbers)
     }

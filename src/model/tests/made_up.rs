@@ -56,6 +56,7 @@ fn pooling_activation_and_limits_follow_the_files() {
         ("cls_token", Pooling::Cls),
         ("max_tokens", Pooling::Max),
         ("mean_tokens", Pooling::Mean),
+        ("lasttoken", Pooling::Last),
     ] {
         for activation in ["gelu", "gelu_new", "relu"] {
             let mut maker = Maker::new();
@@ -77,6 +78,7 @@ fn pooling_activation_and_limits_follow_the_files() {
                 .map(|i| match pooling {
                     Pooling::Cls => rows[0][i],
                     Pooling::Max => column(i).fold(f32::MIN, f32::max),
+                    Pooling::Last => rows[rows.len() - 1][i],
                     Pooling::Mean => column(i).sum::<f32>() / rows.len() as f32,
                 })
                 .collect();
@@ -291,7 +293,7 @@ fn what_is_not_supported_is_named() {
     }
     for pooling in [
         json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}),
-        json!({"pooling_mode_lasttoken": true}),
+        json!({"pooling_mode_weightedmean_tokens": true}),
         json!({"pooling_mode": "weightedmean"}),
     ] {
         let mut maker = Maker::new();

@@ -1,8 +1,13 @@
 //! Tests of the model room: the real model against candle's forward pass, and small made-up models for the rest.
 
+mod adapters;
+mod families;
+mod forward;
+mod long;
 mod made_up;
 mod maker;
 mod reference;
+mod tokens;
 
 use std::path::PathBuf;
 

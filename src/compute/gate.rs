@@ -1,0 +1,77 @@
+//! The gate of a feed-forward block: `f(g) u` with an activation `f` (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+use super::activation::{Activation, activate};
+use super::cpu::{Kernel, Level, dispatch};
+use super::simd::Simd;
+
+/// Rows of `2 width` numbers, gates before what they gate, become rows of `width` numbers.
+pub fn gate(level: Level, activation: Activation, rows: &[f32], width: usize, out: &mut [f32]) {
+    // SAFETY: the kernel's rows are whole (`chunks_exact`).
+    unsafe {
+        dispatch(
+            level,
+            Gate {
+                activation,
+                rows,
+                width,
+                out,
+            },
+        )
+    }
+}
+
+struct Gate<'a> {
+    activation: Activation,
+    rows: &'a [f32],
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Gate<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let width = self.width;
+        for (row, out) in self.rows.chunks_exact(2 * width).zip(self.out.chunks_exact_mut(width)) {
+            let (gates, values) = row.split_at(width);
+            for at in (0..width).step_by(S::LANES) {
+                let lanes = (width - at).min(S::LANES);
+                // SAFETY: `lanes` numbers follow in all three rows.
+                unsafe {
+                    let gate = S::load_first(gates.as_ptr().add(at), lanes);
+                    let value = S::load_first(values.as_ptr().add(at), lanes);
+                    let y = S::mul(activate::<S>(self.activation, gate), value);
+                    S::store_first(out.as_mut_ptr().add(at), y, lanes);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equals_the_formula() {
+        for level in Level::available() {
+            for width in [1usize, 7, 64, 100] {
+                let rows: Vec<f32> = (0..2 * 2 * width)
+                    .map(|i| ((i * 53 % 211) as f32 - 100.0) / 8.0)
+                    .collect();
+                let mut out = vec![0f32; 2 * width];
+                gate(level, Activation::Silu, &rows, width, &mut out);
+                for (row, out) in rows.chunks(2 * width).zip(out.chunks(width)) {
+                    for i in 0..width {
+                        let (gate, value) = (row[i] as f64, row[width + i] as f64);
+                        let expected = gate / (1.0 + (-gate).exp()) * value;
+                        assert!(
+                            (out[i] as f64 - expected).abs() < 2e-5,
+                            "{level:?} {} {expected}",
+                            out[i]
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

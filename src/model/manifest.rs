@@ -131,6 +131,7 @@ impl Manifest {
 
 /// The files whose content makes the vectors, in a fixed order.
 pub fn content(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    adapter::beside_its_base(dir)?;
     let mut paths = vec![dir.join("config.json"), dir.join("tokenizer.json")];
     let optional = [
         "modules.json",

@@ -337,6 +337,7 @@ fn files_of_an_adapter_must_be_whole_and_beside_their_base() {
     std::fs::write(&weights, &std::fs::read(&weights).unwrap()[..300]).unwrap();
     assert!(matches!(&open(dir.path()), ModelError::Corrupt { path, .. } if *path == weights));
     std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    assert!(matches!(Encoder::open(dir.path()), Err(ModelError::Invalid { .. })));
     let error = open(dir.path());
     let named = |what: &str| what.contains("Qwen/Qwen3-Embedding-8B") && what.contains("config.json");
     assert!(

@@ -371,3 +371,36 @@ fn the_last_token_and_spans_are_read_out() {
         assert_eq!(encoder.encode(&pool, &[prefix]).unwrap()[0], found[2]);
     }
 }
+
+#[test]
+fn a_vector_is_bit_equal_alone_and_in_any_batch() {
+    let sizes = Sizes {
+        layers: 2,
+        ..Sizes::SMALL
+    };
+    let mut random = Random(17);
+    for maker in [qwen3(sizes), mistral(sizes), modern_bert(), xlm_roberta(514)] {
+        let dir = maker.write();
+        let sequence = |ids: Vec<u32>| Sequence {
+            ids,
+            read: Read::Pooled,
+        };
+        let lengths = [1, 2, 100, 511, 13, 512, 40, 300];
+        let batch: Vec<Sequence> = lengths.map(|length| sequence(random.ids(length, 12))).to_vec();
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let Ok(encoder) = Encoder::open_with(dir.path(), precision) else {
+                continue;
+            };
+            let together = encoder.encode(&Pool::new(3).unwrap(), &batch).unwrap();
+            for (number, sequence) in batch.iter().enumerate() {
+                let pool = Pool::new(1 + number % 3).unwrap();
+                let alone = encoder.encode(&pool, std::slice::from_ref(sequence)).unwrap();
+                assert!(
+                    alone[0] == together[number],
+                    "{precision:?}: {} tokens",
+                    sequence.ids.len()
+                );
+            }
+        }
+    }
+}

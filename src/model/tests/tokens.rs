@@ -163,6 +163,9 @@ fn qwen3_ends_every_text_and_joins_queries_to_their_instruction() {
     }
     let long = encoder.text(Role::Passage, &"red tea ".repeat(20_000)).unwrap();
     assert_eq!((long.ids.len(), long.ids[32_767]), (32_768, END));
+    let (pieces, start) = encoder.assemble(Role::Passage, &vec![65; 40_000]).unwrap();
+    assert_eq!((pieces.ids.len(), pieces.ids[32_767], start), (32_768, END, 0));
+    assert_eq!(encoder.room(Role::Passage), 32_767);
     assert_eq!(encoder.text(Role::Passage, "").unwrap().ids, [END]);
 }
 

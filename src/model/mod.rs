@@ -1,5 +1,6 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
 mod bert;
+pub mod calibrate;
 mod encoder;
 mod files;
 mod manifest;

@@ -99,7 +99,7 @@ impl Describe for ServiceError {
             ServiceError::NotPreloaded => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             ServiceError::NoWorker { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             ServiceError::WorkerLost { .. } => PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
-            ServiceError::Timeout { .. } => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            ServiceError::Timeout { .. } | ServiceError::Cancelled { .. } => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             ServiceError::Dimensions { .. } => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
             ServiceError::TooLarge { .. } => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             ServiceError::Protocol(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
@@ -125,6 +125,9 @@ impl Describe for ServiceError {
                     .to_owned(),
             ),
             ServiceError::WorkerLost { .. } => Some("See the lines of \"situ encoder\" in the server log.".to_owned()),
+            ServiceError::Cancelled { .. } => {
+                Some("The statement was ended with situ.cancel_request; its connection goes on.".to_owned())
+            }
             ServiceError::Timeout { .. } => Some("Raise situ.request_timeout, or set it to 0.".to_owned()),
             ServiceError::Dimensions { .. } => {
                 Some("Register the model again with situ.register_model(..., replace => true).".to_owned())
@@ -143,6 +146,7 @@ impl Describe for RegistryError {
             RegistryError::Taken { .. } => PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             RegistryError::NotInstalled => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             RegistryError::EmptyName => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            RegistryError::NotOwner(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
     fn detail(&self) -> Option<String> {
@@ -164,6 +168,9 @@ impl Describe for RegistryError {
             }
             RegistryError::NotInstalled => "CREATE EXTENSION situ CASCADE creates it.".to_owned(),
             RegistryError::EmptyName => "Give the model a name.".to_owned(),
+            RegistryError::NotOwner(_) => {
+                "The role that registered the model owns it: SELECT name, owner FROM situ.models.".to_owned()
+            }
         })
     }
 }

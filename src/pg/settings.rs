@@ -1,6 +1,7 @@
 //! Settings (`situ.*`): definitions and their values in this process.
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use crate::model::Precision;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString};
 use std::path::Path;
 
@@ -12,6 +13,21 @@ static MODEL_IDLE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+/// Values of `situ.cpu_precision`.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+enum CpuPrecision {
+    #[name = c"auto"]
+    Auto,
+    #[name = c"f32"]
+    F32,
+    #[name = c"bf16"]
+    Bf16,
+    #[name = c"int8"]
+    Int8,
+}
+
+static CPU_PRECISION: GucSetting<CpuPrecision> = GucSetting::<CpuPrecision>::new(CpuPrecision::Auto);
 
 /// Defines the settings. `preload`: the library is loaded by the postmaster, which alone may define settings of its
 /// own level.
@@ -41,6 +57,14 @@ pub fn define(preload: bool) {
         &CPU_THREADS,
         0,
         1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"situ.cpu_precision",
+        c"Numbers that the encoder computes with on the CPU.",
+        c"auto is the fastest whose vectors had a cosine of at least 0.999 to those in f32 when the model was registered.",
+        &CPU_PRECISION,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -132,6 +156,16 @@ pub fn default_model() -> Option<String> {
 /// Threads of the encoder, 0 for the machine's.
 pub fn cpu_threads() -> usize {
     CPU_THREADS.get().max(0) as usize
+}
+
+/// `situ.cpu_precision`, `None` for `auto`.
+pub fn cpu_precision() -> Option<Precision> {
+    match CPU_PRECISION.get() {
+        CpuPrecision::Auto => None,
+        CpuPrecision::F32 => Some(Precision::F32),
+        CpuPrecision::Bf16 => Some(Precision::Bf16),
+        CpuPrecision::Int8 => Some(Precision::Int8),
+    }
 }
 
 /// Bytes of the queue.

@@ -54,7 +54,7 @@ fn a_cancelled_statement_ends_within_a_tenth_of_a_second() {
     let mut client = cluster.text_database("service_cancel");
     client.run("SELECT situ.embed('warm', 'minilm')");
     client.run("CREATE TABLE docs (id bigint, title text, body text)");
-    client.run("INSERT INTO docs SELECT n, '', repeat('A long sentence about harbours, ships and weather. ', 400) FROM generate_series(1, 200) n");
+    client.run("INSERT INTO docs SELECT n, '', n || repeat(' A long sentence about harbours, ships and weather.', 400) FROM generate_series(1, 200) n");
     let statements = [
         "SELECT situ.embed((SELECT array_agg(body) FROM docs), 'minilm')",
         "CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')",

@@ -98,7 +98,8 @@ pub struct Channel {
 
 impl Channel {
     /// Claims a slot; waits (cancellable) while all are taken.
-    pub fn open(lane: Lane) -> Result<Channel, ServiceError> {
+    /// `model`: the name under which the caller knows what it asks.
+    pub fn open(lane: Lane, model: &str) -> Result<Channel, ServiceError> {
         let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
         watch_exits();
         let number = match claim(shared, lane) {
@@ -115,6 +116,7 @@ impl Channel {
             }
         };
         let slot = shared.slot(number);
+        slot.model.set(model);
         // Since the claim nothing could fail: the slot is ours and complete now.
         Ok(Channel {
             shared,
@@ -153,9 +155,14 @@ impl Channel {
         self.sent_bytes += message.len();
         self.outgoing.push(message.clone());
         self.sent.insert(number, Sent { message, lost: 0 });
+        self.slot().items.fetch_add(1, Ordering::Relaxed);
         if self.follow_worker_quietly() && self.outgoing.flush(&self.shared.requests(self.number)) {
             self.shared.wake_worker();
         }
+    }
+
+    fn slot(&self) -> &'static shared::Slot {
+        self.shared.slot(self.number)
     }
 
     fn follow_worker_quietly(&self) -> bool {
@@ -182,6 +189,7 @@ impl Channel {
             .ok_or_else(|| ServiceError::Protocol(format!("reply to {number}")))?;
         self.sent_bytes -= sent.message.len();
         self.last_answer = Instant::now();
+        self.slot().done.fetch_add(1, Ordering::Relaxed);
         Ok(Some((number, reply)))
     }
 
@@ -223,6 +231,12 @@ impl Channel {
 
     /// Waits until something may have happened. Raises the server's error when the statement is cancelled.
     pub fn wait(&mut self) -> Result<(), ServiceError> {
+        let slot = self.slot();
+        if slot.cancelled.load(Ordering::SeqCst) == self.generation {
+            return Err(ServiceError::Cancelled {
+                by: slot.canceller.get(),
+            });
+        }
         let timeout = settings::request_timeout();
         let mut most = Duration::from_secs(1);
         if timeout > 0 {
@@ -268,9 +282,23 @@ fn claim(shared: &'static Shared, lane: Lane) -> Option<usize> {
     }?;
     let slot = shared.slot(own);
     // SAFETY: set in every backend; `MyLatch` lies in the server's process table.
-    let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
-    slot.generation.fetch_add(1, Ordering::Relaxed);
+    let (pid, latch, user, database) = unsafe {
+        let user = pg_sys::GetUserId().to_u32();
+        (pg_sys::MyProcPid, pg_sys::MyLatch, user, pg_sys::MyDatabaseId.to_u32())
+    };
+    // Never 0, which in `cancelled` means nobody.
+    if slot.generation.fetch_add(1, Ordering::SeqCst) == u32::MAX {
+        slot.generation.store(1, Ordering::SeqCst);
+    }
     slot.pid.store(pid, Ordering::Relaxed);
+    slot.user.store(user, Ordering::Relaxed);
+    slot.database.store(database, Ordering::Relaxed);
+    slot.lane.store(u32::from(lane == Lane::Bulk), Ordering::Relaxed);
+    slot.since.store(shared::now(), Ordering::Relaxed);
+    slot.items.store(0, Ordering::Relaxed);
+    slot.done.store(0, Ordering::Relaxed);
+    slot.progress.tokens.store(0, Ordering::Relaxed);
+    slot.progress.running.store(0, Ordering::Relaxed);
     slot.latch.store(latch, Ordering::SeqCst);
     let epoch = shared.epoch.load(Ordering::SeqCst);
     if slot.epoch.swap(epoch, Ordering::SeqCst) != epoch {

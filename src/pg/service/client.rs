@@ -2,9 +2,9 @@
 
 use super::channel::Channel;
 use super::wire::{ModelKey, Request, encode_request};
-use super::{Item, Lane, Reply, ServiceError};
+use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
-use crate::model::Role;
+use crate::model::{Precision, Role};
 use crate::pg::settings;
 use crate::text::Span;
 
@@ -23,14 +23,26 @@ pub struct ModelRef {
     pub fingerprint: String,
     /// Numbers in a vector.
     pub dimensions: usize,
+    /// The role that registered it, as its OID.
+    pub owner: u32,
+    /// What the calibration chose; `None` where there was none.
+    pub calibrated: Option<Precision>,
 }
 
 impl ModelRef {
+    /// What the model is computed with: what `situ.cpu_precision` says; with `auto` what the calibration chose, and f32
+    /// where there was none, or where it was made by another processor that could do more.
+    pub fn precision(&self) -> Precision {
+        let calibrated = self.calibrated.filter(|precision| precision.check().is_ok());
+        settings::cpu_precision().or(calibrated).unwrap_or(Precision::F32)
+    }
+
     pub(super) fn key(&self) -> ModelKey {
         ModelKey {
             root: settings::model_dir(),
             path: self.path.clone(),
             fingerprint: self.fingerprint.clone(),
+            precision: self.precision(),
         }
     }
 
@@ -72,7 +84,7 @@ impl Line {
     pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Line, ServiceError> {
         Ok(Line {
             key: model.key(),
-            channel: Channel::open(lane)?,
+            channel: Channel::open(lane, &model.name)?,
             lane,
         })
     }
@@ -149,7 +161,7 @@ pub fn encode(
                             .filter(|vector| !vector.is_empty())
                             .try_for_each(|vector| model.check(vector))?;
                     }
-                    Reply::Failed(_) => {}
+                    Reply::Failed(_) | Reply::Report(_) => {}
                 }
                 sink(number as usize, reply)?;
             }
@@ -157,6 +169,18 @@ pub fn encode(
             None => line.wait()?,
         }
     }
+}
+
+/// Has something done with a model that is not about texts.
+pub fn ask(model: &ModelRef, item: Item) -> Result<Report, ServiceError> {
+    let mut found = None;
+    encode(model, Lane::Query, &mut std::iter::once(item), &mut |_, reply| {
+        if let Reply::Report(report) = reply {
+            found = Some(report);
+        }
+        Ok(())
+    })?;
+    found.ok_or_else(|| ServiceError::Protocol("no report".to_owned()))
 }
 
 /// The vector of a query, on the query lane.

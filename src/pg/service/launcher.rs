@@ -72,7 +72,7 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
                 longer(pause)
             };
             next_start = Instant::now() + pause;
-            add(&shared.counters.restarts, 1);
+            add(&shared.account.counters.restarts, 1);
             pgrx::log!(
                 "situ launcher: the encoder worker ended; a new one starts in {} ms",
                 pause.as_millis()

@@ -13,18 +13,26 @@
 //! | `documents` | streams of documents |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
-//! | `engine` | the worker's compute thread: plans and runs batches |
-//! | `exchange` | between those two threads |
-//! | `schedule` | which sender's work goes into the next batch |
+//! | `exchange` | items and answers between the main thread and the others |
+//! | `desk` | where items wait in the worker, and their ways between its threads |
+//! | `schedule` | whose work goes next |
+//! | `plan` | from an item to its sequences, and from vectors to its reply |
+//! | `engine` | the compute thread, which runs batches, and the planner thread |
+//! | `loader` | loading and calibrating beside the batches |
 //! | `models` | the models that a worker has in memory |
+//! | `threads` | threads that receive no signals |
 
+pub mod desk;
 pub mod engine;
 pub mod exchange;
 pub mod failure;
+pub mod loader;
 pub mod models;
+pub mod plan;
 pub mod ring;
 pub mod schedule;
 pub mod statistics;
+pub mod threads;
 pub mod wire;
 
 #[cfg(feature = "pg")]
@@ -41,10 +49,12 @@ pub mod shared;
 pub mod worker;
 
 pub use failure::{Failure, Kind};
-pub use wire::{Item, Lane, Passage, Reply};
+pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
-pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
+pub use client::{
+    Documents, ModelRef, SituatedPassage, ask, chunk_document, embed, embed_query, encode, situate_document,
+};
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +68,9 @@ pub enum ServiceError {
     /// The worker ended twice while it had this request.
     #[error("the situ encoder worker ended twice while it had this request")]
     WorkerLost { last_error: String },
+    /// `situ.cancel_request` was called.
+    #[error("the request to the encoder was cancelled by {by}")]
+    Cancelled { by: String },
     /// `situ.request_timeout` ran out.
     #[error("the encoder did not answer within {milliseconds} ms")]
     Timeout { milliseconds: i32 },

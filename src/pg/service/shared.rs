@@ -16,13 +16,16 @@
 //!   cleared on the way out, and the launcher starts one at a time). The owner of a slot that sees the change empties
 //!   both rings (the old worker is gone, the new one does not touch them yet), stores the new epoch in its slot and
 //!   sends again what was not answered.
+//! - **Cancel.** Anybody with the right to stores a slot's generation in `cancelled` (after its name in `canceller`) and
+//!   wakes the owner, who ends its call when it sees its own generation there.
 //! - **Latches.** Pointers to latches of processes lie in the slot and in [`Shared`]; they stay valid addresses after the
 //!   process has ended (they belong to the server's process table), so a late wake-up is at worst a spurious one.
 //!   Whoever waits resets its latch first and looks at the rings after that.
 //! - No lock is held anywhere: a process that dies holds nothing up.
 
+use super::exchange::Account;
 use super::ring::{Positions, Ring};
-use super::statistics::{Counters, TextCell};
+use super::statistics::{Progress, TextCell};
 use crate::pg::settings;
 use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -43,10 +46,39 @@ pub struct Slot {
     pub epoch: AtomicU64,
     /// The owner's latch.
     pub latch: AtomicPtr<pg_sys::Latch>,
-    /// The owner's process.
+    /// The owner's process, role and database.
     pub pid: AtomicI32,
+    pub user: AtomicU32,
+    pub database: AtomicU32,
+    /// 0: query, 1: bulk.
+    pub lane: AtomicU32,
+    /// Since when it holds the slot, in the server's measure.
+    pub since: AtomicU64,
+    /// Name of the model that it asks, in its database.
+    pub model: TextCell<64>,
+    /// Items that the owner has sent, and answers that it has read.
+    pub items: AtomicU64,
+    pub done: AtomicU64,
+    /// What the worker has done and does for it.
+    pub progress: Progress,
+    /// The generation whose requests somebody has cancelled, and who that was.
+    pub cancelled: AtomicU32,
+    pub canceller: TextCell<64>,
     requests: Positions,
     replies: Positions,
+}
+
+impl Slot {
+    /// What names the request of the slot's owner: no other request of this server's life has the same number before
+    /// the generations of the slot wrap around.
+    pub fn request(&self, number: usize) -> i64 {
+        i64::from(self.generation.load(Ordering::SeqCst)) << 16 | number as i64
+    }
+}
+
+/// Slot and generation of a request's number.
+pub fn of_request(request: i64) -> Option<(usize, u32)> {
+    Some(((request & 0xffff) as usize, u32::try_from(request >> 16).ok()?))
 }
 
 /// The head of the area.
@@ -64,9 +96,14 @@ pub struct Shared {
     /// Backends that wait for a slot sleep here.
     freed: pg_sys::ConditionVariable,
     slots: u32,
-    pub counters: Counters,
+    pub account: Account,
     pub last_error: TextCell<1000>,
+    /// What the worker has loaded, as JSON.
+    pub models: TextCell<MODELS>,
 }
+
+/// Bytes for the description of the models in memory.
+pub const MODELS: usize = 8192;
 
 static AREA: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
@@ -220,7 +257,7 @@ impl Shared {
     /// Records an error that users should see in `situ.stat_service`.
     pub fn note_error(&self, text: &str) {
         self.last_error.set(text);
-        super::statistics::put(&self.counters.last_error_at, now());
+        super::statistics::put(&self.account.counters.last_error_at, now());
     }
 }
 

@@ -101,8 +101,8 @@ CREATE FUNCTION situ.warm(
     OUT bytes bigint,
     OUT "precision" text,
     OUT tokens_per_second double precision
-) RETURNS record
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'warm_wrapper';
+) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'warm_wrapper';
 COMMENT ON FUNCTION situ.warm(text) IS
     'loads a model into the encoder service and runs a batch: how long that took, bytes of the weights, precision and speed; for the model''s owner and superusers';
 

@@ -210,6 +210,12 @@ fn a_server_without_room_for_the_worker_says_so() {
         .is("55000", "does not start");
     let state: String = client.one("SELECT state FROM situ.stat_service");
     assert_eq!(state, "starting");
+    // Registered without a service that could measure it: in f32 until somebody asks for more.
+    let precision = "SELECT precision || coalesce(calibration::text, ' not measured') FROM situ.models";
+    assert_eq!(client.one::<String>(precision), "f32 not measured");
+    for statement in ["SELECT situ.warm('minilm')", "SELECT situ.calibrate_model('minilm')"] {
+        client.failure(statement).is("55000", "does not start");
+    }
 }
 
 #[test]

@@ -171,6 +171,11 @@ impl Channel {
 
     /// An answer that is there, with its item's number.
     pub fn poll(&mut self) -> Result<Option<(u64, Reply)>, ServiceError> {
+        let slot = self.slot();
+        if slot.cancelled.load(Ordering::SeqCst) == self.generation {
+            let by = slot.canceller.get();
+            return Err(ServiceError::Cancelled { by });
+        }
         self.follow_worker()?;
         let shared = self.shared;
         let mut moved = self.outgoing.flush(&shared.requests(self.number));
@@ -231,12 +236,6 @@ impl Channel {
 
     /// Waits until something may have happened. Raises the server's error when the statement is cancelled.
     pub fn wait(&mut self) -> Result<(), ServiceError> {
-        let slot = self.slot();
-        if slot.cancelled.load(Ordering::SeqCst) == self.generation {
-            return Err(ServiceError::Cancelled {
-                by: slot.canceller.get(),
-            });
-        }
         let timeout = settings::request_timeout();
         let mut most = Duration::from_secs(1);
         if timeout > 0 {

@@ -5,8 +5,9 @@
 //! comes alone passes through no other thread. A batch that fails, by error or panic, is run again piece by piece, so
 //! that only the item at fault is answered with the error.
 
-use super::desk::{Batch, Desk, Piece};
+use super::desk::Desk;
 use super::failure::{Failure, Kind};
+use super::jobs::{Batch, Piece};
 use super::models::Model;
 use super::plan::{cost, guarded};
 use super::wire::Reply;
@@ -179,7 +180,7 @@ impl Engine {
 
         let tokens: usize = sequences.iter().map(cost).sum();
         let desk = &self.desk;
-        let gone = |piece: &Piece| piece.sender.gone.load(Ordering::Relaxed);
+        let gone = |piece: &Piece| piece.sender.has_left();
         let stop = || desk.stop.load(Ordering::Relaxed) || pieces.iter().all(gone);
         let vectors = guarded(|| match model.encoder.encode_until(&self.pool, &sequences, &stop) {
             Ok(vectors) => split(&sequences, vectors).map(Some),

@@ -5,7 +5,7 @@ use super::wire::{Item, Lane, ModelKey};
 use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// One owner of a slot, as the worker knows it.
 pub struct Sender {
@@ -18,6 +18,31 @@ pub struct Sender {
     pub gone: AtomicBool,
     /// What was done for it, for everybody to see.
     pub progress: &'static Progress,
+}
+
+impl Sender {
+    /// Whether its work is dropped.
+    pub fn has_left(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// A sequence of it goes into a batch. What `progress` says belongs to the slot's next owner once this one has left.
+    pub fn runs(&self) {
+        if !self.has_left() {
+            self.progress.running.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The batch is over.
+    pub fn ran(&self) {
+        if !self.has_left() {
+            let less = |running: u32| running.checked_sub(1);
+            let _ = self
+                .progress
+                .running
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
 }
 
 /// An item and where it came from.

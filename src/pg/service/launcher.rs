@@ -14,7 +14,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a worker that starts or ends is looked at.
 const ENDING: Duration = Duration::from_millis(20);
 /// A worker that lived this long was a success.
-const SUCCESS: Duration = Duration::from_secs(30);
+const SUCCESS: Duration = Duration::from_secs(5);
 
 fn copy<const N: usize>(to: &mut [std::ffi::c_char; N], from: &CStr) {
     for (to, from) in to.iter_mut().zip(from.to_bytes().iter().take(N - 1)) {

@@ -118,7 +118,7 @@ fn measure(desk: &Desk, work: &Work) -> Result<Calibration, Failure> {
         })?;
         Ok(encoder)
     };
-    let stop = || desk.stop.load(Ordering::Relaxed) || work.sender.gone.load(Ordering::Relaxed);
+    let stop = || desk.stop.load(Ordering::Relaxed) || work.sender.has_left();
     let pool = desk.pool.lock().clone();
     let result = calibrate(&open, &pool, &stop);
     let calibration = result.map_err(|error| refused.take().unwrap_or_else(|| Failure::from(&error)))?;

@@ -15,6 +15,7 @@
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `exchange` | items and answers between the main thread and the others |
 //! | `desk` | where items wait in the worker, and their ways between its threads |
+//! | `jobs` | their stages and queues |
 //! | `schedule` | whose work goes next |
 //! | `plan` | from an item to its sequences, and from vectors to its reply |
 //! | `engine` | the compute thread, which runs batches, and the planner thread |
@@ -26,6 +27,7 @@ pub mod desk;
 pub mod engine;
 pub mod exchange;
 pub mod failure;
+pub mod jobs;
 pub mod loader;
 pub mod models;
 pub mod plan;
@@ -34,6 +36,9 @@ pub mod schedule;
 pub mod statistics;
 pub mod threads;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(feature = "pg")]
 mod channel;

@@ -157,8 +157,8 @@ fn service_requests() -> Requests {
         let seen = may_see(user);
         let (items, done) = (get(&slot.items) as i64, get(&slot.done) as i64);
         let state = match slot.progress.running.load(Ordering::Relaxed) {
-            0 if items > done => "waiting",
-            0 => "idle",
+            _ if items <= done => "idle",
+            0 => "waiting",
             _ => "running",
         };
         let lane = match slot.lane.load(Ordering::Relaxed) {

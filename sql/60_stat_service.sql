@@ -1,6 +1,7 @@
 -- What the encoder service does, and how to act on it.
 
 CREATE FUNCTION situ.service_statistics(
+    OUT worker integer,
     OUT device text,
     OUT state text,
     OUT pid integer,
@@ -34,7 +35,7 @@ CREATE FUNCTION situ.service_statistics(
 COMMENT ON FUNCTION situ.service_statistics() IS 'what the encoder service does: behind the view situ.stat_service';
 
 CREATE VIEW situ.stat_service AS
-    SELECT device, state, pid, started_at, restarts, models, model_bytes, resident_bytes, slots, slots_used,
+    SELECT worker, device, state, pid, started_at, restarts, models, model_bytes, resident_bytes, slots, slots_used,
            queued_queries, queued_bulk, requests, shared, cancelled, errors, vectors, tokens, batches,
            tokens_per_second, batch_fill, busy_seconds,
            query_wait[1] AS query_wait_p50_ms, query_wait[2] AS query_wait_p95_ms, query_wait[3] AS query_wait_p99_ms,
@@ -44,7 +45,7 @@ CREATE VIEW situ.stat_service AS
            last_error, last_error_at
       FROM situ.service_statistics();
 COMMENT ON VIEW situ.stat_service IS
-    'the encoder service: worker, models in memory, queue by lane, how long items waited and ran, and counts since the server started; state is running, starting or not preloaded';
+    'the encoder service, one row a worker: device, models in memory, queue by lane, how long items waited and ran, and counts since the server started; state is running, starting, lost, standby or not preloaded';
 GRANT SELECT ON situ.stat_service TO PUBLIC;
 
 CREATE FUNCTION situ.service_models() RETURNS jsonb
@@ -53,9 +54,9 @@ COMMENT ON FUNCTION situ.service_models() IS
     'what the encoder service has in memory, as of the last second: behind the view situ.stat_models';
 
 CREATE VIEW situ.stat_models AS
-    SELECT r.name, m.path, m.fingerprint, m.precision, m.bytes, m.requests, m.tokens_per_second, m.idle_seconds
+    SELECT m.worker, m.device, r.name, m.path, m.fingerprint, m.precision, m.bytes, m.requests, m.tokens_per_second, m.idle_seconds
       FROM pg_catalog.jsonb_to_recordset(situ.service_models())
-           m(path text, fingerprint text, precision text, bytes bigint, requests bigint, tokens_per_second bigint,
+           m(worker integer, device text, path text, fingerprint text, precision text, bytes bigint, requests bigint, tokens_per_second bigint,
              idle_seconds bigint)
       LEFT JOIN situ.model_registry r USING (path, fingerprint);
 COMMENT ON VIEW situ.stat_models IS
@@ -64,6 +65,7 @@ GRANT SELECT ON situ.stat_models TO PUBLIC;
 
 CREATE FUNCTION situ.service_requests(
     OUT id bigint,
+    OUT worker integer,
     OUT pid integer,
     OUT datid oid,
     OUT usesysid oid,
@@ -80,7 +82,7 @@ COMMENT ON FUNCTION situ.service_requests() IS
     'requests that the encoder service has: behind the view situ.stat_requests';
 
 CREATE VIEW situ.stat_requests AS
-    SELECT r.id, r.pid, r.datid, d.datname, r.usesysid, u.rolname AS usename, a.application_name, r.lane, r.model,
+    SELECT r.id, r.worker, r.pid, r.datid, d.datname, r.usesysid, u.rolname AS usename, a.application_name, r.lane, r.model,
            r.state, r.items, r.done, r.tokens, r.since
       FROM situ.service_requests() r
       LEFT JOIN pg_catalog.pg_database d ON d.oid = r.datid
@@ -97,6 +99,7 @@ COMMENT ON FUNCTION situ.cancel_request(bigint) IS
 
 CREATE FUNCTION situ.warm(
     model text DEFAULT NULL,
+    OUT device text,
     OUT seconds double precision,
     OUT bytes bigint,
     OUT "precision" text,
@@ -104,7 +107,7 @@ CREATE FUNCTION situ.warm(
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'warm_wrapper';
 COMMENT ON FUNCTION situ.warm(text) IS
-    'loads a model into the encoder service and runs a batch: how long that took, bytes of the weights, precision and speed; for the model''s owner and superusers';
+    'loads a model into every worker of the encoder service and runs a batch: how long that took, bytes of the weights, precision and speed; for the model''s owner and superusers';
 
 CREATE FUNCTION situ.unload(model text DEFAULT NULL) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'unload_wrapper';

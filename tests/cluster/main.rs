@@ -11,6 +11,7 @@ mod bad_models;
 mod concurrency;
 mod crash;
 mod data;
+mod devices;
 mod full_disk;
 mod harness;
 mod lifecycle;

@@ -1,6 +1,7 @@
 //! The backend's end of the encoder service: lists of items, texts, documents.
 
 use super::channel::Channel;
+use super::shared::Shared;
 use super::wire::{ModelKey, Request, encode_request};
 use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
@@ -171,16 +172,43 @@ pub fn encode(
     }
 }
 
-/// Has something done with a model that is not about texts.
+/// Has something done with a model that is not about texts, on the device that has the least to do.
 pub fn ask(model: &ModelRef, item: Item) -> Result<Report, ServiceError> {
-    let mut found = None;
-    encode(model, Lane::Query, &mut std::iter::once(item), &mut |_, reply| {
-        if let Reply::Report(report) = reply {
-            found = Some(report);
+    report(Line::open(model, Lane::Query)?, item)
+}
+
+/// Has it done on every device that has a worker; with each report, the device's name. Where none has, waits for one.
+pub fn ask_each(model: &ModelRef, item: Item) -> Result<Vec<(String, Report)>, ServiceError> {
+    let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
+    let mut reports = Vec::new();
+    for (number, device) in shared.devices().iter().enumerate() {
+        if device.worker_runs()
+            && let Some(channel) = Channel::open_on(Lane::Query, &model.name, number)?
+        {
+            let line = Line {
+                key: model.key(),
+                channel,
+                lane: Lane::Query,
+            };
+            reports.push((device.name.get(), report(line, item.clone())?));
         }
-        Ok(())
-    })?;
-    found.ok_or_else(|| ServiceError::Protocol("no report".to_owned()))
+    }
+    if reports.is_empty() {
+        let name = shared.devices().first().map(|device| device.name.get());
+        reports.push((name.unwrap_or_default(), ask(model, item)?));
+    }
+    Ok(reports)
+}
+
+fn report(mut line: Line, item: Item) -> Result<Report, ServiceError> {
+    line.send(0, item)?;
+    loop {
+        match line.poll()? {
+            Some((_, Reply::Report(report))) => return Ok(report),
+            Some(_) => return Err(ServiceError::Protocol("no report".to_owned())),
+            None => line.wait()?,
+        }
+    }
 }
 
 /// The vector of a query, on the query lane.

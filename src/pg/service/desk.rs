@@ -10,8 +10,9 @@
 //! its reply. When a leader leaves, its followers wait again, so nobody depends on another's staying. A query does not
 //! follow a bulk item that has not started.
 
+use super::device::Device;
 use super::exchange::{Answer, Outbox, Settings, Work};
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use super::jobs::{Batch, Finished, Next, Outcome, Piece, State};
 use super::loader::{self, Task};
 use super::models::Model;
@@ -19,8 +20,8 @@ use super::plan::{cost, finish, plan};
 use super::wire::{Item, ModelKey, Reply, Report, encode_reply};
 use crate::compute::Pool;
 use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// See the head of the file.
@@ -33,13 +34,16 @@ pub struct Desk {
     left: AtomicBool,
     pub settings: Settings,
     pub outbox: Outbox,
+    pub device: Device,
+    /// Why the device does not work any more.
+    lost: OnceLock<String>,
     /// The threads that batches and calibrations run on.
     pub pool: Mutex<Arc<Pool>>,
     pub background: loader::Background,
 }
 
 impl Desk {
-    pub fn new(outbox: Outbox, settings: Settings, pool: Pool) -> Desk {
+    pub fn new(device: Device, outbox: Outbox, settings: Settings, pool: Pool) -> Desk {
         Desk {
             state: Mutex::default(),
             compute: Condvar::new(),
@@ -48,6 +52,8 @@ impl Desk {
             left: AtomicBool::new(false),
             settings,
             outbox,
+            device,
+            lost: OnceLock::new(),
             pool: Mutex::new(Arc::new(pool)),
             background: loader::Background::default(),
         }
@@ -98,6 +104,18 @@ impl Desk {
         let _guard = self.state.lock();
         self.compute.notify_all();
         self.planner.notify_all();
+    }
+
+    /// Tells that the device does not work any more: nothing is answered from now on, so that the senders go elsewhere.
+    pub fn lose_device(&self, why: &str) {
+        let _ = self.lost.set(why.to_owned());
+        self.end();
+        self.outbox.wake();
+    }
+
+    /// Why the device does not work any more, if so.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
     }
 
     /// Drops the work of senders that have left.
@@ -223,6 +241,11 @@ impl Desk {
 
     /// Answers a job, and those with the same text, with a reply.
     pub fn reply(&self, number: u64, reply: Reply) {
+        if let Reply::Failed(failure) = &reply
+            && failure.kind == Kind::DeviceLost
+        {
+            return self.lose_device(&failure.message);
+        }
         let mut state = self.state.lock();
         let finished = state.finish_with(number, reply);
         self.publish(&state);
@@ -232,6 +255,11 @@ impl Desk {
 
     /// A model was loaded, or could not be: those who wait for it go on.
     pub fn loaded(&self, key: &ModelKey, result: Result<Arc<Model>, Failure>) {
+        if let Err(failure) = &result
+            && failure.kind == Kind::DeviceLost
+        {
+            return self.lose_device(&failure.message);
+        }
         let most = self.settings.model_memory.load(Ordering::Relaxed);
         let (mut gone, mut finished) = (Vec::new(), Vec::new());
         let mut state = self.state.lock();
@@ -337,7 +365,7 @@ fn message(work: &Work, reply: &Reply) -> Option<Answer> {
         _ => None,
     };
     let message = encode_reply(work.number, reply).or_else(|error| {
-        let failure = Failure::new(super::Kind::Memory, error.to_string());
+        let failure = Failure::new(Kind::Memory, error.to_string());
         encode_reply(work.number, &Reply::Failed(failure))
     });
     Some(Answer {

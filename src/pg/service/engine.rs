@@ -130,11 +130,13 @@ impl Engine {
                         .budget
                         .fetch_add(batch.budget.max(tokens) as u64, Ordering::Relaxed);
                     if tokens >= MEASURED {
-                        note_speed(&batch.model, tokens as f64 / elapsed.as_secs_f64().max(1e-6));
+                        let speed = note_speed(&batch.model, tokens as f64 / elapsed.as_secs_f64().max(1e-6));
+                        counters.speed.store(speed, Ordering::Relaxed);
                     }
                 }
                 self.desk.complete(batch.pieces, Some(vectors));
             }
+            Err(failure) if failure.kind == Kind::DeviceLost => self.desk.lose_device(&failure.message),
             Err(failure) if batch.pieces.len() == 1 => {
                 let job = batch.pieces.first().map(|piece| piece.job);
                 self.desk.complete(batch.pieces, None);
@@ -194,14 +196,17 @@ impl Engine {
     }
 }
 
-fn note_speed(model: &Model, speed: f64) {
+/// Adds a measured speed to the model's, and returns that.
+fn note_speed(model: &Model, speed: f64) -> u64 {
     let before = model.speed.load(Ordering::Relaxed) as f64;
     let smoothed = if before == 0.0 {
         speed
     } else {
         0.8 * before + 0.2 * speed
     };
-    model.speed.store((smoothed as u64).max(1), Ordering::Relaxed);
+    let smoothed = (smoothed as u64).max(1);
+    model.speed.store(smoothed, Ordering::Relaxed);
+    smoothed
 }
 
 /// Vectors by sequence: each sequence gives as many as it has read-outs.

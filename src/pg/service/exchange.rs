@@ -113,6 +113,11 @@ impl Outbox {
             return;
         }
         self.queue.lock().extend(answers);
+        self.wake();
+    }
+
+    /// Wakes the main thread.
+    pub fn wake(&self) {
         // SAFETY: an open, non-blocking descriptor; a full pipe wakes the reader as well.
         unsafe { libc::write(self.pipe.as_raw_fd(), [1u8].as_ptr().cast(), 1) };
     }

@@ -3,6 +3,7 @@
 //! one under calibration.
 
 use super::desk::Desk;
+use super::device::Device;
 use super::exchange::Work;
 use super::failure::{Failure, Kind};
 use super::models::{self, Model};
@@ -88,7 +89,7 @@ fn run(desk: &Arc<Desk>, kind: usize) {
         }
         match task {
             Task::Load(key) => {
-                let result = guarded(|| Model::load(&key).map(Arc::new));
+                let result = guarded(|| Model::load(&key, desk.device).map(Arc::new));
                 desk.loaded(&key, result);
             }
             Task::Drop(models) => drop(models),
@@ -111,7 +112,7 @@ fn measure(desk: &Desk, work: &Work) -> Result<Calibration, Failure> {
     let directory = models::resolve(&key.root, &key.path)?;
     let refused = RefCell::new(None);
     let open = |precision: Precision| {
-        let encoder = models::open(&directory, precision)?;
+        let encoder = models::open(&directory, Device::Cpu, precision)?;
         models::verify(key, &encoder).map_err(|failure| {
             refused.replace(Some(failure));
             ModelError::Stopped

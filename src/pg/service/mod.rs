@@ -14,6 +14,7 @@
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `exchange` | items and answers between the main thread and the others |
+//! | `device` | what workers run on |
 //! | `desk` | where items wait in the worker, and their ways between its threads |
 //! | `jobs` | their stages and queues |
 //! | `schedule` | whose work goes next |
@@ -24,6 +25,7 @@
 //! | `threads` | threads that receive no signals |
 
 pub mod desk;
+pub mod device;
 pub mod engine;
 pub mod exchange;
 pub mod failure;
@@ -58,7 +60,7 @@ pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
 pub use client::{
-    Documents, ModelRef, SituatedPassage, ask, chunk_document, embed, embed_query, encode, situate_document,
+    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_document,
 };
 
 /// Why a request was not answered.
@@ -73,6 +75,9 @@ pub enum ServiceError {
     /// The worker ended twice while it had this request.
     #[error("the situ encoder worker ended twice while it had this request")]
     WorkerLost { last_error: String },
+    /// The device does not work, and nothing may step in.
+    #[error("the encoder's device {device} is lost")]
+    DeviceLost { device: String, last_error: String },
     /// `situ.cancel_request` was called.
     #[error("the request to the encoder was cancelled by {by}")]
     Cancelled { by: String },

@@ -1,5 +1,6 @@
 //! The models that a worker has in memory: loaded on first use, verified against their fingerprint.
 
+use super::device::Device;
 use super::failure::{Failure, Kind};
 use super::wire::ModelKey;
 use crate::model::{Encoder, ModelError, Precision};
@@ -49,14 +50,22 @@ pub fn resolve(root: &str, path: &str) -> Result<PathBuf, Failure> {
 /// Loads a model; once more where its files were touched meanwhile (a link or a change of mode counts).
 ///
 /// The only place where the service opens a model.
-pub fn open(directory: &Path, precision: Precision) -> Result<Encoder, ModelError> {
+pub fn open(directory: &Path, device: Device, precision: Precision) -> Result<Encoder, ModelError> {
+    let once = || match device {
+        Device::Cpu => Encoder::open_with(directory, precision),
+        Device::Cuda(_) => Err(ModelError::Unsupported {
+            what: "device",
+            found: device.to_string(),
+            supported: "cpu",
+        }),
+    };
     for _ in 0..OPENINGS {
-        match Encoder::open_with(directory, precision) {
+        match once() {
             Err(ModelError::Changed(_)) => std::thread::sleep(Duration::from_millis(100)),
             result => return result,
         }
     }
-    Encoder::open_with(directory, precision)
+    once()
 }
 
 /// Fails where a loaded model is not the one that was registered.
@@ -89,9 +98,9 @@ pub struct Model {
 
 impl Model {
     /// Loads the model of that key and checks its fingerprint.
-    pub fn load(key: &ModelKey) -> Result<Model, Failure> {
+    pub fn load(key: &ModelKey, device: Device) -> Result<Model, Failure> {
         let directory = resolve(&key.root, &key.path)?;
-        let encoder = open(&directory, key.precision).map_err(|error| Failure::from(&error))?;
+        let encoder = open(&directory, device, key.precision).map_err(|error| Failure::from(&error))?;
         verify(key, &encoder)?;
         Ok(Model {
             key: key.clone(),

@@ -105,6 +105,8 @@ counters! {
     busy,
     /// Tokens a second, over the last seconds.
     tokens_per_second,
+    /// Tokens a second while bulk batches run, smoothed; 0 before the first.
+    speed,
     /// Models in memory now.
     models,
     /// Bytes of the models in memory now.

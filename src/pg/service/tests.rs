@@ -2,6 +2,7 @@
 //! happens when senders leave.
 
 use super::desk::Desk;
+use super::device::Device;
 use super::engine::{Engine, plan_ahead};
 use super::exchange::{Account, Answer, Outbox, Sender, Settings, Work};
 use super::statistics::{Progress, get};
@@ -50,7 +51,7 @@ impl Service {
         let outbox = Outbox::new(write, account);
         let pool = Pool::new(2).expect("threads");
         Some(Service {
-            desk: Arc::new(Desk::new(outbox, Settings::default(), pool)),
+            desk: Arc::new(Desk::new(Device::Cpu, outbox, Settings::default(), pool)),
             account,
             threads: Vec::new(),
             _pipe: read,

@@ -78,7 +78,7 @@ pub struct ModelKey {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Which owner of the slot sent it: tells messages of one owner from those of the next.
-    pub generation: u32,
+    pub generation: u64,
     /// The sender's number for the item.
     pub number: u64,
     pub lane: Lane,

@@ -5,9 +5,10 @@
 //! room in its ring, nothing more is taken from it.
 
 use super::desk::Desk;
+use super::device::{self, Device};
 use super::engine::{Engine, plan_ahead, threads};
 use super::exchange::{Answer, Outbox, Sender, Settings, Work};
-use super::shared::{self, ACTIVE, FREE, LEFT, MODELS, Shared};
+use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
 use super::statistics::{add, get, put};
 use super::threads::spawn;
 use super::wire::{Assembler, Outgoing, decode_request};
@@ -18,7 +19,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const MOST_ITEMS: usize = 512;
@@ -34,7 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 struct Place {
     assembler: Assembler,
     outgoing: Outgoing,
-    sender: Option<(u32, Arc<Sender>)>,
+    sender: Option<(u64, Arc<Sender>)>,
     items: usize,
     bytes: usize,
 }
@@ -53,8 +54,14 @@ impl Place {
     }
 }
 
+/// Number of this process's device.
+static OWN: AtomicUsize = AtomicUsize::new(0);
+
 struct Worker {
     shared: &'static Shared,
+    device: &'static DeviceState,
+    /// Numbers of its slots.
+    slots: Vec<usize>,
     epoch: u64,
     places: Vec<Place>,
     desk: Arc<Desk>,
@@ -66,16 +73,16 @@ struct Worker {
 /// Entry of the worker's process.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn situ_encoder_main(_argument: pg_sys::Datum) {
+pub extern "C-unwind" fn situ_encoder_main(argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    let Some(shared) = Shared::get() else {
+    let Some((shared, state)) = own_device(argument.value()) else {
         return;
     };
     // SAFETY: in a process that the server has set up.
     unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
     // SAFETY: `MyProcPid` is set before any code of ours runs.
     let pid = unsafe { pg_sys::MyProcPid };
-    if shared
+    if state
         .worker_pid
         .compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst)
         .is_err()
@@ -84,26 +91,56 @@ pub extern "C-unwind" fn situ_encoder_main(_argument: pg_sys::Datum) {
         return;
     }
     // SAFETY: `MyLatch` is this process's latch in the server's process table.
-    shared.worker_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
-    if let Err(text) = serve(shared) {
-        shared.note_error(&text);
+    state.worker_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
+    let name = state.name.get();
+    if let Err(end) = serve(shared, state, &name) {
+        let text = match end {
+            End::Failed(text) => text,
+            End::Lost(text) => {
+                state.lost.store(1, Ordering::SeqCst);
+                format!("device {name} is lost: {text}")
+            }
+        };
+        state.note_error(&text);
         pgrx::log!("situ encoder: {text}");
         // SAFETY: ends the process through the server's own exit callbacks; code 1 counts as a failed start.
         unsafe { pg_sys::proc_exit(1) };
     }
 }
 
+/// How a worker ends where nobody asked it to.
+enum End {
+    Failed(String),
+    /// The device does not work (any more).
+    Lost(String),
+}
+
+impl From<String> for End {
+    fn from(text: String) -> End {
+        End::Failed(text)
+    }
+}
+
+fn own_device(number: usize) -> Option<(&'static Shared, &'static DeviceState)> {
+    let shared = Shared::get()?;
+    OWN.store(number, Ordering::Relaxed);
+    Some((shared, shared.devices().get(number)?))
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
-    let Some(shared) = Shared::get() else { return };
+    let number = OWN.load(Ordering::Relaxed);
+    let Some((shared, state)) = own_device(number) else {
+        return;
+    };
     // SAFETY: set by the server.
     let pid = unsafe { pg_sys::MyProcPid };
-    if shared
+    if state
         .worker_pid
         .compare_exchange(pid, 0, Ordering::SeqCst, Ordering::SeqCst)
         .is_ok()
     {
-        let counters = &shared.account.counters;
+        let counters = &state.account.counters;
         for counter in [
             &counters.started_at,
             &counters.models,
@@ -115,8 +152,14 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
         ] {
             put(counter, 0);
         }
-        shared.models.set("[]");
+        state.models.set("[]");
         shared::wake(&shared.launcher_latch);
+        if state.is_lost() {
+            // Owners of its slots look for another device.
+            shared
+                .slots_of(number)
+                .for_each(|slot| shared::wake(&shared.slot(slot).latch));
+        }
     }
 }
 
@@ -138,36 +181,45 @@ fn follow_settings(to: &Settings) {
     to.model_memory.store(settings::model_memory(), Ordering::Relaxed);
 }
 
-fn serve(shared: &'static Shared) -> Result<(), String> {
+fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Result<(), End> {
+    let device = name.parse::<Device>().map_err(|error| error.to_string())?;
+    let number = OWN.load(Ordering::Relaxed);
+    if settings::test_lost_device(number) {
+        return Err(End::Lost("a test wants it so".to_owned()));
+    }
+    device::probe(device).map_err(End::Lost)?;
     let (read_end, write_end) = pipe()?;
     let settings = Settings::default();
     follow_settings(&settings);
     let pool = Pool::new(threads(settings::cpu_threads())).map_err(|error| error.to_string())?;
-    let outbox = Outbox::new(write_end, &shared.account);
-    let desk = Arc::new(Desk::new(outbox, settings, pool));
+    let outbox = Outbox::new(write_end, &state.account);
+    let desk = Arc::new(Desk::new(device, outbox, settings, pool));
     let failed = |error: std::io::Error| format!("cannot start a thread: {error}");
     let (compute, planner) = (Engine::new(desk.clone()), desk.clone());
     let compute = spawn("situ compute", move || compute.run()).map_err(failed)?;
     let planner = spawn("situ planner", move || plan_ahead(&planner)).map_err(failed)?;
 
-    let counters = &shared.account.counters;
+    let counters = &state.account.counters;
     let mut worker = Worker {
         shared,
-        epoch: shared.epoch.fetch_add(1, Ordering::SeqCst) + 1,
+        device: state,
+        slots: shared.slots_of(number).collect(),
+        epoch: state.epoch.fetch_add(1, Ordering::SeqCst) + 1,
         places: std::iter::repeat_with(Place::default).take(shared.slots()).collect(),
         desk,
         next_serial: 0,
         history: VecDeque::new(),
         second: Instant::now(),
     };
-    shared.models.set("[]");
+    state.models.set("[]");
     put(&counters.started_at, shared::now());
-    shared.start_failures.store(0, Ordering::Relaxed);
-    for number in 0..shared.slots() {
+    state.start_failures.store(0, Ordering::Relaxed);
+    state.lost.store(0, Ordering::SeqCst);
+    for number in &worker.slots {
         // Owners whose requests the last worker had see the new epoch and send them again.
-        shared::wake(&shared.slot(number).latch);
+        shared::wake(&shared.slot(*number).latch);
     }
-    pgrx::log!("situ encoder: ready, worker {}", worker.epoch);
+    pgrx::log!("situ encoder: ready on {name}, worker {}", worker.epoch);
 
     let set = wait_set(&read_end);
     loop {
@@ -181,10 +233,16 @@ fn serve(shared: &'static Shared) -> Result<(), String> {
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             follow_settings(&worker.desk.settings);
+            if settings::test_lost_device(number) {
+                worker.desk.lose_device("a test wants it so");
+            }
         }
         worker.round();
+        if let Some(why) = worker.desk.lost() {
+            return Err(End::Lost(why.to_owned()));
+        }
         if compute.is_finished() || planner.is_finished() {
-            return Err("a thread of the encoder ended".to_owned());
+            return Err(End::Failed("a thread of the encoder ended".to_owned()));
         }
         let mut event = pg_sys::WaitEvent::default();
         // SAFETY: `set` was made above, with room for one event.
@@ -228,8 +286,8 @@ impl Worker {
             self.accept(answer);
         }
         let mut work = Vec::new();
-        for number in 0..self.places.len() {
-            self.look(number, &mut work);
+        for at in 0..self.slots.len() {
+            self.look(self.slots[at], &mut work);
         }
         if !work.is_empty() {
             self.desk.push(work);
@@ -240,11 +298,11 @@ impl Worker {
     }
 
     fn accept(&mut self, answer: Answer) {
-        let counters = &self.shared.account.counters;
+        let counters = &self.device.account.counters;
         add(&counters.requests, 1);
         if let Some(error) = &answer.error {
             add(&counters.errors, 1);
-            self.shared.note_error(error);
+            self.device.note_error(error);
             pgrx::log!("situ encoder: {error}");
         }
         let place = &mut self.places[answer.sender.slot];
@@ -290,7 +348,7 @@ impl Worker {
                 Ok(request) => request,
                 Err(error) => {
                     // A fault of ours: nothing sensible can follow on this stream. Its owner's timeout or cancel ends it.
-                    shared.note_error(&error.to_string());
+                    self.device.note_error(&error.to_string());
                     pgrx::log!("situ encoder: slot {number}: {error}");
                     place.assembler.clear();
                     break;
@@ -333,9 +391,9 @@ impl Worker {
     /// Once a second: what is measured over time.
     fn publish(&mut self) {
         self.second = Instant::now();
-        let counters = &self.shared.account.counters;
+        let counters = &self.device.account.counters;
         put(&counters.resident_bytes, resident_bytes());
-        self.shared.models.set(&self.desk.describe_models(MODELS));
+        self.device.models.set(&self.desk.describe_models(MODELS));
         self.history.push_back((self.second, get(&counters.tokens)));
         if self.history.len() > WINDOW + 1 {
             self.history.pop_front();

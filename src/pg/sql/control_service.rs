@@ -3,8 +3,8 @@
 use super::models::{check_owner, model_by_name};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
-use crate::pg::service::shared::{self, ACTIVE, Shared, of_request};
-use crate::pg::service::{Item, Report, ServiceError, ask};
+use crate::pg::service::shared::{self, ACTIVE, Shared};
+use crate::pg::service::{Item, Report, ServiceError, ask_each};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::CStr;
@@ -54,12 +54,11 @@ fn caller() -> String {
 #[pg_extern(volatile, strict, parallel_unsafe, sql = false)]
 fn cancel_request(id: i64) -> bool {
     let shared = Shared::get().ok_or(ServiceError::NotPreloaded).or_raise();
-    let found = of_request(id).filter(|(number, _)| *number < shared.slots());
-    let found = found.map(|(number, generation)| (shared.slot(number), generation));
-    let active = found.filter(|(slot, generation)| {
-        slot.state.load(Ordering::SeqCst) == ACTIVE && slot.generation.load(Ordering::SeqCst) == *generation
+    let generation = u64::try_from(id).unwrap_or(0);
+    let active = (0..shared.slots()).map(|number| shared.slot(number)).find(|slot| {
+        slot.generation.load(Ordering::SeqCst) == generation && slot.state.load(Ordering::SeqCst) == ACTIVE
     });
-    let Some((slot, generation)) = active else {
+    let Some(slot) = active else {
         pgrx::warning!("there is no request {id}: it has ended, or never was");
         return false;
     };
@@ -79,6 +78,7 @@ fn unexpected(report: &Report) -> ServiceError {
 type Warmed = TableIterator<
     'static,
     (
+        name!(device, String),
         name!(seconds, f64),
         name!(bytes, i64),
         name!(precision, &'static str),
@@ -86,20 +86,24 @@ type Warmed = TableIterator<
     ),
 >;
 
-/// `situ.warm(model)`.
+/// `situ.warm(model)`: one row a device.
 #[pg_extern(volatile, parallel_unsafe, sql = false)]
 fn warm(model: Option<&str>) -> Warmed {
     let model = model_by_name(model).or_raise();
     check_owner(&model).or_raise();
-    match ask(&model, Item::Warm).or_raise() {
-        Report::Warmed {
-            seconds,
-            bytes,
-            precision,
-            tokens_per_second,
-        } => TableIterator::new(vec![(seconds, bytes as i64, precision.name(), tokens_per_second)]),
-        other => Err(unexpected(&other)).or_raise(),
+    let mut rows = Vec::new();
+    for (device, report) in ask_each(&model, Item::Warm).or_raise() {
+        match report {
+            Report::Warmed {
+                seconds,
+                bytes,
+                precision,
+                tokens_per_second,
+            } => rows.push((device, seconds, bytes as i64, precision.name(), tokens_per_second)),
+            other => Err(unexpected(&other)).or_raise(),
+        }
     }
+    TableIterator::new(rows)
 }
 
 /// `situ.unload(model)`.
@@ -107,8 +111,12 @@ fn warm(model: Option<&str>) -> Warmed {
 fn unload(model: Option<&str>) -> i64 {
     let model = model_by_name(model).or_raise();
     check_owner(&model).or_raise();
-    match ask(&model, Item::Unload).or_raise() {
-        Report::Unloaded { bytes, .. } => bytes as i64,
-        other => Err(unexpected(&other)).or_raise(),
+    let mut all = 0;
+    for (_, report) in ask_each(&model, Item::Unload).or_raise() {
+        match report {
+            Report::Unloaded { bytes, .. } => all += bytes as i64,
+            other => Err(unexpected(&other)).or_raise(),
+        }
     }
+    all
 }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 type Statistics = TableIterator<
     'static,
     (
-        name!(device, &'static str),
+        name!(worker, i32),
+        name!(device, String),
         name!(state, &'static str),
         name!(pid, Option<i32>),
         name!(started_at, Option<TimestampWithTimeZone>),
@@ -58,66 +59,89 @@ fn service_statistics() -> Statistics {
     let Some(shared) = Shared::get() else {
         #[rustfmt::skip]
         let nothing = (
-            "cpu", "not preloaded", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, "cpu".to_owned(), "not preloaded", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             None, 0.0, None, None, None, None, None, None,
         );
         return TableIterator::new(vec![nothing]);
     };
-    let counters = &shared.account.counters;
-    let latencies = &shared.account.latencies;
-    let count = |counter: &AtomicU64| get(counter) as i64;
-    let pid = shared.worker_pid.load(Ordering::SeqCst);
-    let used = (0..shared.slots()).filter(|slot| shared.slot(*slot).state.load(Ordering::Relaxed) != FREE);
-    let last_error = shared.last_error.get();
-    let state = match get(&counters.started_at) {
-        0 => "starting",
-        _ => "running",
-    };
-    let budget = get(&counters.budget);
-    let row = (
-        "cpu",
-        state,
-        (pid != 0).then_some(pid),
-        time(&counters.started_at),
-        count(&counters.restarts),
-        count(&counters.models) as i32,
-        count(&counters.model_bytes),
-        count(&counters.resident_bytes),
-        shared.slots() as i32,
-        used.count() as i32,
-        count(&counters.queued_queries),
-        count(&counters.queued_bulk),
-        count(&counters.requests),
-        count(&counters.shared),
-        count(&counters.cancelled),
-        count(&counters.errors),
-        count(&counters.vectors),
-        count(&counters.tokens),
-        count(&counters.batches),
-        count(&counters.tokens_per_second),
-        (budget > 0).then(|| get(&counters.filled) as f64 / budget as f64),
-        get(&counters.busy) as f64 / 1e6,
-        quantiles(&latencies.wait[0]),
-        quantiles(&latencies.run[0]),
-        quantiles(&latencies.wait[1]),
-        quantiles(&latencies.run[1]),
-        (!last_error.is_empty()).then_some(last_error),
-        time(&counters.last_error_at),
-    );
-    TableIterator::new(vec![row])
+    let mut rows = Vec::new();
+    for (number, state) in shared.devices().iter().enumerate() {
+        let counters = &state.account.counters;
+        let latencies = &state.account.latencies;
+        let count = |counter: &AtomicU64| get(counter) as i64;
+        let pid = state.worker_pid.load(Ordering::SeqCst);
+        let slots = shared.slots_of(number);
+        let used = shared
+            .slots_of(number)
+            .filter(|slot| shared.slot(*slot).state.load(Ordering::Relaxed) != FREE);
+        let last_error = state.last_error.get();
+        let phase = match get(&counters.started_at) {
+            0 if state.is_lost() => "lost",
+            0 if number >= shared.listed() && get(&counters.restarts) == 0 => "standby",
+            0 => "starting",
+            _ => "running",
+        };
+        let budget = get(&counters.budget);
+        rows.push((
+            number as i32,
+            state.name.get(),
+            phase,
+            (pid != 0).then_some(pid),
+            time(&counters.started_at),
+            count(&counters.restarts),
+            count(&counters.models) as i32,
+            count(&counters.model_bytes),
+            count(&counters.resident_bytes),
+            slots.len() as i32,
+            used.count() as i32,
+            count(&counters.queued_queries),
+            count(&counters.queued_bulk),
+            count(&counters.requests),
+            count(&counters.shared),
+            count(&counters.cancelled),
+            count(&counters.errors),
+            count(&counters.vectors),
+            count(&counters.tokens),
+            count(&counters.batches),
+            count(&counters.tokens_per_second),
+            (budget > 0).then(|| get(&counters.filled) as f64 / budget as f64),
+            get(&counters.busy) as f64 / 1e6,
+            quantiles(&latencies.wait[0]),
+            quantiles(&latencies.run[0]),
+            quantiles(&latencies.wait[1]),
+            quantiles(&latencies.run[1]),
+            (!last_error.is_empty()).then_some(last_error),
+            time(&counters.last_error_at),
+        ));
+    }
+    TableIterator::new(rows)
 }
 
 /// `situ.service_models()`: an array of what is loaded.
 #[pg_extern(volatile, strict, parallel_safe, sql = false)]
 fn service_models() -> JsonB {
-    let text = Shared::get().map(|shared| shared.models.get()).unwrap_or_default();
-    JsonB(serde_json::from_str(&text).unwrap_or_else(|_| serde_json::json!([])))
+    let mut all = Vec::new();
+    for (number, state) in Shared::get()
+        .map(Shared::devices)
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+    {
+        let models: Vec<serde_json::Value> = serde_json::from_str(&state.models.get()).unwrap_or_default();
+        for mut model in models {
+            model["worker"] = number.into();
+            model["device"] = state.name.get().into();
+            all.push(model);
+        }
+    }
+    JsonB(all.into())
 }
 
 type Requests = TableIterator<
     'static,
     (
         name!(id, i64),
+        name!(worker, i32),
         name!(pid, i32),
         name!(datid, pg_sys::Oid),
         name!(usesysid, pg_sys::Oid),
@@ -152,7 +176,7 @@ fn service_requests() -> Requests {
         if slot.state.load(Ordering::SeqCst) != ACTIVE {
             continue;
         }
-        let id = slot.request(number);
+        let id = slot.generation.load(Ordering::SeqCst) as i64;
         let user = pg_sys::Oid::from(slot.user.load(Ordering::Relaxed));
         let seen = may_see(user);
         let (items, done) = (get(&slot.items) as i64, get(&slot.done) as i64);
@@ -167,6 +191,7 @@ fn service_requests() -> Requests {
         };
         let row = (
             id,
+            (number % shared.devices().len()) as i32,
             slot.pid.load(Ordering::Relaxed),
             pg_sys::Oid::from(slot.database.load(Ordering::Relaxed)),
             user,
@@ -179,7 +204,7 @@ fn service_requests() -> Requests {
             time(&slot.since).filter(|_| seen),
         );
         // Another owner came while this was read: its row would be a mixture.
-        if slot.request(number) == id {
+        if slot.generation.load(Ordering::SeqCst) as i64 == id {
             rows.push(row);
         }
     }

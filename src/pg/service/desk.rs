@@ -64,7 +64,7 @@ impl Desk {
         let (arrived, mut answers, mut tasks) = (Instant::now(), Vec::new(), Vec::new());
         let mut state = self.state.lock();
         for work in work {
-            let beside = matches!(work.item, Item::Calibrate | Item::Unload);
+            let beside = matches!(work.item, Item::Calibrate { .. } | Item::Unload);
             let unload = (work.item == Item::Unload).then(|| work.model.clone());
             let number = state.admit(work, arrived, beside);
             if let Some(key) = unload {

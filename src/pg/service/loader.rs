@@ -9,7 +9,7 @@ use super::failure::{Failure, Kind};
 use super::models::{self, Model};
 use super::plan::guarded;
 use super::threads::spawn;
-use super::wire::{ModelKey, Reply, Report};
+use super::wire::{Item, ModelKey, Reply, Report};
 use crate::model::calibrate::{Calibration, calibrate};
 use crate::model::{ModelError, Precision};
 use parking_lot::Mutex;
@@ -106,7 +106,8 @@ fn run(desk: &Arc<Desk>, kind: usize) {
 
 fn measure(desk: &Desk, work: &Work) -> Result<Calibration, Failure> {
     let key = &work.model;
-    if let Some(known) = desk.background.calibrations.lock().get(&key.fingerprint) {
+    let again = work.item == Item::Calibrate { again: true };
+    if !again && let Some(known) = desk.background.calibrations.lock().get(&key.fingerprint) {
         return Ok(known.clone());
     }
     let directory = models::resolve(&key.root, &key.path)?;

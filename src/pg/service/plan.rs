@@ -72,7 +72,7 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             Ok(Err(Reply::Passages(passages.collect())))
         }
         Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
-        Item::Calibrate | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
+        Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
     });
     planned.unwrap_or_else(|failure| Err(Reply::Failed(failure)))
 }

@@ -244,8 +244,8 @@ fn models_are_warmed_measured_and_dropped() {
     );
     assert_eq!(get(&service.account.counters.models), 0);
     // Both at once: measured once.
-    service.send(&sender(2), Lane::Query, [Item::Calibrate]);
-    service.send(&sender(3), Lane::Query, [Item::Calibrate]);
+    service.send(&sender(2), Lane::Query, [Item::Calibrate { again: false }]);
+    service.send(&sender(3), Lane::Query, [Item::Calibrate { again: false }]);
     service.wait(4);
     assert!(matches!(service.answers[&(2, 0)], Reply::Report(Report::Calibrated(_))));
     assert_eq!(service.answers[&(2, 0)], service.answers[&(3, 0)]);
@@ -259,7 +259,7 @@ fn a_model_that_is_not_what_it_should_be_fails_each_item() {
     service.send(
         &sender(0),
         Lane::Bulk,
-        (0..20).map(text).chain([Item::Warm, Item::Calibrate]),
+        (0..20).map(text).chain([Item::Warm, Item::Calibrate { again: false }]),
     );
     service.wait(22);
     for reply in service.answers.values() {

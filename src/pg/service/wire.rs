@@ -43,8 +43,9 @@ pub enum Item {
         text: String,
         chunk_tokens: u32,
     },
-    /// Measures the model in every precision of the processor: answered by [`Report::Calibrated`].
-    Calibrate,
+    /// Measures the model in every precision of the processor: answered by [`Report::Calibrated`]. `again`: also where
+    /// the worker has measured the same files before.
+    Calibrate { again: bool },
     /// Loads the model and runs a batch: answered by [`Report::Warmed`].
     Warm,
     /// Drops the model from memory: answered by [`Report::Unloaded`].
@@ -56,7 +57,7 @@ impl Item {
     pub fn bytes(&self) -> usize {
         match self {
             Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
-            Item::Calibrate | Item::Warm | Item::Unload => 0,
+            Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }
     }
 }

@@ -166,7 +166,7 @@ pub fn check_owner(model: &ModelRef) -> Result<(), RegistryError> {
 
 /// Has the service measure a model. `None`, with a notice, where it does not run.
 fn calibrate(model: &ModelRef) -> Option<Calibration> {
-    match ask(model, Item::Calibrate) {
+    match ask(model, Item::Calibrate { again: false }) {
         Ok(Report::Calibrated(calibration)) => Some(calibration),
         Ok(_) => None,
         Err(error @ (ServiceError::NotPreloaded | ServiceError::NoWorker { .. })) => {
@@ -259,7 +259,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
 fn calibrate_model(name: &str) -> &'static str {
     let model = model_by_name(Some(name)).or_raise();
     check_owner(&model).or_raise();
-    let calibration = match ask(&model, Item::Calibrate).or_raise() {
+    let calibration = match ask(&model, Item::Calibrate { again: true }).or_raise() {
         Report::Calibrated(calibration) => calibration,
         _ => return Precision::F32.name(),
     };

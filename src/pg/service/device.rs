@@ -102,7 +102,7 @@ mod tests {
             assert!(matches!(parse(name, &[]), Err(BadDevices::Name(_))), "{name}");
         }
         assert_eq!(
-            parse(&vec!["cpu"; MOST_DEVICES].join(","), &[]),
+            parse(&["cpu"; MOST_DEVICES].join(","), &[]),
             Err(BadDevices::TooMany)
         );
         assert_eq!(

@@ -101,10 +101,7 @@ mod tests {
         ] {
             assert!(matches!(parse(name, &[]), Err(BadDevices::Name(_))), "{name}");
         }
-        assert_eq!(
-            parse(&["cpu"; MOST_DEVICES].join(","), &[]),
-            Err(BadDevices::TooMany)
-        );
+        assert_eq!(parse(&["cpu"; MOST_DEVICES].join(","), &[]), Err(BadDevices::TooMany));
         assert_eq!(
             parse("auto", &(0..20).collect::<Vec<_>>()).map(|all| all.len()),
             Ok(MOST_DEVICES - 1)

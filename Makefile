@@ -14,7 +14,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index bench-encode bench-service clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check bench-index bench-encode bench-service clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -22,6 +22,7 @@ help:
 	@echo 'make clean-cluster  stop and remove it'
 	@echo 'make install        build the release library, install it [PG_CONFIG=/path/to/pg_config]'
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
+	@echo 'make test-load      three minutes of load with accidents on the encoder service'
 	@echo 'make check          what continuous integration runs'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
@@ -67,6 +68,10 @@ test-units:
 test-server:
 	@scripts/deps.sh check
 	@scripts/test.sh server $(ARGS)
+
+test-load:
+	@scripts/deps.sh check
+	@SITU_LOAD_SECONDS=$${SITU_LOAD_SECONDS:-180} scripts/test.sh server load_with_accidents --nocapture
 
 check:
 	@.ci/run

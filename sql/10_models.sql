@@ -5,6 +5,9 @@ CREATE TABLE situ.model_registry (
     path text NOT NULL,
     fingerprint text NOT NULL,
     dimensions integer NOT NULL,
+    owner regrole NOT NULL,
+    precision text,
+    calibration jsonb,
     max_tokens integer NOT NULL,
     family text NOT NULL,
     pooling text NOT NULL,
@@ -25,17 +28,23 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON situ.mode
 ALTER TABLE situ.model_registry ENABLE ALWAYS TRIGGER changed;
 
 CREATE VIEW situ.models AS
-    SELECT name, path, fingerprint, dimensions, max_tokens, family, pooling, normalize, query_prefix, passage_prefix,
-           registered_at
-      FROM situ.model_registry;
-COMMENT ON VIEW situ.models IS 'registered models';
+    SELECT r.name, r.path, r.fingerprint, r.dimensions, r.max_tokens, r.family, r.pooling, r.normalize, r.query_prefix,
+           r.passage_prefix, r.registered_at, r.owner, p.precision, m.cosine, m.tokens_per_second, r.calibration
+      FROM situ.model_registry r
+     CROSS JOIN LATERAL (
+           SELECT coalesce(nullif(pg_catalog.current_setting('situ.cpu_precision', true), 'auto'), r.precision, 'f32')
+           ) p(precision)
+      LEFT JOIN LATERAL pg_catalog.jsonb_to_recordset(r.calibration->'measured')
+           m(precision text, cosine real, tokens_per_second real) ON m.precision = p.precision;
+COMMENT ON VIEW situ.models IS
+    'registered models; precision is what situ.cpu_precision makes of the calibration, cosine the least of its texts to f32, tokens_per_second its speed then';
 GRANT SELECT ON situ.models TO PUBLIC;
 
 CREATE FUNCTION situ.register_model(name text, path text, replace boolean DEFAULT false) RETURNS text
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'register_model_wrapper';
 COMMENT ON FUNCTION situ.register_model(text, text, boolean) IS
-    'registers the model directory path (below situ.model_dir) under a name, and returns the fingerprint of its files; replace: also where the name stands for other files';
+    'registers the model directory path (below situ.model_dir) under a name, measures it in every precision of the processor, and returns the fingerprint of its files; replace: also where the name stands for other files';
 REVOKE ALL ON FUNCTION situ.register_model(text, text, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.drop_model(name text) RETURNS void
@@ -43,3 +52,9 @@ CREATE FUNCTION situ.drop_model(name text) RETURNS void
     AS 'MODULE_PATHNAME', 'drop_model_wrapper';
 COMMENT ON FUNCTION situ.drop_model(text) IS 'removes a model from the registry; its files stay';
 REVOKE ALL ON FUNCTION situ.drop_model(text) FROM PUBLIC;
+
+CREATE FUNCTION situ.calibrate_model(name text) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'calibrate_model_wrapper';
+COMMENT ON FUNCTION situ.calibrate_model(text) IS
+    'measures a model again in every precision of this machine''s processor and returns the one that situ.cpu_precision = auto takes from now on; for the model''s owner and superusers';

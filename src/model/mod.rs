@@ -1,6 +1,7 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
 mod adapter;
 mod bert;
+pub mod calibrate;
 mod config;
 mod decoder;
 mod encoder;

@@ -64,6 +64,7 @@ impl Describe for Failure {
             Kind::Changed => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Kind::Argument => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Kind::Memory => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+            Kind::DeviceLost => PgSqlErrorCode::ERRCODE_IO_ERROR,
             Kind::Internal => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -99,7 +100,8 @@ impl Describe for ServiceError {
             ServiceError::NotPreloaded => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             ServiceError::NoWorker { .. } => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             ServiceError::WorkerLost { .. } => PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
-            ServiceError::Timeout { .. } => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            ServiceError::DeviceLost { .. } => PgSqlErrorCode::ERRCODE_IO_ERROR,
+            ServiceError::Timeout { .. } | ServiceError::Cancelled { .. } => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             ServiceError::Dimensions { .. } => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
             ServiceError::TooLarge { .. } => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             ServiceError::Protocol(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
@@ -108,7 +110,9 @@ impl Describe for ServiceError {
     }
     fn detail(&self) -> Option<String> {
         match self {
-            ServiceError::NoWorker { last_error } | ServiceError::WorkerLost { last_error } => {
+            ServiceError::NoWorker { last_error }
+            | ServiceError::WorkerLost { last_error }
+            | ServiceError::DeviceLost { last_error, .. } => {
                 (!last_error.is_empty()).then(|| format!("Its last error was: {last_error}"))
             }
             ServiceError::Failed(failure) => failure.detail(),
@@ -124,7 +128,14 @@ impl Describe for ServiceError {
                 "See \"situ encoder\" and \"situ launcher\" in the server log; max_worker_processes must leave room for both."
                     .to_owned(),
             ),
+            ServiceError::DeviceLost { .. } => Some(
+                "See situ.stat_service; with situ.device_fallback = on the processor takes over what a lost device had."
+                    .to_owned(),
+            ),
             ServiceError::WorkerLost { .. } => Some("See the lines of \"situ encoder\" in the server log.".to_owned()),
+            ServiceError::Cancelled { .. } => {
+                Some("The statement was ended with situ.cancel_request; its connection goes on.".to_owned())
+            }
             ServiceError::Timeout { .. } => Some("Raise situ.request_timeout, or set it to 0.".to_owned()),
             ServiceError::Dimensions { .. } => {
                 Some("Register the model again with situ.register_model(..., replace => true).".to_owned())
@@ -143,6 +154,7 @@ impl Describe for RegistryError {
             RegistryError::Taken { .. } => PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             RegistryError::NotInstalled => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             RegistryError::EmptyName => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            RegistryError::NotOwner(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
     fn detail(&self) -> Option<String> {
@@ -164,6 +176,9 @@ impl Describe for RegistryError {
             }
             RegistryError::NotInstalled => "CREATE EXTENSION situ CASCADE creates it.".to_owned(),
             RegistryError::EmptyName => "Give the model a name.".to_owned(),
+            RegistryError::NotOwner(_) => {
+                "The role that registered the model owns it: SELECT name, owner FROM situ.models.".to_owned()
+            }
         })
     }
 }

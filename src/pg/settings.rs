@@ -1,6 +1,7 @@
 //! Settings (`situ.*`): definitions and their values in this process.
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use crate::model::Precision;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString};
 use std::path::Path;
 
@@ -12,6 +13,26 @@ static MODEL_IDLE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+static DEVICES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
+static DEVICE_FALLBACK: GucSetting<bool> = GucSetting::<bool>::new(true);
+#[cfg(feature = "pg_test")]
+static TEST_LOST_DEVICE: GucSetting<i32> = GucSetting::<i32>::new(-1);
+
+/// Values of `situ.cpu_precision`.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+enum CpuPrecision {
+    #[name = c"auto"]
+    Auto,
+    #[name = c"f32"]
+    F32,
+    #[name = c"bf16"]
+    Bf16,
+    #[name = c"int8"]
+    Int8,
+}
+
+static CPU_PRECISION: GucSetting<CpuPrecision> = GucSetting::<CpuPrecision>::new(CpuPrecision::Auto);
 
 /// Defines the settings. `preload`: the library is loaded by the postmaster, which alone may define settings of its
 /// own level.
@@ -41,6 +62,14 @@ pub fn define(preload: bool) {
         &CPU_THREADS,
         0,
         1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"situ.cpu_precision",
+        c"Numbers that the encoder computes with on the CPU.",
+        c"auto is the fastest whose vectors had a cosine of at least 0.999 to those in f32 when the model was registered.",
+        &CPU_PRECISION,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -84,7 +113,35 @@ pub fn define(preload: bool) {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_bool_guc(
+        c"situ.device_fallback",
+        c"Whether the processor takes over the requests of a device that is lost or does not start.",
+        c"Off: they fail with an error.",
+        &DEVICE_FALLBACK,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    #[cfg(feature = "pg_test")]
+    number(
+        c"situ.test_lost_device",
+        c"Number of the device whose worker takes it for lost.",
+        c"For tests of situ itself.",
+        &TEST_LOST_DEVICE,
+        -1,
+        64,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     if preload {
+        string(
+            c"situ.devices",
+            c"Devices of the encoder, each with a worker of its own.",
+            c"Names with commas between them: cpu, cuda:0. auto means all CUDA cards that are found, and the processor \
+              where there are none.",
+            &DEVICES,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
         number(
             c"situ.queue_memory",
             c"Shared memory of the queue between backends and encoder.",
@@ -132,6 +189,37 @@ pub fn default_model() -> Option<String> {
 /// Threads of the encoder, 0 for the machine's.
 pub fn cpu_threads() -> usize {
     CPU_THREADS.get().max(0) as usize
+}
+
+/// `situ.cpu_precision`, `None` for `auto`.
+pub fn cpu_precision() -> Option<Precision> {
+    match CPU_PRECISION.get() {
+        CpuPrecision::Auto => None,
+        CpuPrecision::F32 => Some(Precision::F32),
+        CpuPrecision::Bf16 => Some(Precision::Bf16),
+        CpuPrecision::Int8 => Some(Precision::Int8),
+    }
+}
+
+/// `situ.devices` as it is written.
+pub fn devices() -> String {
+    text(&DEVICES).unwrap_or_else(|| "auto".to_owned())
+}
+
+/// Whether the processor steps in for lost devices.
+pub fn device_fallback() -> bool {
+    DEVICE_FALLBACK.get()
+}
+
+/// Whether a test wants the worker of this device to take it for lost.
+pub fn test_lost_device(number: usize) -> bool {
+    #[cfg(feature = "pg_test")]
+    return usize::try_from(TEST_LOST_DEVICE.get()).is_ok_and(|lost| lost == number);
+    #[cfg(not(feature = "pg_test"))]
+    {
+        let _ = number;
+        false
+    }
 }
 
 /// Bytes of the queue.

@@ -135,6 +135,17 @@ fn files_that_change_under_a_registered_model_are_an_error() {
         "models/minilm/1_Pooling/config.json",
         r#"{"word_embedding_dimension": 384, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#,
     );
+    // What is in memory is what was registered; a load, after an unload or in a new worker, finds other files.
+    client.run("SELECT situ.embed('text', 'minilm')");
+    client.run("SELECT situ.unload('minilm')");
+    for statement in [
+        "SELECT situ.embed('text', 'minilm')",
+        "SELECT situ.warm('minilm')",
+        "SELECT situ.calibrate_model('minilm')",
+    ] {
+        let failure = client.failure(statement);
+        assert!(!failure.hint.is_empty() && failure.code == "55000", "{failure:#?}");
+    }
     cluster.restart();
     let mut client = cluster.connect("files_change");
     let failure = client.failure("SELECT situ.embed('text', 'minilm')");

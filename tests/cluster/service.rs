@@ -54,7 +54,7 @@ fn a_cancelled_statement_ends_within_a_tenth_of_a_second() {
     let mut client = cluster.text_database("service_cancel");
     client.run("SELECT situ.embed('warm', 'minilm')");
     client.run("CREATE TABLE docs (id bigint, title text, body text)");
-    client.run("INSERT INTO docs SELECT n, '', repeat('A long sentence about harbours, ships and weather. ', 400) FROM generate_series(1, 200) n");
+    client.run("INSERT INTO docs SELECT n, '', n || repeat(' A long sentence about harbours, ships and weather.', 400) FROM generate_series(1, 200) n");
     let statements = [
         "SELECT situ.embed((SELECT array_agg(body) FROM docs), 'minilm')",
         "CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')",
@@ -210,6 +210,12 @@ fn a_server_without_room_for_the_worker_says_so() {
         .is("55000", "does not start");
     let state: String = client.one("SELECT state FROM situ.stat_service");
     assert_eq!(state, "starting");
+    // Registered without a service that could measure it: in f32 until somebody asks for more.
+    let precision = "SELECT precision || coalesce(calibration::text, ' not measured') FROM situ.models";
+    assert_eq!(client.one::<String>(precision), "f32 not measured");
+    for statement in ["SELECT situ.warm('minilm')", "SELECT situ.calibrate_model('minilm')"] {
+        client.failure(statement).is("55000", "does not start");
+    }
 }
 
 #[test]

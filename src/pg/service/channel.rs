@@ -5,7 +5,7 @@
 //! transaction for whatever should still be held then.
 
 use super::ServiceError;
-use super::shared::{self, ACTIVE, CLAIMED, FREE, LEFT, Shared};
+use super::shared::{self, ACTIVE, CLAIMED, DeviceState, FREE, LEFT, Shared};
 use super::wire::{Assembler, Lane, Outgoing, Reply, decode_reply};
 use crate::pg::settings;
 use parking_lot::Mutex;
@@ -40,7 +40,11 @@ fn release(number: usize, clean: bool) {
         shared.slot_freed();
     } else {
         slot.state.store(LEFT, Ordering::SeqCst);
-        shared.wake_worker();
+        let device = shared.device_of(number);
+        device.wake_worker();
+        if !device.worker_runs() {
+            shared::wake(&shared.launcher_latch);
+        }
     }
 }
 
@@ -85,8 +89,9 @@ struct Sent {
 /// A claimed slot and what is in flight on it.
 pub struct Channel {
     shared: &'static Shared,
+    lane: Lane,
     number: usize,
-    generation: u32,
+    generation: u64,
     epoch: u64,
     outgoing: Outgoing,
     assembler: Assembler,
@@ -98,26 +103,44 @@ pub struct Channel {
 
 impl Channel {
     /// Claims a slot; waits (cancellable) while all are taken.
-    pub fn open(lane: Lane) -> Result<Channel, ServiceError> {
+    /// `model`: the name under which the caller knows what it asks.
+    pub fn open(lane: Lane, model: &str) -> Result<Channel, ServiceError> {
         let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
         watch_exits();
-        let number = match claim(shared, lane) {
+        let number = match claim_any(shared, lane)? {
             Some(number) => number,
             None => {
                 shared.prepare_to_wait();
                 loop {
-                    if let Some(number) = claim(shared, lane) {
-                        shared.stop_waiting();
-                        break number;
+                    match claim_any(shared, lane) {
+                        Ok(None) => shared.wait_for_slot(shared::wait_event()),
+                        found => {
+                            shared.stop_waiting();
+                            if let Some(number) = found? {
+                                break number;
+                            }
+                        }
                     }
-                    shared.wait_for_slot(shared::wait_event());
                 }
             }
         };
+        Ok(Channel::on(shared, lane, number, model))
+    }
+
+    /// As [`Channel::open`] on a given device; `None` where all its slots are taken.
+    pub fn open_on(lane: Lane, model: &str, device: usize) -> Result<Option<Channel>, ServiceError> {
+        let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
+        watch_exits();
+        Ok(claim(shared, device, lane).map(|number| Channel::on(shared, lane, number, model)))
+    }
+
+    fn on(shared: &'static Shared, lane: Lane, number: usize, model: &str) -> Channel {
         let slot = shared.slot(number);
+        slot.model.set(model);
         // Since the claim nothing could fail: the slot is ours and complete now.
-        Ok(Channel {
+        Channel {
             shared,
+            lane,
             number,
             generation: slot.generation.load(Ordering::Relaxed),
             epoch: slot.epoch.load(Ordering::Relaxed),
@@ -127,11 +150,11 @@ impl Channel {
             sent_bytes: 0,
             last_answer: Instant::now(),
             no_worker_since: None,
-        })
+        }
     }
 
     /// The number that requests carry to tell this call's from another's.
-    pub fn generation(&self) -> u32 {
+    pub fn generation(&self) -> u64 {
         self.generation
     }
 
@@ -153,23 +176,38 @@ impl Channel {
         self.sent_bytes += message.len();
         self.outgoing.push(message.clone());
         self.sent.insert(number, Sent { message, lost: 0 });
+        self.slot().items.fetch_add(1, Ordering::Relaxed);
+        self.slot().outstanding.store(self.sent_bytes as u64, Ordering::Relaxed);
         if self.follow_worker_quietly() && self.outgoing.flush(&self.shared.requests(self.number)) {
-            self.shared.wake_worker();
+            self.device().wake_worker();
         }
     }
 
+    fn slot(&self) -> &'static shared::Slot {
+        self.shared.slot(self.number)
+    }
+
+    fn device(&self) -> &'static DeviceState {
+        self.shared.device_of(self.number)
+    }
+
     fn follow_worker_quietly(&self) -> bool {
-        self.shared.epoch.load(Ordering::SeqCst) == self.epoch
+        self.device().epoch.load(Ordering::SeqCst) == self.epoch
     }
 
     /// An answer that is there, with its item's number.
     pub fn poll(&mut self) -> Result<Option<(u64, Reply)>, ServiceError> {
+        let slot = self.slot();
+        if slot.cancelled.load(Ordering::SeqCst) == self.generation {
+            let by = slot.canceller.get();
+            return Err(ServiceError::Cancelled { by });
+        }
         self.follow_worker()?;
         let shared = self.shared;
         let mut moved = self.outgoing.flush(&shared.requests(self.number));
         let message = self.assembler.take(&shared.replies(self.number), &mut moved);
         if moved {
-            shared.wake_worker();
+            self.device().wake_worker();
         }
         let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
         let Some(message) = message.map_err(protocol)? else {
@@ -182,39 +220,84 @@ impl Channel {
             .ok_or_else(|| ServiceError::Protocol(format!("reply to {number}")))?;
         self.sent_bytes -= sent.message.len();
         self.last_answer = Instant::now();
+        self.slot().done.fetch_add(1, Ordering::Relaxed);
+        self.slot().outstanding.store(self.sent_bytes as u64, Ordering::Relaxed);
         Ok(Some((number, reply)))
     }
 
     /// Where a new worker runs: empties the rings and sends again what was not answered, each item once.
     fn follow_worker(&mut self) -> Result<(), ServiceError> {
-        let epoch = self.shared.epoch.load(Ordering::SeqCst);
+        let device = self.device();
+        if device.is_lost() && !device.worker_runs() {
+            return self.leave_device();
+        }
+        let epoch = device.epoch.load(Ordering::SeqCst);
         if epoch == self.epoch {
             return Ok(());
         }
+        self.count_loss()?;
+        self.shared.requests(self.number).reset();
+        self.shared.replies(self.number).reset();
+        self.send_again(epoch);
+        Ok(())
+    }
+
+    /// Goes to another device with what was not answered. Where all slots of the others are taken, tries with the next
+    /// poll.
+    fn leave_device(&mut self) -> Result<(), ServiceError> {
+        if !settings::device_fallback() {
+            return Err(self.device_lost());
+        }
+        let Some(number) = claim_any(self.shared, self.lane)? else {
+            return Ok(());
+        };
+        let (from, to) = (self.slot(), self.shared.slot(number));
+        to.model.set(&from.model.get());
+        to.items.store(from.items.load(Ordering::Relaxed), Ordering::Relaxed);
+        to.done.store(from.done.load(Ordering::Relaxed), Ordering::Relaxed);
+        // The requests carry it, and it is the name of the call for those who want to cancel it.
+        to.generation.store(self.generation, Ordering::SeqCst);
+        let left = std::mem::replace(&mut self.number, number);
+        release(left, false);
+        self.count_loss()?;
+        self.send_again(to.epoch.load(Ordering::SeqCst));
+        Ok(())
+    }
+
+    fn device_lost(&self) -> ServiceError {
+        ServiceError::DeviceLost {
+            device: self.device().name.get(),
+            last_error: self.device().last_error.get(),
+        }
+    }
+
+    /// Notes that the worker that had the requests is gone; an item that was lost twice is an error.
+    fn count_loss(&mut self) -> Result<(), ServiceError> {
         let had_worker = self.epoch != 0;
         for sent in self.sent.values_mut() {
             sent.lost += u32::from(had_worker);
             if sent.lost > 1 {
                 return Err(ServiceError::WorkerLost {
-                    last_error: self.shared.last_error.get(),
+                    last_error: self.device().last_error.get(),
                 });
             }
         }
+        Ok(())
+    }
+
+    fn send_again(&mut self, epoch: u64) {
         self.outgoing.clear();
         self.assembler.clear();
-        self.shared.requests(self.number).reset();
-        self.shared.replies(self.number).reset();
         self.sent
             .values()
             .for_each(|sent| self.outgoing.push(sent.message.clone()));
         self.epoch = epoch;
-        self.shared.slot(self.number).epoch.store(epoch, Ordering::SeqCst);
-        Ok(())
+        self.slot().epoch.store(epoch, Ordering::SeqCst);
     }
 
     /// How long a call without a worker waits for one: briefly where starts failed or the launcher itself never ran.
     fn patience(&self) -> Duration {
-        let failed = self.shared.start_failures.load(Ordering::Relaxed) > 0;
+        let failed = self.device().start_failures.load(Ordering::Relaxed) > 0;
         match failed || self.shared.launcher_latch.load(Ordering::Relaxed).is_null() {
             true => PATIENCE,
             false => LONGEST_PATIENCE,
@@ -232,11 +315,11 @@ impl Channel {
             }
             most = most.min(left);
         }
-        if self.shared.worker_runs() {
+        if self.device().worker_runs() {
             self.no_worker_since = None;
         } else if self.no_worker_since.get_or_insert_with(Instant::now).elapsed() > self.patience() {
             return Err(ServiceError::NoWorker {
-                last_error: self.shared.last_error.get(),
+                last_error: self.device().last_error.get(),
             });
         }
         let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
@@ -259,20 +342,82 @@ impl Drop for Channel {
     }
 }
 
-/// Claims a free slot of the lane's share.
-fn claim(shared: &'static Shared, lane: Lane) -> Option<usize> {
-    let open = shared.slots() - shared.reserved();
+/// The devices that may be asked, the one with the least to do first: bytes that senders wait for, by the measured
+/// speed; one that is not measured yet counts as the fastest. One without a worker comes last.
+fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
+    let devices = shared.devices();
+    if let [only] = devices
+        && !only.is_lost()
+    {
+        return Ok(vec![0]);
+    }
+    let mut usable: Vec<usize> = (0..shared.listed())
+        .filter(|device| !devices[*device].is_lost())
+        .collect();
+    if usable.is_empty() && settings::device_fallback() {
+        usable.extend((shared.listed()..devices.len()).filter(|device| !devices[*device].is_lost()));
+    }
+    if usable.is_empty() {
+        return Err(ServiceError::DeviceLost {
+            device: devices[0].name.get(),
+            last_error: devices[0].last_error.get(),
+        });
+    }
+    let speed = |device: &usize| devices[*device].account.counters.speed.load(Ordering::Relaxed);
+    let most = usable.iter().map(speed).max().unwrap_or(0).max(1);
+    usable.sort_by_cached_key(|device| {
+        let slots = shared.slots_of(*device).map(|number| shared.slot(number));
+        let taken = slots.filter(|slot| slot.state.load(Ordering::Relaxed) == ACTIVE);
+        let (senders, bytes) = taken.fold((0, 0), |(senders, bytes), slot| {
+            (senders + 1, bytes + slot.outstanding.load(Ordering::Relaxed))
+        });
+        let speed = Some(speed(device)).filter(|speed| *speed > 0).unwrap_or(most);
+        (
+            !devices[*device].worker_runs(),
+            bytes.saturating_mul(1000) / speed,
+            senders,
+        )
+    });
+    Ok(usable)
+}
+
+/// Claims a slot of the device that has the least to do and a slot free.
+fn claim_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, ServiceError> {
+    let choices = choices(shared)?;
+    Ok(choices.into_iter().find_map(|device| claim(shared, device, lane)))
+}
+
+/// Claims a free slot of a device and of the lane's share: some slots are kept for the query lane, so that bulk senders
+/// can never keep queries out.
+fn claim(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
+    let mut slots = shared.slots_of(device);
+    let count = slots.len();
+    let kept = (count / 8).max(2).min(count / 2);
     let own = match lane {
-        Lane::Query => (0..shared.slots()).rev().find(|number| take(shared, *number)),
-        Lane::Bulk => (0..open).find(|number| take(shared, *number)),
+        Lane::Query => slots.rev().find(|number| take(shared, *number)),
+        Lane::Bulk => slots.by_ref().take(count - kept).find(|number| take(shared, *number)),
     }?;
     let slot = shared.slot(own);
     // SAFETY: set in every backend; `MyLatch` lies in the server's process table.
-    let (pid, latch) = unsafe { (pg_sys::MyProcPid, pg_sys::MyLatch) };
-    slot.generation.fetch_add(1, Ordering::Relaxed);
+    let (pid, latch, user, database) = unsafe {
+        let user = pg_sys::GetUserId().to_u32();
+        (pg_sys::MyProcPid, pg_sys::MyLatch, user, pg_sys::MyDatabaseId.to_u32())
+    };
+    // Never 0, which in `cancelled` means nobody.
+    let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
+    slot.generation.store(generation, Ordering::SeqCst);
     slot.pid.store(pid, Ordering::Relaxed);
+    slot.user.store(user, Ordering::Relaxed);
+    slot.database.store(database, Ordering::Relaxed);
+    slot.lane.store(u32::from(lane == Lane::Bulk), Ordering::Relaxed);
+    slot.since.store(shared::now(), Ordering::Relaxed);
+    slot.items.store(0, Ordering::Relaxed);
+    slot.done.store(0, Ordering::Relaxed);
+    slot.outstanding.store(0, Ordering::Relaxed);
+    slot.progress.tokens.store(0, Ordering::Relaxed);
+    slot.progress.running.store(0, Ordering::Relaxed);
     slot.latch.store(latch, Ordering::SeqCst);
-    let epoch = shared.epoch.load(Ordering::SeqCst);
+    let epoch = shared.device_of(own).epoch.load(Ordering::SeqCst);
     if slot.epoch.swap(epoch, Ordering::SeqCst) != epoch {
         shared.requests(own).reset();
         shared.replies(own).reset();

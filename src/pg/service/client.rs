@@ -1,10 +1,11 @@
 //! The backend's end of the encoder service: lists of items, texts, documents.
 
 use super::channel::Channel;
+use super::shared::Shared;
 use super::wire::{ModelKey, Request, encode_request};
-use super::{Item, Lane, Reply, ServiceError};
+use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
-use crate::model::Role;
+use crate::model::{Precision, Role};
 use crate::pg::settings;
 use crate::text::Span;
 
@@ -23,14 +24,26 @@ pub struct ModelRef {
     pub fingerprint: String,
     /// Numbers in a vector.
     pub dimensions: usize,
+    /// The role that registered it, as its OID.
+    pub owner: u32,
+    /// What the calibration chose; `None` where there was none.
+    pub calibrated: Option<Precision>,
 }
 
 impl ModelRef {
+    /// What the model is computed with: what `situ.cpu_precision` says; with `auto` what the calibration chose, and f32
+    /// where there was none, or where it was made by another processor that could do more.
+    pub fn precision(&self) -> Precision {
+        let calibrated = self.calibrated.filter(|precision| precision.check().is_ok());
+        settings::cpu_precision().or(calibrated).unwrap_or(Precision::F32)
+    }
+
     pub(super) fn key(&self) -> ModelKey {
         ModelKey {
             root: settings::model_dir(),
             path: self.path.clone(),
             fingerprint: self.fingerprint.clone(),
+            precision: self.precision(),
         }
     }
 
@@ -72,7 +85,7 @@ impl Line {
     pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Line, ServiceError> {
         Ok(Line {
             key: model.key(),
-            channel: Channel::open(lane)?,
+            channel: Channel::open(lane, &model.name)?,
             lane,
         })
     }
@@ -149,11 +162,50 @@ pub fn encode(
                             .filter(|vector| !vector.is_empty())
                             .try_for_each(|vector| model.check(vector))?;
                     }
-                    Reply::Failed(_) => {}
+                    Reply::Failed(_) | Reply::Report(_) => {}
                 }
                 sink(number as usize, reply)?;
             }
             None if line.in_flight() == 0 && !more => return Ok(()),
+            None => line.wait()?,
+        }
+    }
+}
+
+/// Has something done with a model that is not about texts, on the device that has the least to do.
+pub fn ask(model: &ModelRef, item: Item) -> Result<Report, ServiceError> {
+    report(Line::open(model, Lane::Query)?, item)
+}
+
+/// Has it done on every device that has a worker; with each report, the device's name. Where none has, waits for one.
+pub fn ask_each(model: &ModelRef, item: Item) -> Result<Vec<(String, Report)>, ServiceError> {
+    let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
+    let mut reports = Vec::new();
+    for (number, device) in shared.devices().iter().enumerate() {
+        if device.worker_runs()
+            && let Some(channel) = Channel::open_on(Lane::Query, &model.name, number)?
+        {
+            let line = Line {
+                key: model.key(),
+                channel,
+                lane: Lane::Query,
+            };
+            reports.push((device.name.get(), report(line, item.clone())?));
+        }
+    }
+    if reports.is_empty() {
+        let name = shared.devices().first().map(|device| device.name.get());
+        reports.push((name.unwrap_or_default(), ask(model, item)?));
+    }
+    Ok(reports)
+}
+
+fn report(mut line: Line, item: Item) -> Result<Report, ServiceError> {
+    line.send(0, item)?;
+    loop {
+        match line.poll()? {
+            Some((_, Reply::Report(report))) => return Ok(report),
+            Some(_) => return Err(ServiceError::Protocol("no report".to_owned())),
             None => line.wait()?,
         }
     }

@@ -1,20 +1,48 @@
-//! Between the worker's main thread and its compute thread: items one way, answers the other.
+//! What goes between the worker's main thread and its other threads: items one way, answers the other.
 
+use super::statistics::{Counters, Latencies, Progress};
 use super::wire::{Item, Lane, ModelKey};
-use parking_lot::{Condvar, Mutex};
-use std::collections::VecDeque;
+use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// One owner of a slot, as the worker knows it.
 pub struct Sender {
     pub slot: usize,
     /// Tells senders of one slot apart.
     pub serial: u64,
+    /// The sender's database, among which the service is shared out.
+    pub database: u32,
     /// Set when the sender has left: its work is dropped.
     pub gone: AtomicBool,
+    /// What was done for it, for everybody to see.
+    pub progress: &'static Progress,
+}
+
+impl Sender {
+    /// Whether its work is dropped.
+    pub fn has_left(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// A sequence of it goes into a batch. What `progress` says belongs to the slot's next owner once this one has left.
+    pub fn runs(&self) {
+        if !self.has_left() {
+            self.progress.running.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The batch is over.
+    pub fn ran(&self) {
+        if !self.has_left() {
+            let less = |running: u32| running.checked_sub(1);
+            let _ = self
+                .progress
+                .running
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
 }
 
 /// An item and where it came from.
@@ -36,69 +64,41 @@ pub struct Answer {
     pub error: Option<String>,
 }
 
-/// What the main thread tells the compute thread.
+/// What the worker counts, in shared memory.
 #[derive(Default)]
-pub struct Inbox {
-    queue: Mutex<VecDeque<Work>>,
-    filled: Condvar,
-    pub stop: AtomicBool,
-    /// Settings: threads (0: the machine's), tokens a batch (0: from the speed), seconds idle and bytes of models.
+#[repr(C)]
+pub struct Account {
+    pub counters: Counters,
+    pub latencies: Latencies,
+}
+
+/// Settings that the threads follow while they run.
+#[derive(Default)]
+pub struct Settings {
+    /// 0: the machine's.
     pub threads: AtomicUsize,
+    /// Tokens a batch, 0: from the speed.
     pub batch_tokens: AtomicUsize,
+    /// Seconds after which a model that nobody uses is unloaded, 0: never.
     pub model_idle: AtomicU64,
+    /// Bytes of models, 0: no limit.
     pub model_memory: AtomicUsize,
 }
 
-impl Inbox {
-    /// Hands items over.
-    pub fn push(&self, work: Vec<Work>) {
-        self.queue.lock().extend(work);
-        self.filled.notify_one();
-    }
-
-    /// Makes the compute thread end after the layer that it computes.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _guard = self.queue.lock();
-        self.filled.notify_one();
-    }
-
-    /// Everything that came; waits up to `wait` for something.
-    pub fn take(&self, wait: Duration) -> VecDeque<Work> {
-        let mut queue = self.queue.lock();
-        if queue.is_empty() && !self.stop.load(Ordering::SeqCst) && !wait.is_zero() {
-            self.filled.wait_for(&mut queue, wait);
-        }
-        std::mem::take(&mut *queue)
-    }
-}
-
-/// What the compute thread tells the main thread.
+/// Answers on their way to the main thread.
 pub struct Outbox {
     queue: Mutex<Vec<Answer>>,
     /// Writes a byte here after each push: wakes the main thread's wait.
     pipe: OwnedFd,
-    pub vectors: AtomicU64,
-    pub tokens: AtomicU64,
-    pub batches: AtomicU64,
-    pub busy: AtomicU64,
-    pub models: AtomicU64,
-    pub model_bytes: AtomicU64,
-    pub queued: [AtomicU64; 2],
+    pub account: &'static Account,
 }
 
 impl Outbox {
-    pub fn new(pipe: OwnedFd) -> Outbox {
+    pub fn new(pipe: OwnedFd, account: &'static Account) -> Outbox {
         Outbox {
             queue: Mutex::default(),
             pipe,
-            vectors: AtomicU64::new(0),
-            tokens: AtomicU64::new(0),
-            batches: AtomicU64::new(0),
-            busy: AtomicU64::new(0),
-            models: AtomicU64::new(0),
-            model_bytes: AtomicU64::new(0),
-            queued: [AtomicU64::new(0), AtomicU64::new(0)],
+            account,
         }
     }
 
@@ -116,7 +116,8 @@ impl Outbox {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Wakes the main thread.
+    pub fn wake(&self) {
         // SAFETY: an open, non-blocking descriptor; a full pipe wakes the reader as well.
         unsafe { libc::write(self.pipe.as_raw_fd(), [1u8].as_ptr().cast(), 1) };
     }

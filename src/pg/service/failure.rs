@@ -21,6 +21,8 @@ pub enum Kind {
     Argument,
     /// Not enough memory, or more than a limit allows.
     Memory,
+    /// The device does not work any more; another worker may.
+    DeviceLost,
     /// A fault of ours.
     Internal,
 }

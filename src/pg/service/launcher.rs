@@ -1,10 +1,12 @@
-//! The launcher: a static background worker that keeps one encoder worker alive, with back-off.
+//! The launcher: a static background worker that keeps one encoder worker a device alive, with back-off, and empties
+//! the slots that were left on a device without a worker.
 
-use super::shared::{self, Shared};
+use super::shared::{self, DeviceState, FREE, LEFT, Shared};
 use super::statistics::add;
+use crate::pg::settings;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a worker that starts or ends is looked at.
 const ENDING: Duration = Duration::from_millis(20);
 /// A worker that lived this long was a success.
-const SUCCESS: Duration = Duration::from_secs(30);
+const SUCCESS: Duration = Duration::from_secs(5);
 
 fn copy<const N: usize>(to: &mut [std::ffi::c_char; N], from: &CStr) {
     for (to, from) in to.iter_mut().zip(from.to_bytes().iter().take(N - 1)) {
@@ -53,60 +55,119 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
     shared
         .launcher_latch
         .store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
-    let mut child: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)> = None;
-    let mut epoch_before = 0;
-    let mut pause = FIRST_PAUSE / 2;
-    let mut next_start = Instant::now();
+    let mut children: Vec<Child> = (0..shared.devices().len()).map(Child::new).collect();
     while !BackgroundWorker::sigterm_received() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
-        if let Some((handle, since)) = child
+        // The one behind those of the setting is for when one of them is lost.
+        let lost = shared.devices()[..shared.listed()].iter().any(DeviceState::is_lost);
+        let standby = lost && settings::device_fallback();
+        let mut wait = LONGEST_PAUSE;
+        for child in &mut children {
+            wait = wait.min(child.look(shared, child.number < shared.listed() || standby));
+        }
+        sleep(wait);
+    }
+    for (handle, _) in children.into_iter().filter_map(|child| child.running) {
+        // SAFETY: a handle that the server gave for a worker of ours.
+        unsafe { pg_sys::TerminateBackgroundWorker(handle) };
+    }
+}
+
+/// The worker of one device.
+struct Child {
+    number: usize,
+    running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
+    epoch_before: u64,
+    pause: Duration,
+    next_start: Instant,
+}
+
+impl Child {
+    fn new(number: usize) -> Child {
+        Child {
+            number,
+            running: None,
+            epoch_before: 0,
+            pause: FIRST_PAUSE / 2,
+            next_start: Instant::now(),
+        }
+    }
+
+    /// Starts the worker where it is `wanted` and does not run; says when to look again.
+    fn look(&mut self, shared: &'static Shared, wanted: bool) -> Duration {
+        let Some(state) = shared.devices().get(self.number) else {
+            return LONGEST_PAUSE;
+        };
+        if let Some((handle, since)) = self.running
             && stopped(handle)
         {
-            child = None;
-            pause = if since.elapsed() >= SUCCESS {
+            self.running = None;
+            self.pause = if since.elapsed() >= SUCCESS {
                 FIRST_PAUSE
             } else {
-                longer(pause)
+                longer(self.pause)
             };
-            next_start = Instant::now() + pause;
-            add(&shared.counters.restarts, 1);
+            self.next_start = Instant::now() + self.pause;
+            add(&state.account.counters.restarts, 1);
             pgrx::log!(
-                "situ launcher: the encoder worker ended; a new one starts in {} ms",
-                pause.as_millis()
+                "situ launcher: the encoder worker of {} ended; a new one starts in {} ms",
+                state.name.get(),
+                self.pause.as_millis()
             );
-            if shared.epoch.load(Ordering::SeqCst) == epoch_before {
-                shared.start_failures.fetch_add(1, Ordering::Relaxed);
+            if state.epoch.load(Ordering::SeqCst) == self.epoch_before {
+                state.start_failures.fetch_add(1, Ordering::Relaxed);
             }
         }
         // A worker of an earlier launcher may still be on its way out.
-        if child.is_none() && Instant::now() >= next_start && !shared.worker_runs() {
-            epoch_before = shared.epoch.load(Ordering::SeqCst);
-            match start() {
-                Some(handle) => child = Some((handle, Instant::now())),
-                None => {
-                    shared.start_failures.fetch_add(1, Ordering::Relaxed);
-                    shared.note_error("no background worker slot is free for the encoder: raise max_worker_processes");
-                    pgrx::log!("situ launcher: no background worker slot is free: raise max_worker_processes");
-                    pause = longer(pause);
-                    next_start = Instant::now() + pause;
-                }
+        if self.running.is_none() && !state.worker_runs() {
+            empty_left_slots(shared, self.number);
+            if wanted && Instant::now() >= self.next_start {
+                self.start(shared, state);
             }
         }
-        let wait = match child {
-            Some(_) if shared.worker_runs() => Duration::from_secs(5),
+        match self.running {
+            Some(_) if state.worker_runs() => Duration::from_secs(5),
             Some(_) => ENDING,
-            None => next_start
+            None if !wanted => LONGEST_PAUSE,
+            None => self
+                .next_start
                 .saturating_duration_since(Instant::now())
                 .clamp(FIRST_PAUSE / 10, LONGEST_PAUSE),
-        };
-        sleep(wait);
+        }
     }
-    if let Some((handle, _)) = child {
-        // SAFETY: a handle that the server gave for a worker of ours.
-        unsafe { pg_sys::TerminateBackgroundWorker(handle) };
+
+    fn start(&mut self, shared: &Shared, state: &DeviceState) {
+        self.epoch_before = state.epoch.load(Ordering::SeqCst);
+        let title = match shared.devices().len() {
+            1 => "situ encoder".to_owned(),
+            _ => format!("situ encoder {} ({})", self.number, state.name.get()),
+        };
+        match start(&title, self.number) {
+            Some(handle) => self.running = Some((handle, Instant::now())),
+            None => {
+                state.start_failures.fetch_add(1, Ordering::Relaxed);
+                state.note_error("no background worker slot is free for the encoder: raise max_worker_processes");
+                pgrx::log!("situ launcher: no background worker slot is free: raise max_worker_processes");
+                self.pause = longer(self.pause);
+                self.next_start = Instant::now() + self.pause;
+            }
+        }
+    }
+}
+
+/// Empties the slots that were left, while the device has no worker that would.
+fn empty_left_slots(shared: &'static Shared, device: usize) {
+    for number in shared.slots_of(device) {
+        let slot = shared.slot(number);
+        if slot.state.load(Ordering::SeqCst) == LEFT {
+            shared.requests(number).reset();
+            shared.replies(number).reset();
+            slot.state.store(FREE, Ordering::SeqCst);
+            shared.slot_freed();
+        }
     }
 }
 
@@ -115,8 +176,10 @@ fn longer(pause: Duration) -> Duration {
 }
 
 /// Starts a worker; `None` where the server has no room for one.
-fn start() -> Option<*mut pg_sys::BackgroundWorkerHandle> {
-    let mut encoder = worker(c"situ encoder", c"situ_encoder_main", pg_sys::BGW_NEVER_RESTART);
+fn start(title: &str, device: usize) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+    let title = CString::new(title).ok()?;
+    let mut encoder = worker(&title, c"situ_encoder_main", pg_sys::BGW_NEVER_RESTART);
+    encoder.bgw_main_arg = pg_sys::Datum::from(device);
     let mut handle = std::ptr::null_mut();
     // SAFETY: the server copies the structure; the handle is allocated in a context that lives as long as we do.
     unsafe {

@@ -13,19 +13,34 @@
 //! | `documents` | streams of documents |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
-//! | `engine` | the worker's compute thread: plans and runs batches |
-//! | `exchange` | between those two threads |
-//! | `schedule` | which sender's work goes into the next batch |
+//! | `exchange` | items and answers between the main thread and the others |
+//! | `device` | what workers run on |
+//! | `desk` | where items wait in the worker, and their ways between its threads |
+//! | `jobs` | their stages and queues |
+//! | `schedule` | whose work goes next |
+//! | `plan` | from an item to its sequences, and from vectors to its reply |
+//! | `engine` | the compute thread, which runs batches, and the planner thread |
+//! | `loader` | loading and calibrating beside the batches |
 //! | `models` | the models that a worker has in memory |
+//! | `threads` | threads that receive no signals |
 
+pub mod desk;
+pub mod device;
 pub mod engine;
 pub mod exchange;
 pub mod failure;
+pub mod jobs;
+pub mod loader;
 pub mod models;
+pub mod plan;
 pub mod ring;
 pub mod schedule;
 pub mod statistics;
+pub mod threads;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(feature = "pg")]
 mod channel;
@@ -41,10 +56,12 @@ pub mod shared;
 pub mod worker;
 
 pub use failure::{Failure, Kind};
-pub use wire::{Item, Lane, Passage, Reply};
+pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
-pub use client::{Documents, ModelRef, SituatedPassage, chunk_document, embed, embed_query, encode, situate_document};
+pub use client::{
+    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_document,
+};
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +75,12 @@ pub enum ServiceError {
     /// The worker ended twice while it had this request.
     #[error("the situ encoder worker ended twice while it had this request")]
     WorkerLost { last_error: String },
+    /// The device does not work, and nothing may step in.
+    #[error("the encoder's device {device} is lost")]
+    DeviceLost { device: String, last_error: String },
+    /// `situ.cancel_request` was called.
+    #[error("the request to the encoder was cancelled by {by}")]
+    Cancelled { by: String },
     /// `situ.request_timeout` ran out.
     #[error("the encoder did not answer within {milliseconds} ms")]
     Timeout { milliseconds: i32 },

@@ -1,11 +1,13 @@
-//! The models that a worker has in memory: loaded on first use, at most once, verified against their fingerprint.
+//! The models that a worker has in memory: loaded on first use, verified against their fingerprint.
 
+use super::device::Device;
 use super::failure::{Failure, Kind};
 use super::wire::ModelKey;
-use crate::model::{Encoder, ModelError};
+use crate::model::{Encoder, ModelError, Precision};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often a load starts again.
@@ -46,20 +48,74 @@ pub fn resolve(root: &str, path: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Loads a model; once more where its files were touched meanwhile (a link or a change of mode counts).
-fn open(directory: &Path) -> Result<Encoder, ModelError> {
+///
+/// The only place where the service opens a model.
+pub fn open(directory: &Path, device: Device, precision: Precision) -> Result<Encoder, ModelError> {
+    let once = || match device {
+        Device::Cpu => Encoder::open_with(directory, precision),
+        Device::Cuda(_) => Err(ModelError::Unsupported {
+            what: "device",
+            found: device.to_string(),
+            supported: "cpu",
+        }),
+    };
     for _ in 0..OPENINGS {
-        match Encoder::open(directory) {
+        match once() {
             Err(ModelError::Changed(_)) => std::thread::sleep(Duration::from_millis(100)),
             result => return result,
         }
     }
-    Encoder::open(directory)
+    once()
+}
+
+/// Fails where a loaded model is not the one that was registered.
+pub fn verify(key: &ModelKey, encoder: &Encoder) -> Result<(), Failure> {
+    let found = &encoder.manifest().fingerprint;
+    if *found == key.fingerprint {
+        return Ok(());
+    }
+    let message = format!(
+        "the files of model \"{}\" are not the ones that were registered",
+        key.path
+    );
+    Err(Failure::new(Kind::Changed, message)
+        .detail(format!("Registered fingerprint {}, found {found}.", key.fingerprint))
+        .hint(
+            "Bring the old files back, or call situ.register_model(..., replace => true) and REINDEX the indexes \
+             that use the model.",
+        ))
+}
+
+/// A model in memory.
+pub struct Model {
+    pub key: ModelKey,
+    pub encoder: Encoder,
+    /// Bytes of the weights.
+    pub bytes: usize,
+    /// Tokens a second in bulk batches, smoothed; 0 before the first.
+    pub speed: AtomicU64,
+}
+
+impl Model {
+    /// Loads the model of that key and checks its fingerprint.
+    pub fn load(key: &ModelKey, device: Device) -> Result<Model, Failure> {
+        let directory = resolve(&key.root, &key.path)?;
+        let encoder = open(&directory, device, key.precision).map_err(|error| Failure::from(&error))?;
+        verify(key, &encoder)?;
+        Ok(Model {
+            key: key.clone(),
+            bytes: encoder.memory(),
+            encoder,
+            speed: AtomicU64::new(0),
+        })
+    }
 }
 
 struct Loaded {
-    encoder: Arc<Encoder>,
-    bytes: usize,
+    model: Arc<Model>,
     used: Instant,
+    /// Items that asked for it.
+    requests: u64,
 }
 
 /// Models in memory.
@@ -69,57 +125,55 @@ pub struct Models {
 }
 
 impl Models {
-    /// The model of that key, loaded now where it is not in memory; then others are unloaded, the one that was not used
-    /// for longest first, until at most `most_bytes` are held (0: no limit) or only this one is left.
-    pub fn get(&mut self, key: &ModelKey, most_bytes: usize) -> Result<Arc<Encoder>, Failure> {
-        if let Some(model) = self.loaded.get_mut(key) {
-            model.used = Instant::now();
-            return Ok(model.encoder.clone());
-        }
-        let directory = resolve(&key.root, &key.path)?;
-        let encoder = Arc::new(open(&directory).map_err(|error| Failure::from(&error))?);
-        let found = &encoder.manifest().fingerprint;
-        if *found != key.fingerprint {
-            return Err(Failure::new(
-                Kind::Changed,
-                format!(
-                    "the files of model \"{}\" are not the ones that were registered",
-                    key.path
-                ),
-            )
-            .detail(format!("Registered fingerprint {}, found {found}.", key.fingerprint))
-            .hint(
-                "Bring the old files back, or call situ.register_model(..., replace => true) and REINDEX the indexes \
-                 that use the model.",
-            ));
-        }
-        let bytes = encoder.memory();
-        let used = Instant::now();
-        self.loaded.insert(
-            key.clone(),
-            Loaded {
-                encoder: encoder.clone(),
-                bytes,
-                used,
-            },
-        );
-        while most_bytes > 0 && self.bytes() > most_bytes && self.loaded.len() > 1 {
-            let oldest = self
-                .loaded
-                .iter()
-                .filter(|(other, _)| *other != key)
-                .min_by_key(|(_, model)| model.used);
-            let Some(oldest) = oldest.map(|(other, _)| other.clone()) else {
-                break;
-            };
-            self.loaded.remove(&oldest);
-        }
-        Ok(encoder)
+    /// The model of that key, where it is in memory.
+    pub fn find(&mut self, key: &ModelKey) -> Option<Arc<Model>> {
+        let loaded = self.loaded.get_mut(key)?;
+        loaded.used = Instant::now();
+        loaded.requests += 1;
+        Some(loaded.model.clone())
     }
 
-    /// Unloads what was not used for `idle`.
-    pub fn unload_idle(&mut self, idle: Duration) {
-        self.loaded.retain(|_, model| model.used.elapsed() < idle);
+    /// Takes in a model. To make room others leave, the one that was not used for longest first, until at most
+    /// `most_bytes` are held (0: no limit) or only this one is left; they are returned, for the caller to drop where
+    /// nobody waits.
+    pub fn insert(&mut self, model: Arc<Model>, most_bytes: usize) -> Vec<Arc<Model>> {
+        let key = model.key.clone();
+        let loaded = Loaded {
+            model,
+            used: Instant::now(),
+            requests: 0,
+        };
+        self.loaded.insert(key.clone(), loaded);
+        self.shrink(most_bytes, Some(&key))
+    }
+
+    /// Makes room as [`Models::insert`] does; without `keep`, the last that was used stays.
+    pub fn shrink(&mut self, most_bytes: usize, keep: Option<&ModelKey>) -> Vec<Arc<Model>> {
+        let mut gone = Vec::new();
+        while most_bytes > 0 && self.bytes() > most_bytes && self.loaded.len() > 1 {
+            let others = self.loaded.iter().filter(|(key, _)| Some(*key) != keep);
+            let oldest = others.min_by_key(|(_, loaded)| loaded.used).map(|(key, _)| key.clone());
+            let Some(loaded) = oldest.and_then(|key| self.loaded.remove(&key)) else {
+                break;
+            };
+            gone.push(loaded.model);
+        }
+        gone
+    }
+
+    fn remove(&mut self, leaves: impl Fn(&ModelKey, &Loaded) -> bool) -> Vec<Arc<Model>> {
+        let left = self.loaded.extract_if(|key, loaded| leaves(key, loaded));
+        left.map(|(_, loaded)| loaded.model).collect()
+    }
+
+    /// Takes out what was not used for `idle`.
+    pub fn unload_idle(&mut self, idle: Duration) -> Vec<Arc<Model>> {
+        self.remove(|_, loaded| loaded.used.elapsed() >= idle)
+    }
+
+    /// Takes out a model in all precisions.
+    pub fn unload(&mut self, wanted: &ModelKey) -> Vec<Arc<Model>> {
+        self.remove(|key, _| (&key.root, &key.path) == (&wanted.root, &wanted.path))
     }
 
     /// Models in memory.
@@ -129,7 +183,35 @@ impl Models {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.loaded.values().map(|model| model.bytes).sum()
+        self.loaded.values().map(|loaded| loaded.model.bytes).sum()
+    }
+
+    /// A JSON array of what is loaded, the last used first: as many as fit into `most` bytes.
+    pub fn describe(&self, most: usize) -> String {
+        let mut all: Vec<&Loaded> = self.loaded.values().collect();
+        all.sort_by_key(|loaded| loaded.used.elapsed());
+        let mut text = String::from("[");
+        for loaded in all {
+            let model = &loaded.model;
+            let one = serde_json::json!({
+                "path": model.key.path,
+                "fingerprint": model.key.fingerprint,
+                "precision": model.key.precision.name(),
+                "bytes": model.bytes,
+                "requests": loaded.requests,
+                "tokens_per_second": model.speed.load(Ordering::Relaxed),
+                "idle_seconds": loaded.used.elapsed().as_secs(),
+            });
+            let one = one.to_string();
+            if text.len() + one.len() + 2 > most {
+                break;
+            }
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&one);
+        }
+        text + "]"
     }
 }
 

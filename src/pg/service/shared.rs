@@ -6,23 +6,31 @@
 //! - **State.** `FREE -> ACTIVE` by the claiming backend (compare-and-swap through `CLAIMED`). `ACTIVE -> FREE` by its
 //!   owner, only when all its requests are answered and read: then both rings are empty and end on a message border, so
 //!   the next owner goes on where this one stopped. `ACTIVE -> LEFT` by its owner in every other case (error, cancel,
-//!   exit of the process). `LEFT -> FREE` by the worker alone, after it has emptied the rings and forgotten what it had
+//!   exit of the process). `LEFT -> FREE` by the worker (or the launcher, while there is none), after it has emptied the rings and forgotten what it had
 //!   from that owner. Nobody else changes a state.
 //! - **Rings.** The owner of an `ACTIVE` slot writes requests and reads replies. The worker reads requests and writes
 //!   replies of `ACTIVE` slots whose `epoch` is its own, and nothing of other slots.
-//! - **Generation.** Counts owners of a slot; every request carries it. The worker tells owners apart by it and
+//! - **Device.** A slot belongs to one device for good ([`Shared::device_of`]), so it has one worker. Where a device is
+//!   lost, owners of its slots claim one of another device, take their generation with them and send again there what was
+//!   not answered; the slot that they left is emptied by the launcher, which alone starts workers and knows that none runs.
+//! - **Generation.** Counts owners of slots; every request carries it. The worker tells owners apart by it and
 //!   forgets the old one when a message of the next comes.
-//! - **Epoch.** Counts workers. A starting worker raises [`Shared::epoch`] (its predecessor has ended: `worker_pid` is
-//!   cleared on the way out, and the launcher starts one at a time). The owner of a slot that sees the change empties
+//! - **Epoch.** Counts workers of a device. A starting worker raises [`DeviceState::epoch`] (its predecessor has ended:
+//!   `worker_pid` is cleared on the way out, and the launcher starts one at a time). The owner of a slot that sees the change empties
 //!   both rings (the old worker is gone, the new one does not touch them yet), stores the new epoch in its slot and
 //!   sends again what was not answered.
+//! - **Cancel.** Anybody with the right to stores a slot's generation in `cancelled` (after its name in `canceller`) and
+//!   wakes the owner, who ends its call when it sees its own generation there.
 //! - **Latches.** Pointers to latches of processes lie in the slot and in [`Shared`]; they stay valid addresses after the
 //!   process has ended (they belong to the server's process table), so a late wake-up is at worst a spurious one.
 //!   Whoever waits resets its latch first and looks at the rings after that.
 //! - No lock is held anywhere: a process that dies holds nothing up.
 
+use super::device::{self, Device, MOST_DEVICES};
+use super::exchange::Account;
 use super::ring::{Positions, Ring};
-use super::statistics::{Counters, TextCell};
+use super::statistics::{Progress, TextCell};
+use crate::pg::fail::fail_with_hint;
 use crate::pg::settings;
 use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -39,33 +47,94 @@ pub const LEFT: u32 = 3;
 #[repr(C, align(64))]
 pub struct Slot {
     pub state: AtomicU32,
-    pub generation: AtomicU32,
+    pub generation: AtomicU64,
     pub epoch: AtomicU64,
     /// The owner's latch.
     pub latch: AtomicPtr<pg_sys::Latch>,
-    /// The owner's process.
+    /// The owner's process, role and database.
     pub pid: AtomicI32,
+    pub user: AtomicU32,
+    pub database: AtomicU32,
+    /// 0: query, 1: bulk.
+    pub lane: AtomicU32,
+    /// Since when it holds the slot, in the server's measure.
+    pub since: AtomicU64,
+    /// Name of the model that it asks, in its database.
+    pub model: TextCell<64>,
+    /// Items that the owner has sent, and answers that it has read.
+    pub items: AtomicU64,
+    pub done: AtomicU64,
+    /// Bytes of the requests that are not answered yet.
+    pub outstanding: AtomicU64,
+    /// What the worker has done and does for it.
+    pub progress: Progress,
+    /// The generation whose requests somebody has cancelled, and who that was.
+    pub cancelled: AtomicU64,
+    pub canceller: TextCell<64>,
     requests: Positions,
     replies: Positions,
 }
 
-/// The head of the area.
+/// One device, its worker, and what that has done.
 #[repr(C, align(64))]
-pub struct Shared {
+pub struct DeviceState {
+    /// `cpu`, `cuda:0`; set by the postmaster.
+    pub name: TextCell<32>,
     /// Number of the worker that runs or ran last; 0 before the first.
     pub epoch: AtomicU64,
     /// Process of the worker, 0 without one.
     pub worker_pid: AtomicI32,
     pub worker_latch: AtomicPtr<pg_sys::Latch>,
-    /// The server tells a worker without a database nothing about its children: a worker that ends sets this latch.
-    pub launcher_latch: AtomicPtr<pg_sys::Latch>,
     /// Consecutive attempts to start a worker that failed.
     pub start_failures: AtomicU32,
+    /// 1: the device does not work; its requests go elsewhere until a worker starts on it again.
+    pub lost: AtomicU32,
+    pub account: Account,
+    pub last_error: TextCell<1000>,
+    /// What the worker has loaded, as JSON.
+    pub models: TextCell<MODELS>,
+}
+
+/// Bytes for the description of the models in memory.
+pub const MODELS: usize = 8192;
+
+impl DeviceState {
+    /// Wakes the worker.
+    pub fn wake_worker(&self) {
+        wake(&self.worker_latch);
+    }
+
+    /// Whether a worker runs.
+    pub fn worker_runs(&self) -> bool {
+        self.worker_pid.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether the device does not work.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst) != 0
+    }
+
+    /// Records an error that users should see in `situ.stat_service`.
+    pub fn note_error(&self, text: &str) {
+        self.last_error.set(text);
+        super::statistics::put(&self.account.counters.last_error_at, now());
+    }
+}
+
+/// The head of the area.
+#[repr(C, align(64))]
+pub struct Shared {
+    /// The server tells a worker without a database nothing about its children: a worker that ends sets this latch.
+    pub launcher_latch: AtomicPtr<pg_sys::Latch>,
+    /// The last number that an owner of a slot got.
+    pub generation: AtomicU64,
     /// Backends that wait for a slot sleep here.
     freed: pg_sys::ConditionVariable,
     slots: u32,
-    pub counters: Counters,
-    pub last_error: TextCell<1000>,
+    /// Devices in use; the first `listed` are those of `situ.devices`, one behind them steps in where those are lost.
+    devices: u32,
+    listed: u32,
+    states: [DeviceState; MOST_DEVICES],
 }
 
 static AREA: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
@@ -79,9 +148,24 @@ const fn round_up(bytes: usize) -> usize {
 const HEAD: usize = round_up(size_of::<Shared>());
 const SLOT: usize = round_up(size_of::<Slot>());
 
-/// Slots that fit into `bytes`: at least four.
-fn slots_in(bytes: usize) -> usize {
-    (bytes.saturating_sub(HEAD) / (SLOT + 2 * RING)).clamp(4, 1 << 16)
+/// Slots that fit into `bytes`: at least four a device.
+fn slots_in(bytes: usize, devices: usize) -> usize {
+    (bytes.saturating_sub(HEAD) / (SLOT + 2 * RING)).clamp(4 * devices, 1 << 16)
+}
+
+/// The devices of `situ.devices` and, where no processor is among them, the one that steps in for cards: a worker each.
+fn devices() -> (Vec<Device>, usize) {
+    let listed = match device::parse(&settings::devices(), &device::cards()) {
+        Ok(listed) => listed,
+        Err(error) => fail_with_hint(
+            pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("situ.devices: {error}"),
+            "Use auto, or names with commas between them: cpu, cuda:0.",
+        ),
+    };
+    let count = listed.len();
+    let standby = (!listed.contains(&Device::Cpu)).then_some(Device::Cpu);
+    (listed.into_iter().chain(standby).collect(), count)
 }
 
 fn area_bytes(slots: usize) -> usize {
@@ -106,7 +190,8 @@ unsafe extern "C-unwind" fn on_request() {
         if let Some(previous) = PREVIOUS_REQUEST {
             previous();
         }
-        pg_sys::RequestAddinShmemSpace(area_bytes(slots_in(settings::queue_memory())));
+        let slots = slots_in(settings::queue_memory(), devices().0.len());
+        pg_sys::RequestAddinShmemSpace(area_bytes(slots));
     }
 }
 
@@ -118,7 +203,8 @@ unsafe extern "C-unwind" fn on_startup() {
         if let Some(previous) = PREVIOUS_STARTUP {
             previous();
         }
-        let slots = slots_in(settings::queue_memory());
+        let (devices, listed) = devices();
+        let slots = slots_in(settings::queue_memory(), devices.len());
         let mut found = false;
         let area = pg_sys::ShmemInitStruct(c"situ encoder queue".as_ptr(), area_bytes(slots), &mut found);
         let shared = area.cast::<Shared>();
@@ -126,6 +212,13 @@ unsafe extern "C-unwind" fn on_startup() {
             std::ptr::write_bytes(area.cast::<u8>(), 0, area_bytes(slots));
             pg_sys::ConditionVariableInit(&raw mut (*shared).freed);
             (*shared).slots = slots as u32;
+            (*shared).devices = devices.len() as u32;
+            (*shared).listed = listed as u32;
+            let states: &[DeviceState] = &(*shared).states;
+            for (state, device) in states.iter().zip(devices) {
+                state.name.set(&device.to_string());
+                state.models.set("[]");
+            }
         }
         AREA.store(shared, Ordering::Release);
     }
@@ -143,9 +236,24 @@ impl Shared {
         self.slots as usize
     }
 
-    /// Slots that only the query lane may claim: bulk senders can never keep queries out.
-    pub fn reserved(&self) -> usize {
-        (self.slots() / 8).max(2)
+    /// Devices that have a share of the slots.
+    pub fn devices(&self) -> &[DeviceState] {
+        self.states.get(..self.devices as usize).unwrap_or_default()
+    }
+
+    /// How many of them `situ.devices` names.
+    pub fn listed(&self) -> usize {
+        self.listed as usize
+    }
+
+    /// The device that a slot belongs to, always: a slot has one worker.
+    pub fn device_of(&self, slot: usize) -> &DeviceState {
+        &self.states[slot % self.devices as usize]
+    }
+
+    /// The slots of a device, by number.
+    pub fn slots_of(&self, device: usize) -> impl DoubleEndedIterator<Item = usize> + ExactSizeIterator {
+        (device..self.slots()).step_by(self.devices as usize)
     }
 
     fn base(&self) -> *mut u8 {
@@ -173,16 +281,6 @@ impl Shared {
     /// Replies of a slot: written by the worker, read by its owner.
     pub fn replies(&self, number: usize) -> Ring<'_> {
         self.ring(number, &self.slot(number).replies, 1)
-    }
-
-    /// Wakes the worker.
-    pub fn wake_worker(&self) {
-        wake(&self.worker_latch);
-    }
-
-    /// Whether a worker runs.
-    pub fn worker_runs(&self) -> bool {
-        self.worker_pid.load(Ordering::SeqCst) != 0
     }
 
     /// Tells the backends that wait for a slot that one is free.
@@ -215,12 +313,6 @@ impl Shared {
         unsafe {
             pg_sys::ConditionVariableCancelSleep();
         }
-    }
-
-    /// Records an error that users should see in `situ.stat_service`.
-    pub fn note_error(&self, text: &str) {
-        self.last_error.set(text);
-        super::statistics::put(&self.counters.last_error_at, now());
     }
 }
 

@@ -1,6 +1,7 @@
-//! Counters and short texts in shared memory. Plain atomics: any process may read at any time.
+//! Counters, histograms and short texts in shared memory. Plain atomics: any process may read at any time.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 /// A text of at most `N` bytes that processes write rarely and read at any time.
 ///
@@ -85,22 +86,33 @@ macro_rules! counters {
 counters! {
     /// Items answered, errors included.
     requests,
+    /// Items answered from the work for an equal text.
+    shared,
+    /// Items whose sender left before they were answered.
+    cancelled,
     /// Vectors made.
     vectors,
     /// Tokens that went through a model, special tokens included.
     tokens,
     /// Batches run.
     batches,
+    /// Tokens of bulk batches, and tokens that they had room for.
+    filled,
+    budget,
     /// Items answered with an error.
     errors,
     /// Microseconds in which a batch was running.
     busy,
     /// Tokens a second, over the last seconds.
     tokens_per_second,
+    /// Tokens a second while bulk batches run, smoothed; 0 before the first.
+    speed,
     /// Models in memory now.
     models,
     /// Bytes of the models in memory now.
     model_bytes,
+    /// Bytes of the worker that are in memory now.
+    resident_bytes,
     /// Items of the query lane that wait or run now.
     queued_queries,
     /// Items of the bulk lane that wait or run now.
@@ -111,6 +123,85 @@ counters! {
     started_at,
     /// When the last error happened, in the same measure.
     last_error_at,
+}
+
+/// Buckets of a histogram: four an octave.
+const BUCKETS: usize = 160;
+
+/// How long things took: counts by microseconds, in buckets that grow by a quarter of an octave.
+#[repr(C)]
+pub struct Histogram([AtomicU64; BUCKETS]);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram([const { AtomicU64::new(0) }; BUCKETS])
+    }
+}
+
+impl Histogram {
+    /// The bucket of a duration: below four microseconds one each, then four an octave.
+    fn bucket(microseconds: u64) -> usize {
+        if microseconds < 4 {
+            return microseconds as usize;
+        }
+        let octave = microseconds.ilog2() as usize;
+        let quarter = (microseconds >> (octave - 2)) as usize & 3;
+        (4 * (octave - 1) + quarter).min(BUCKETS - 1)
+    }
+
+    /// The least duration of a bucket, in microseconds.
+    fn floor(bucket: usize) -> f64 {
+        match bucket {
+            0..4 => bucket as f64,
+            _ => (4 + bucket % 4) as f64 * 2f64.powi(bucket as i32 / 4 - 1),
+        }
+    }
+
+    /// Counts one duration.
+    pub fn count(&self, duration: Duration) {
+        let microseconds = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.0[Self::bucket(microseconds)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The durations in milliseconds below which the given shares lie: the middle of their bucket, at most 10 % off.
+    /// `None` while nothing was counted.
+    pub fn quantiles<const N: usize>(&self, shares: [f64; N]) -> Option<[f64; N]> {
+        let counts: Vec<u64> = self.0.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let all: u64 = counts.iter().sum();
+        if all == 0 {
+            return None;
+        }
+        Some(shares.map(|share| {
+            let wanted = ((all as f64 * share).ceil() as u64).max(1);
+            let mut below = 0;
+            let found = counts.iter().position(|count| {
+                below += count;
+                below >= wanted
+            });
+            let bucket = found.unwrap_or(BUCKETS - 1);
+            (Self::floor(bucket) + Self::floor(bucket + 1)) / 2000.0
+        }))
+    }
+}
+
+/// How long items waited and ran, by lane: query, bulk.
+#[derive(Default)]
+#[repr(C)]
+pub struct Latencies {
+    /// From the arrival at the worker to the start of the first batch.
+    pub wait: [Histogram; 2],
+    /// From there to the answer.
+    pub run: [Histogram; 2],
+}
+
+/// What the worker has done for one sender.
+#[derive(Default)]
+#[repr(C)]
+pub struct Progress {
+    /// Tokens that were run.
+    pub tokens: AtomicU64,
+    /// Sequences in the batch that runs now.
+    pub running: AtomicU32,
 }
 
 /// Adds to a counter.
@@ -131,6 +222,26 @@ pub fn get(counter: &AtomicU64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_are_within_a_bucket_of_the_truth() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.quantiles([0.5]), None);
+        // 1..=1000 ms: the median is 500, the 99th percentile 990.
+        (1..=1000).for_each(|n| histogram.count(Duration::from_millis(n)));
+        let [half, most] = histogram.quantiles([0.5, 0.99]).expect("counted");
+        assert!((half / 500.0 - 1.0).abs() < 0.13, "{half}");
+        assert!((most / 990.0 - 1.0).abs() < 0.13, "{most}");
+        for microseconds in (0..40).map(|shift| 1u64 << shift).chain([3, 5, 7, 1000, 12345]) {
+            let bucket = Histogram::bucket(microseconds);
+            assert!(Histogram::floor(bucket) <= microseconds as f64, "{microseconds}");
+            assert!(
+                bucket == BUCKETS - 1 || Histogram::floor(bucket + 1) > microseconds as f64,
+                "{microseconds}"
+            );
+        }
+        histogram.count(Duration::MAX);
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -6,7 +6,8 @@
 use super::failure::Failure;
 use super::ring::Ring;
 use crate::bridge::situate::SituateOptions;
-use crate::model::Role;
+use crate::model::calibrate::Calibration;
+use crate::model::{Precision, Role};
 use crate::text::Span;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,13 @@ pub enum Item {
         text: String,
         chunk_tokens: u32,
     },
+    /// Measures the model in every precision of the processor: answered by [`Report::Calibrated`]. `again`: also where
+    /// the worker has measured the same files before.
+    Calibrate { again: bool },
+    /// Loads the model and runs a batch: answered by [`Report::Warmed`].
+    Warm,
+    /// Drops the model from memory: answered by [`Report::Unloaded`].
+    Unload,
 }
 
 impl Item {
@@ -49,6 +57,7 @@ impl Item {
     pub fn bytes(&self) -> usize {
         match self {
             Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
+            Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }
     }
 }
@@ -62,13 +71,15 @@ pub struct ModelKey {
     pub path: String,
     /// Content hash that the files must have.
     pub fingerprint: String,
+    /// Numbers that the processor computes with.
+    pub precision: Precision,
 }
 
 /// An item on its way to the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Which owner of the slot sent it: tells messages of one owner from those of the next.
-    pub generation: u32,
+    pub generation: u64,
     /// The sender's number for the item.
     pub number: u64,
     pub lane: Lane,
@@ -86,11 +97,30 @@ pub struct Passage {
     pub vector: Vec<f32>,
 }
 
+/// What came of a request that is not about texts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    Calibrated(Calibration),
+    Warmed {
+        /// From the arrival of the request to the end of its batch, loading included.
+        seconds: f64,
+        /// Of the weights.
+        bytes: u64,
+        precision: Precision,
+        tokens_per_second: f64,
+    },
+    Unloaded {
+        models: u64,
+        bytes: u64,
+    },
+}
+
 /// The answer to an item.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     Vector(Vec<f32>),
     Passages(Vec<Passage>),
+    Report(Report),
     Failed(Failure),
 }
 
@@ -101,6 +131,7 @@ enum ReplyHeader {
         dimensions: u32,
         passages: Vec<(Span, u32)>,
     },
+    Report(Report),
     Failed(Failure),
 }
 
@@ -156,6 +187,7 @@ pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
     match reply {
         Reply::Vector(vector) => frame(&(number, ReplyHeader::Vector), &[vector]),
         Reply::Failed(failure) => frame(&(number, ReplyHeader::Failed(failure.clone())), &[]),
+        Reply::Report(report) => frame(&(number, ReplyHeader::Report(report.clone())), &[]),
         Reply::Passages(passages) => {
             let dimensions = passages.first().map_or(0, |passage| passage.vector.len());
             if passages.iter().any(|passage| passage.vector.len() != dimensions) {
@@ -177,6 +209,7 @@ pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
     let reply = match header {
         ReplyHeader::Vector => Reply::Vector(numbers),
         ReplyHeader::Failed(failure) => Reply::Failed(failure),
+        ReplyHeader::Report(report) => Reply::Report(report),
         ReplyHeader::Passages { dimensions, passages } => {
             let dimensions = dimensions as usize;
             if numbers.len() != dimensions * passages.len() {
@@ -313,6 +346,10 @@ mod tests {
             Reply::Passages(vec![passage(0, vec![1.0, 2.0]), passage(9, vec![3.0, 4.0])]),
             Reply::Passages(vec![passage(4, Vec::new())]),
             Reply::Passages(Vec::new()),
+            Reply::Report(Report::Unloaded {
+                models: 2,
+                bytes: 1 << 40,
+            }),
             Reply::Failed(Failure::new(Kind::Changed, "no").hint("yes")),
         ];
         for reply in replies {

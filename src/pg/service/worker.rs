@@ -4,18 +4,22 @@
 //! at most [`MOST_ITEMS`] items and [`MOST_BYTES`] of text wait or run, and while [`MOST_REPLIES`] of answers wait for
 //! room in its ring, nothing more is taken from it.
 
-use super::engine::Engine;
-use super::exchange::{Answer, Inbox, Outbox, Sender, Work};
-use super::shared::{self, ACTIVE, FREE, LEFT, Shared};
+use super::desk::Desk;
+use super::device::{self, Device};
+use super::engine::{Engine, plan_ahead, threads};
+use super::exchange::{Answer, Outbox, Sender, Settings, Work};
+use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
 use super::statistics::{add, get, put};
+use super::threads::spawn;
 use super::wire::{Assembler, Outgoing, decode_request};
+use crate::compute::Pool;
 use crate::pg::settings;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const MOST_ITEMS: usize = 512;
@@ -31,48 +35,54 @@ const FAREWELL: Duration = Duration::from_secs(3);
 struct Place {
     assembler: Assembler,
     outgoing: Outgoing,
-    sender: Option<(u32, Arc<Sender>)>,
+    sender: Option<(u64, Arc<Sender>)>,
     items: usize,
     bytes: usize,
 }
 
 impl Place {
-    fn forget_sender(&mut self) {
+    /// True where there was one that still had items.
+    fn forget_sender(&mut self) -> bool {
         if let Some((_, sender)) = self.sender.take() {
             sender.gone.store(true, Ordering::Relaxed);
         }
+        let waited = self.items > 0;
         self.outgoing.clear();
         self.items = 0;
         self.bytes = 0;
+        waited
     }
 }
 
+/// Number of this process's device.
+static OWN: AtomicUsize = AtomicUsize::new(0);
+
 struct Worker {
     shared: &'static Shared,
+    device: &'static DeviceState,
+    /// Numbers of its slots.
+    slots: Vec<usize>,
     epoch: u64,
     places: Vec<Place>,
-    inbox: Arc<Inbox>,
-    outbox: Arc<Outbox>,
+    desk: Arc<Desk>,
     next_serial: u64,
-    /// What was in the shared counters when this worker started.
-    base: [u64; 4],
-    history: VecDeque<u64>,
+    history: VecDeque<(Instant, u64)>,
     second: Instant,
 }
 
 /// Entry of the worker's process.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn situ_encoder_main(_argument: pg_sys::Datum) {
+pub extern "C-unwind" fn situ_encoder_main(argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    let Some(shared) = Shared::get() else {
+    let Some((shared, state)) = own_device(argument.value()) else {
         return;
     };
     // SAFETY: in a process that the server has set up.
     unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
     // SAFETY: `MyProcPid` is set before any code of ours runs.
     let pid = unsafe { pg_sys::MyProcPid };
-    if shared
+    if state
         .worker_pid
         .compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst)
         .is_err()
@@ -81,32 +91,75 @@ pub extern "C-unwind" fn situ_encoder_main(_argument: pg_sys::Datum) {
         return;
     }
     // SAFETY: `MyLatch` is this process's latch in the server's process table.
-    shared.worker_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
-    if let Err(text) = serve(shared) {
-        shared.note_error(&text);
+    state.worker_latch.store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
+    let name = state.name.get();
+    if let Err(end) = serve(shared, state, &name) {
+        let text = match end {
+            End::Failed(text) => text,
+            End::Lost(text) => {
+                state.lost.store(1, Ordering::SeqCst);
+                format!("device {name} is lost: {text}")
+            }
+        };
+        state.note_error(&text);
         pgrx::log!("situ encoder: {text}");
         // SAFETY: ends the process through the server's own exit callbacks; code 1 counts as a failed start.
         unsafe { pg_sys::proc_exit(1) };
     }
 }
 
+/// How a worker ends where nobody asked it to.
+enum End {
+    Failed(String),
+    /// The device does not work (any more).
+    Lost(String),
+}
+
+impl From<String> for End {
+    fn from(text: String) -> End {
+        End::Failed(text)
+    }
+}
+
+fn own_device(number: usize) -> Option<(&'static Shared, &'static DeviceState)> {
+    let shared = Shared::get()?;
+    OWN.store(number, Ordering::Relaxed);
+    Some((shared, shared.devices().get(number)?))
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
-    let Some(shared) = Shared::get() else { return };
+    let number = OWN.load(Ordering::Relaxed);
+    let Some((shared, state)) = own_device(number) else {
+        return;
+    };
     // SAFETY: set by the server.
     let pid = unsafe { pg_sys::MyProcPid };
-    if shared
+    if state
         .worker_pid
         .compare_exchange(pid, 0, Ordering::SeqCst, Ordering::SeqCst)
         .is_ok()
     {
-        put(&shared.counters.started_at, 0);
-        put(&shared.counters.models, 0);
-        put(&shared.counters.model_bytes, 0);
-        put(&shared.counters.queued_queries, 0);
-        put(&shared.counters.queued_bulk, 0);
-        put(&shared.counters.tokens_per_second, 0);
+        let counters = &state.account.counters;
+        for counter in [
+            &counters.started_at,
+            &counters.models,
+            &counters.model_bytes,
+            &counters.resident_bytes,
+            &counters.queued_queries,
+            &counters.queued_bulk,
+            &counters.tokens_per_second,
+        ] {
+            put(counter, 0);
+        }
+        state.models.set("[]");
         shared::wake(&shared.launcher_latch);
+        if state.is_lost() {
+            // Owners of its slots look for another device.
+            shared
+                .slots_of(number)
+                .for_each(|slot| shared::wake(&shared.slot(slot).latch));
+        }
     }
 }
 
@@ -121,75 +174,52 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
     }
 }
 
-/// Starts the compute thread with all signals blocked: they belong to the main thread.
-fn start_engine(inbox: &Arc<Inbox>, outbox: &Arc<Outbox>) -> Result<std::thread::JoinHandle<()>, String> {
-    let (inbox, outbox) = (inbox.clone(), outbox.clone());
-    let (ready, started) = std::sync::mpsc::channel();
-    // SAFETY: plain calls of libc on local sets; the old mask is put back.
-    let thread = unsafe {
-        let mut all = std::mem::zeroed::<libc::sigset_t>();
-        let mut old = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-        let thread = std::thread::Builder::new()
-            .name("situ compute".to_owned())
-            .spawn(move || match Engine::new(inbox, outbox) {
-                Ok(engine) => {
-                    let _ = ready.send(None);
-                    engine.run();
-                }
-                Err(failure) => {
-                    let _ = ready.send(Some(failure.to_string()));
-                }
-            });
-        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
-        thread.map_err(|error| format!("cannot start the compute thread: {error}"))?
-    };
-    match started.recv() {
-        Ok(None) => Ok(thread),
-        Ok(Some(error)) => Err(error),
-        Err(_) => Err("the compute thread ended at once".to_owned()),
+fn follow_settings(to: &Settings) {
+    to.threads.store(settings::cpu_threads(), Ordering::Relaxed);
+    to.batch_tokens.store(settings::batch_tokens(), Ordering::Relaxed);
+    to.model_idle.store(settings::model_idle(), Ordering::Relaxed);
+    to.model_memory.store(settings::model_memory(), Ordering::Relaxed);
+}
+
+fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Result<(), End> {
+    let device = name.parse::<Device>().map_err(|error| error.to_string())?;
+    let number = OWN.load(Ordering::Relaxed);
+    if settings::test_lost_device(number) {
+        return Err(End::Lost("a test wants it so".to_owned()));
     }
-}
-
-fn follow_settings(inbox: &Inbox) {
-    inbox.threads.store(settings::cpu_threads(), Ordering::Relaxed);
-    inbox.batch_tokens.store(settings::batch_tokens(), Ordering::Relaxed);
-    inbox.model_idle.store(settings::model_idle(), Ordering::Relaxed);
-    inbox.model_memory.store(settings::model_memory(), Ordering::Relaxed);
-}
-
-fn serve(shared: &'static Shared) -> Result<(), String> {
+    device::probe(device).map_err(End::Lost)?;
     let (read_end, write_end) = pipe()?;
-    let inbox = Arc::new(Inbox::default());
-    follow_settings(&inbox);
-    let outbox = Arc::new(Outbox::new(write_end));
-    let thread = start_engine(&inbox, &outbox)?;
+    let settings = Settings::default();
+    follow_settings(&settings);
+    let pool = Pool::new(threads(settings::cpu_threads())).map_err(|error| error.to_string())?;
+    let outbox = Outbox::new(write_end, &state.account);
+    let desk = Arc::new(Desk::new(device, outbox, settings, pool));
+    let failed = |error: std::io::Error| format!("cannot start a thread: {error}");
+    let (compute, planner) = (Engine::new(desk.clone()), desk.clone());
+    let compute = spawn("situ compute", move || compute.run()).map_err(failed)?;
+    let planner = spawn("situ planner", move || plan_ahead(&planner)).map_err(failed)?;
 
-    let counters = &shared.counters;
+    let counters = &state.account.counters;
     let mut worker = Worker {
         shared,
-        epoch: shared.epoch.fetch_add(1, Ordering::SeqCst) + 1,
+        device: state,
+        slots: shared.slots_of(number).collect(),
+        epoch: state.epoch.fetch_add(1, Ordering::SeqCst) + 1,
         places: std::iter::repeat_with(Place::default).take(shared.slots()).collect(),
-        inbox,
-        outbox,
+        desk,
         next_serial: 0,
-        base: [
-            get(&counters.vectors),
-            get(&counters.tokens),
-            get(&counters.batches),
-            get(&counters.busy),
-        ],
         history: VecDeque::new(),
         second: Instant::now(),
     };
+    state.models.set("[]");
     put(&counters.started_at, shared::now());
-    shared.start_failures.store(0, Ordering::Relaxed);
-    for number in 0..shared.slots() {
+    state.start_failures.store(0, Ordering::Relaxed);
+    state.lost.store(0, Ordering::SeqCst);
+    for number in &worker.slots {
         // Owners whose requests the last worker had see the new epoch and send them again.
-        shared::wake(&shared.slot(number).latch);
+        shared::wake(&shared.slot(*number).latch);
     }
-    pgrx::log!("situ encoder: ready, worker {}", worker.epoch);
+    pgrx::log!("situ encoder: ready on {name}, worker {}", worker.epoch);
 
     let set = wait_set(&read_end);
     loop {
@@ -202,20 +232,26 @@ fn serve(shared: &'static Shared) -> Result<(), String> {
         if BackgroundWorker::sighup_received() {
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-            follow_settings(&worker.inbox);
+            follow_settings(&worker.desk.settings);
+            if settings::test_lost_device(number) {
+                worker.desk.lose_device("a test wants it so");
+            }
         }
         worker.round();
-        if thread.is_finished() {
-            return Err("the compute thread ended".to_owned());
+        if let Some(why) = worker.desk.lost() {
+            return Err(End::Lost(why.to_owned()));
+        }
+        if compute.is_finished() || planner.is_finished() {
+            return Err(End::Failed("a thread of the encoder ended".to_owned()));
         }
         let mut event = pg_sys::WaitEvent::default();
         // SAFETY: `set` was made above, with room for one event.
         unsafe { pg_sys::WaitEventSetWait(set, 1000, &mut event, 1, shared::wait_event()) };
     }
     pgrx::log!("situ encoder: ends on request");
-    worker.inbox.stop();
+    worker.desk.end();
     let since = Instant::now();
-    while !thread.is_finished() && since.elapsed() < FAREWELL {
+    while !(compute.is_finished() && planner.is_finished()) && since.elapsed() < FAREWELL {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
@@ -246,25 +282,27 @@ fn drain(pipe: &OwnedFd) {
 impl Worker {
     /// Looks once at everything.
     fn round(&mut self) {
-        for answer in self.outbox.take() {
+        for answer in self.desk.outbox.take() {
             self.accept(answer);
         }
         let mut work = Vec::new();
-        for number in 0..self.places.len() {
-            self.look(number, &mut work);
+        for at in 0..self.slots.len() {
+            self.look(self.slots[at], &mut work);
         }
         if !work.is_empty() {
-            self.inbox.push(work);
+            self.desk.push(work);
         }
-        self.publish();
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            self.publish();
+        }
     }
 
     fn accept(&mut self, answer: Answer) {
-        let counters = &self.shared.counters;
+        let counters = &self.device.account.counters;
         add(&counters.requests, 1);
         if let Some(error) = &answer.error {
             add(&counters.errors, 1);
-            self.shared.note_error(error);
+            self.device.note_error(error);
             pgrx::log!("situ encoder: {error}");
         }
         let place = &mut self.places[answer.sender.slot];
@@ -285,7 +323,9 @@ impl Worker {
         let slot = shared.slot(number);
         match slot.state.load(Ordering::SeqCst) {
             LEFT => {
-                place.forget_sender();
+                if place.forget_sender() {
+                    self.desk.sender_left();
+                }
                 place.assembler.clear();
                 shared.requests(number).reset();
                 shared.replies(number).reset();
@@ -308,7 +348,7 @@ impl Worker {
                 Ok(request) => request,
                 Err(error) => {
                     // A fault of ours: nothing sensible can follow on this stream. Its owner's timeout or cancel ends it.
-                    shared.note_error(&error.to_string());
+                    self.device.note_error(&error.to_string());
                     pgrx::log!("situ encoder: slot {number}: {error}");
                     place.assembler.clear();
                     break;
@@ -319,11 +359,15 @@ impl Worker {
                 .as_ref()
                 .is_none_or(|(generation, _)| *generation != request.generation)
             {
-                place.forget_sender();
+                if place.forget_sender() {
+                    self.desk.sender_left();
+                }
                 let sender = Sender {
                     slot: number,
                     serial: self.next_serial,
+                    database: slot.database.load(Ordering::Relaxed),
                     gone: false.into(),
+                    progress: &slot.progress,
                 };
                 self.next_serial += 1;
                 place.sender = Some((request.generation, Arc::new(sender)));
@@ -344,28 +388,32 @@ impl Worker {
         }
     }
 
+    /// Once a second: what is measured over time.
     fn publish(&mut self) {
-        let (counters, outbox) = (&self.shared.counters, &self.outbox);
-        let read = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
-        put(&counters.vectors, self.base[0] + read(&outbox.vectors));
-        put(&counters.tokens, self.base[1] + read(&outbox.tokens));
-        put(&counters.batches, self.base[2] + read(&outbox.batches));
-        put(&counters.busy, self.base[3] + read(&outbox.busy));
-        put(&counters.models, read(&outbox.models));
-        put(&counters.model_bytes, read(&outbox.model_bytes));
-        put(&counters.queued_queries, read(&outbox.queued[0]));
-        put(&counters.queued_bulk, read(&outbox.queued[1]));
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            let seconds = self.second.elapsed().as_secs_f64();
-            self.second = Instant::now();
-            self.history.push_back(read(&outbox.tokens));
-            if self.history.len() > WINDOW + 1 {
-                self.history.pop_front();
-            }
-            if let (Some(first), Some(last)) = (self.history.front(), self.history.back()) {
-                let span = (self.history.len().max(2) - 1) as f64 * seconds.clamp(1.0, 2.0);
-                put(&counters.tokens_per_second, ((last - first) as f64 / span) as u64);
-            }
+        self.second = Instant::now();
+        let counters = &self.device.account.counters;
+        put(&counters.resident_bytes, resident_bytes());
+        self.device.models.set(&self.desk.describe_models(MODELS));
+        self.history.push_back((self.second, get(&counters.tokens)));
+        if self.history.len() > WINDOW + 1 {
+            self.history.pop_front();
+        }
+        if let (Some((since, first)), Some((until, last))) = (self.history.front(), self.history.back())
+            && until > since
+        {
+            let speed = (last - first) as f64 / (*until - *since).as_secs_f64();
+            put(&counters.tokens_per_second, speed as u64);
         }
     }
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = pages
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    // SAFETY: no preconditions.
+    pages.unwrap_or_default() * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(0) as u64
 }

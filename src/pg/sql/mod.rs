@@ -1,4 +1,5 @@
 //! SQL-callable functions, by topic.
+pub mod control_service;
 pub mod encode;
 pub mod models;
 pub mod query;

@@ -3,12 +3,13 @@
 //! Each backend keeps what it read until the table changes: a statement trigger on it invalidates its relation-cache
 //! entry, which every backend hears of when the change commits (and this one at once).
 
-use crate::model::Manifest;
+use crate::model::calibrate::Calibration;
+use crate::model::{Manifest, Precision};
 use crate::pg::error::OrRaise;
-use crate::pg::service::{ModelRef, models::resolve};
+use crate::pg::service::{Item, ModelRef, Report, ServiceError, ask, models::resolve};
 use crate::pg::settings;
 use pgrx::prelude::*;
-use pgrx::{FromDatum, pg_guard, pg_sys};
+use pgrx::{FromDatum, JsonB, pg_guard, pg_sys};
 use std::cell::RefCell;
 use std::sync::Once;
 
@@ -31,6 +32,8 @@ pub enum RegistryError {
     NotInstalled,
     #[error("the name of a model is empty")]
     EmptyName,
+    #[error("must be owner of model \"{0}\"")]
+    NotOwner(String),
 }
 
 struct Registry {
@@ -72,7 +75,7 @@ fn read() -> Result<Registry, RegistryError> {
     });
     let relation = registry_relation().ok_or(RegistryError::NotInstalled)?;
     let mut models = Vec::new();
-    // SAFETY: an open, locked table; its first four columns are those of sql/10_models.sql, none of them null.
+    // SAFETY: an open, locked table; its first six columns are those of sql/10_models.sql.
     unsafe {
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let table = pg_sys::table_open(relation, lock);
@@ -92,6 +95,8 @@ fn read() -> Result<Registry, RegistryError> {
                 path: text(1),
                 fingerprint: text(2),
                 dimensions: i32::from_datum(values[3], nulls[3]).unwrap_or_default().max(0) as usize,
+                owner: pg_sys::Oid::from_datum(values[4], nulls[4]).map_or(0, |owner| owner.to_u32()),
+                calibrated: serde_json::from_value(text(5).into()).ok(),
             });
         }
         pg_sys::systable_endscan(scan);
@@ -149,6 +154,36 @@ fn variant<T: serde::Serialize>(value: T) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+/// Fails unless the role that called the outermost function owns the model, or is a superuser.
+pub fn check_owner(model: &ModelRef) -> Result<(), RegistryError> {
+    // SAFETY: in a transaction. The outer user: the functions of the registry run as the extension's owner.
+    let may = unsafe { pg_sys::has_privs_of_role(pg_sys::GetOuterUserId(), model.owner.into()) };
+    match may {
+        true => Ok(()),
+        false => Err(RegistryError::NotOwner(model.name.clone())),
+    }
+}
+
+/// Has the service measure a model. `None`, with a notice, where it does not run.
+fn calibrate(model: &ModelRef) -> Option<Calibration> {
+    match ask(model, Item::Calibrate { again: false }) {
+        Ok(Report::Calibrated(calibration)) => Some(calibration),
+        Ok(_) => None,
+        Err(error @ (ServiceError::NotPreloaded | ServiceError::NoWorker { .. })) => {
+            pgrx::notice!(
+                "model \"{0}\" is not calibrated and will be computed in f32 until situ.calibrate_model('{0}') is called: {error}",
+                model.name
+            );
+            None
+        }
+        Err(error) => Err(error).or_raise(),
+    }
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> JsonB {
+    JsonB(serde_json::to_value(value).unwrap_or_default())
+}
+
 /// `situ.register_model(name, path, replace)`.
 #[pg_extern(sql = false)]
 fn register_model(name: &str, path: &str, replace: bool) -> String {
@@ -162,24 +197,39 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
         Err(RegistryError::Unknown(_)) => None,
         Err(error) => Err(error).or_raise(),
     };
-    if let Some(known) = known
-        && known.fingerprint != manifest.fingerprint
-        && !replace
-    {
-        Err(RegistryError::Taken {
-            name: name.to_owned(),
-            registered: known.fingerprint,
-            found: manifest.fingerprint.clone(),
-        })
-        .or_raise()
+    if let Some(known) = known {
+        let same = known.fingerprint == manifest.fingerprint;
+        if !same && !replace {
+            Err(RegistryError::Taken {
+                name: name.to_owned(),
+                registered: known.fingerprint.clone(),
+                found: manifest.fingerprint.clone(),
+            })
+            .or_raise()
+        }
+        if same && known.path == path && known.calibrated.is_some() {
+            return manifest.fingerprint;
+        }
     }
-    let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, max_tokens, family, \
-                     pooling, normalize, query_prefix, passage_prefix) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-                     ON CONFLICT (name) DO UPDATE SET (path, fingerprint, dimensions, max_tokens, family, pooling, \
-                     normalize, query_prefix, passage_prefix, registered_at) = (excluded.path, excluded.fingerprint, \
-                     excluded.dimensions, excluded.max_tokens, excluded.family, excluded.pooling, excluded.normalize, \
-                     excluded.query_prefix, excluded.passage_prefix, pg_catalog.now()) \
-                     WHERE (r.path, r.fingerprint) IS DISTINCT FROM (excluded.path, excluded.fingerprint)";
+    // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
+    let owner = unsafe { pg_sys::GetOuterUserId() };
+    let model = ModelRef {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        fingerprint: manifest.fingerprint.clone(),
+        dimensions: manifest.dimensions,
+        owner: owner.to_u32(),
+        calibrated: None,
+    };
+    let calibration = calibrate(&model);
+    let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
+                     calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+                     ON CONFLICT (name) DO UPDATE SET (path, fingerprint, dimensions, owner, precision, calibration, \
+                     max_tokens, family, pooling, normalize, query_prefix, passage_prefix, registered_at) = \
+                     (excluded.path, excluded.fingerprint, excluded.dimensions, excluded.owner, excluded.precision, \
+                     excluded.calibration, excluded.max_tokens, excluded.family, excluded.pooling, \
+                     excluded.normalize, excluded.query_prefix, excluded.passage_prefix, pg_catalog.now())";
     let result = Spi::run_with_args(
         statement,
         &[
@@ -187,6 +237,9 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             path.into(),
             manifest.fingerprint.as_str().into(),
             (manifest.dimensions as i32).into(),
+            owner.into(),
+            calibration.as_ref().map(|found| found.precision.name()).into(),
+            calibration.as_ref().map(to_json).into(),
             (manifest.max_tokens as i32).into(),
             variant(manifest.family).into(),
             variant(manifest.pooling).into(),
@@ -199,6 +252,29 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
         pgrx::error!("cannot register the model: {error}");
     }
     manifest.fingerprint
+}
+
+/// `situ.calibrate_model(name)`.
+#[pg_extern(sql = false)]
+fn calibrate_model(name: &str) -> &'static str {
+    let model = model_by_name(Some(name)).or_raise();
+    check_owner(&model).or_raise();
+    let calibration = match ask(&model, Item::Calibrate { again: true }).or_raise() {
+        Report::Calibrated(calibration) => calibration,
+        _ => return Precision::F32.name(),
+    };
+    let result = Spi::run_with_args(
+        "UPDATE situ.model_registry SET (precision, calibration) = ($2, $3) WHERE name = $1",
+        &[
+            name.into(),
+            calibration.precision.name().into(),
+            to_json(&calibration).into(),
+        ],
+    );
+    if let Err(error) = result {
+        pgrx::error!("cannot store the calibration: {error}");
+    }
+    calibration.precision.name()
 }
 
 /// `situ.drop_model(name)`.

@@ -1,0 +1,130 @@
+//! From an item to the sequences that have to be run for it, and from their vectors to its reply.
+
+use super::failure::{Failure, Kind};
+use super::models::Model;
+use super::wire::{Item, Passage, Reply, Report};
+use crate::bridge::situate::{self, Plan};
+use crate::model::{Encoder, ModelError, Sequence, calibrate};
+use crate::text;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+/// Texts of the calibration set that a warm-up runs.
+const WARM_TEXTS: usize = 16;
+
+/// What has to be encoded for an item.
+pub enum Planned {
+    One(Sequence),
+    Document(Plan),
+    /// Sequences whose vectors nobody wants.
+    Warm(Vec<Sequence>),
+}
+
+impl Planned {
+    pub fn sequences(&self) -> &[Sequence] {
+        match self {
+            Planned::One(sequence) => std::slice::from_ref(sequence),
+            Planned::Document(plan) => &plan.sequences,
+            Planned::Warm(sequences) => sequences,
+        }
+    }
+
+    /// Tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.sequences().iter().map(cost).sum()
+    }
+}
+
+/// What a sequence costs: its tokens.
+pub fn cost(sequence: &Sequence) -> usize {
+    sequence.ids.len().max(1)
+}
+
+/// What has to be encoded for an item, or its answer where nothing has to be.
+pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
+    let planned = guarded(|| match item {
+        Item::Embed { role, text } => Ok(Ok(Planned::One(encoder.text(*role, text)?))),
+        Item::Situate {
+            title,
+            headings,
+            text,
+            options,
+        } => {
+            let plan = situate::plan(encoder, title.as_deref(), headings, text, options);
+            let plan = plan.map_err(|error| Failure::from(&error))?;
+            Ok(match plan.sequences.is_empty() {
+                true => Err(Reply::Passages(Vec::new())),
+                false => Ok(Planned::Document(plan)),
+            })
+        }
+        Item::Chunks {
+            headings,
+            text,
+            chunk_tokens,
+        } => {
+            let tokens = encoder.tokenize(text)?;
+            let chunks = text::chunks(text, headings, *chunk_tokens as usize, &tokens.spans);
+            let passages = chunks.into_iter().map(|chunk| Passage {
+                span: chunk.span,
+                tokens: chunk.tokens,
+                vector: Vec::new(),
+            });
+            Ok(Err(Reply::Passages(passages.collect())))
+        }
+        Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
+        Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
+    });
+    planned.unwrap_or_else(|failure| Err(Reply::Failed(failure)))
+}
+
+/// The reply to an item, from the vectors of its sequences in order. `since` its arrival and its first batch.
+pub fn finish(planned: Planned, model: &Model, vectors: Vec<Vec<Vec<f32>>>, since: [Duration; 2]) -> Reply {
+    let mut flat = vectors.into_iter().flatten();
+    match planned {
+        Planned::One(_) => match flat.next() {
+            Some(vector) => Reply::Vector(vector),
+            None => Reply::Failed(Failure::new(Kind::Internal, "the model gave no vector")),
+        },
+        Planned::Document(plan) => {
+            let vectors: Vec<Vec<f32>> = flat.collect();
+            match guarded(|| situate::finish(plan, &vectors).map_err(|error| Failure::from(&error))) {
+                Ok(chunks) => {
+                    let passages = chunks.into_iter().map(|chunk| Passage {
+                        span: chunk.span,
+                        tokens: chunk.tokens,
+                        vector: chunk.vector,
+                    });
+                    Reply::Passages(passages.collect())
+                }
+                Err(failure) => Reply::Failed(failure),
+            }
+        }
+        Planned::Warm(sequences) => {
+            let tokens: usize = sequences.iter().map(cost).sum();
+            Reply::Report(Report::Warmed {
+                seconds: since[0].as_secs_f64(),
+                bytes: model.bytes as u64,
+                precision: model.key.precision,
+                tokens_per_second: tokens as f64 / since[1].as_secs_f64().max(1e-9),
+            })
+        }
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Failure {
+        Failure::from(&error)
+    }
+}
+
+/// Runs `body`; a panic in it becomes an error.
+pub fn guarded<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown");
+        Err(Failure::new(Kind::Internal, format!("the encoder panicked: {text}")))
+    })
+}

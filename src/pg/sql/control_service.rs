@@ -1,0 +1,122 @@
+//! Acting on the encoder service: `situ.cancel_request`, `situ.warm`, `situ.unload`.
+
+use super::models::{check_owner, model_by_name};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::service::shared::{self, ACTIVE, Shared};
+use crate::pg::service::{Item, Report, ServiceError, ask_each};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::ffi::CStr;
+use std::sync::atomic::Ordering;
+
+/// Fails where the current role must not end what another has asked for: the rules of `pg_cancel_backend`.
+fn check_may_cancel(owner: pg_sys::Oid) {
+    // SAFETY: in a transaction.
+    let (may, needs) = unsafe {
+        let me = pg_sys::GetUserId();
+        match pg_sys::superuser_arg(owner) {
+            true => (
+                pg_sys::superuser(),
+                "Only superusers may cancel requests of superusers.",
+            ),
+            false => (
+                pg_sys::has_privs_of_role(me, owner)
+                    || pg_sys::has_privs_of_role(me, pg_sys::ROLE_PG_SIGNAL_BACKEND.into()),
+                "Only the role whose request it is, its members and members of pg_signal_backend may cancel it.",
+            ),
+        }
+    };
+    if !may {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied to cancel the request".to_owned(),
+            needs,
+        )
+    }
+}
+
+/// `role "name" (process 1)` of the caller.
+fn caller() -> String {
+    // SAFETY: in a transaction; the name is a string of the server's in the current memory context.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(pg_sys::GetUserId(), true);
+        let name = match name.is_null() {
+            true => "?".into(),
+            false => CStr::from_ptr(name).to_string_lossy(),
+        };
+        let pid = pg_sys::MyProcPid;
+        format!("role \"{name}\" (process {pid})")
+    }
+}
+
+/// `situ.cancel_request(id)`.
+#[pg_extern(volatile, strict, parallel_unsafe, sql = false)]
+fn cancel_request(id: i64) -> bool {
+    let shared = Shared::get().ok_or(ServiceError::NotPreloaded).or_raise();
+    let generation = u64::try_from(id).unwrap_or(0);
+    let active = (0..shared.slots()).map(|number| shared.slot(number)).find(|slot| {
+        slot.generation.load(Ordering::SeqCst) == generation && slot.state.load(Ordering::SeqCst) == ACTIVE
+    });
+    let Some(slot) = active else {
+        pgrx::warning!("there is no request {id}: it has ended, or never was");
+        return false;
+    };
+    check_may_cancel(slot.user.load(Ordering::Relaxed).into());
+    slot.canceller.set(&caller());
+    // Where the slot has another owner by now, its generation is another: nobody is concerned.
+    slot.cancelled.store(generation, Ordering::SeqCst);
+    shared::wake(&slot.latch);
+    true
+}
+
+/// A report of another sort than the one that was asked for: a fault of ours.
+fn unexpected(report: &Report) -> ServiceError {
+    ServiceError::Protocol(format!("unexpected report {report:?}"))
+}
+
+type Warmed = TableIterator<
+    'static,
+    (
+        name!(device, String),
+        name!(seconds, f64),
+        name!(bytes, i64),
+        name!(precision, &'static str),
+        name!(tokens_per_second, f64),
+    ),
+>;
+
+/// `situ.warm(model)`: one row a device.
+#[pg_extern(volatile, parallel_unsafe, sql = false)]
+fn warm(model: Option<&str>) -> Warmed {
+    let model = model_by_name(model).or_raise();
+    check_owner(&model).or_raise();
+    let mut rows = Vec::new();
+    for (device, report) in ask_each(&model, Item::Warm).or_raise() {
+        match report {
+            Report::Warmed {
+                seconds,
+                bytes,
+                precision,
+                tokens_per_second,
+            } => rows.push((device, seconds, bytes as i64, precision.name(), tokens_per_second)),
+            other => Err(unexpected(&other)).or_raise(),
+        }
+    }
+    TableIterator::new(rows)
+}
+
+/// `situ.unload(model)`.
+#[pg_extern(volatile, parallel_unsafe, sql = false)]
+fn unload(model: Option<&str>) -> i64 {
+    let model = model_by_name(model).or_raise();
+    check_owner(&model).or_raise();
+    let mut all = 0;
+    for (_, report) in ask_each(&model, Item::Unload).or_raise() {
+        match report {
+            Report::Unloaded { bytes, .. } => all += bytes as i64,
+            other => Err(unexpected(&other)).or_raise(),
+        }
+    }
+    all
+}

@@ -3,12 +3,17 @@ mod activation;
 mod attention;
 pub mod bert;
 mod buffer;
+pub mod calibrate;
 pub mod cpu;
 pub mod distance;
 pub mod fastscan;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
+mod gemm_int8;
+#[cfg(target_arch = "x86_64")]
 mod gemm_x86;
+#[cfg(target_arch = "x86_64")]
+mod int8;
 mod layer_norm;
 mod linear;
 pub mod nearest;

@@ -31,6 +31,18 @@ pub trait Dot {
     unsafe fn broadcast(from: *const u32) -> Self::Word;
     unsafe fn load(from: *const u32) -> Self::Word;
     unsafe fn dot(a: Self::Word, b: Self::Word, sum: Self::Sum) -> Self::Sum;
+    /// One word of the left side, `offset` words from `base`, times two vectors of the right side.
+    ///
+    /// Overridden by the instructions themselves where the compiler would load words so early that it runs out of
+    /// registers for the sums.
+    #[inline(always)]
+    unsafe fn row(base: *const u32, offset: usize, b: [Self::Word; 2], sums: [Self::Sum; 2]) -> [Self::Sum; 2] {
+        // SAFETY: the caller promises one readable word there.
+        unsafe {
+            let word = Self::broadcast(base.wrapping_add(offset));
+            [Self::dot(word, b[0], sums[0]), Self::dot(word, b[1], sums[1])]
+        }
+    }
     unsafe fn store(to: *mut u32, sum: Self::Sum);
 }
 
@@ -61,6 +73,11 @@ impl<S: Simd> Dot for F32<S> {
     unsafe fn dot(a: S::V, b: S::V, sum: S::V) -> S::V {
         // SAFETY: the instructions are the caller's promise.
         unsafe { S::fma(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn row(base: *const u32, offset: usize, b: [S::V; 2], sums: [S::V; 2]) -> [S::V; 2] {
+        // SAFETY: the caller promises one readable word there.
+        unsafe { S::fma_row(base.cast(), offset, b, sums) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut u32, sum: S::V) {
@@ -148,10 +165,7 @@ pub unsafe fn tile_into<D: Dot, K: Sink<D>>(
                 let end = g0.wrapping_add(steps);
                 while g0 != end {
                     let (b0, b1) = (D::load(right), D::load(right.wrapping_add(D::LANES)));
-                    $(
-                        let word = D::broadcast($base.wrapping_add($offset));
-                        $sum = [D::dot(word, b0, $sum[0]), D::dot(word, b1, $sum[1])];
-                    )+
+                    $($sum = D::row($base, $offset, [b0, b1], $sum);)+
                     g0 = g0.wrapping_add(1);
                     g1 = g1.wrapping_add(1);
                     g2 = g2.wrapping_add(1);

@@ -198,6 +198,11 @@ impl Linear {
         self.outputs
     }
 
+    /// Rows of a register tile: blocks of a multiple of these rows leave no tile half empty.
+    pub fn tile_rows(&self) -> usize {
+        self.level.tile_rows()
+    }
+
     /// Panels that the outputs are divided in.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(self.panel_columns)

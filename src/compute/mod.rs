@@ -1,5 +1,6 @@
 //! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
 mod activation;
+pub mod apply;
 mod attention;
 pub mod bert;
 mod buffer;

@@ -38,6 +38,30 @@ impl Dot for Bf16 {
             )
         }
     }
+    /// The instructions themselves, as in `simd_x86.rs`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn row(base: *const u32, offset: usize, b: [__m512i; 2], sums: [__m512; 2]) -> [__m512; 2] {
+        let [mut first, mut second] = sums;
+        let _word: __m512i;
+        // SAFETY: reads the one word that the caller promises; the instructions are the caller's promise too.
+        unsafe {
+            std::arch::asm!(
+                "vpbroadcastd {word}, dword ptr [{base} + 4*{offset}]",
+                "vdpbf16ps {first}, {word}, {b0}",
+                "vdpbf16ps {second}, {word}, {b1}",
+                word = out(zmm_reg) _word,
+                base = in(reg) base,
+                offset = in(reg) offset,
+                b0 = in(zmm_reg) b[0],
+                b1 = in(zmm_reg) b[1],
+                first = inout(zmm_reg) first,
+                second = inout(zmm_reg) second,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        [first, second]
+    }
     #[inline(always)]
     unsafe fn store(to: *mut u32, sum: __m512) {
         // SAFETY: the caller promises a vector of writable words.

@@ -123,6 +123,18 @@ pub fn has_vnni() -> bool {
     }
 }
 
+/// Whether `_mm256_dpbusd_avx_epi32` may be used.
+pub fn has_avx_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        Level::detect() >= Level::Avx2 && is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// A computation that is compiled once for each [`Level`].
 pub trait Kernel {
     /// Runs with the instructions of `S`. Implementations are `#[inline(always)]`.

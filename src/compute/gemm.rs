@@ -2,7 +2,8 @@
 //!
 //! Both sides consist of 32-bit words, one word a step: one f32, two bf16 or four 8-bit integers ([`Dot`]). The right
 //! side lies in panels of [`Dot::COLUMNS`] columns: panel after panel, in it step after step, in it the columns. The
-//! left side is read in place, [`Dot::ROWS`] rows at a time; each word of it is broadcast over the columns.
+//! left side is read in place, [`Dot::ROWS`] rows at a time; each word of it is broadcast over the columns. What becomes
+//! of a tile's sums is the business of a [`Sink`].
 //!
 //! Each element of the product has one accumulator that runs over all steps in order, whatever the tile, so a row's
 //! result does not depend on the rows around it: a batch is bit-equal to its parts.
@@ -30,10 +31,19 @@ pub trait Dot {
     unsafe fn broadcast(from: *const u32) -> Self::Word;
     unsafe fn load(from: *const u32) -> Self::Word;
     unsafe fn dot(a: Self::Word, b: Self::Word, sum: Self::Sum) -> Self::Sum;
+    /// One word of the left side, `offset` words from `base`, times two vectors of the right side.
+    ///
+    /// Overridden by the instructions themselves where the compiler would load words so early that it runs out of
+    /// registers for the sums.
+    #[inline(always)]
+    unsafe fn row(base: *const u32, offset: usize, b: [Self::Word; 2], sums: [Self::Sum; 2]) -> [Self::Sum; 2] {
+        // SAFETY: the caller promises one readable word there.
+        unsafe {
+            let word = Self::broadcast(base.wrapping_add(offset));
+            [Self::dot(word, b[0], sums[0]), Self::dot(word, b[1], sums[1])]
+        }
+    }
     unsafe fn store(to: *mut u32, sum: Self::Sum);
-    /// Stored accumulators as numbers, given the row's scale and offset and the columns' scales and sums (the last
-    /// three only mean something to integers, see `linear.rs`).
-    unsafe fn result(sums: *const u32, row: [f32; 2], scale: *const f32, sum: *const f32) -> <Self::S as Simd>::V;
 }
 
 /// One f32 a word.
@@ -65,14 +75,14 @@ impl<S: Simd> Dot for F32<S> {
         unsafe { S::fma(a, b, sum) }
     }
     #[inline(always)]
+    unsafe fn row(base: *const u32, offset: usize, b: [S::V; 2], sums: [S::V; 2]) -> [S::V; 2] {
+        // SAFETY: the caller promises one readable word there.
+        unsafe { S::fma_row(base.cast(), offset, b, sums) }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut u32, sum: S::V) {
         // SAFETY: the caller promises a vector of writable words.
         unsafe { S::store(to.cast(), sum) }
-    }
-    #[inline(always)]
-    unsafe fn result(sums: *const u32, _row: [f32; 2], _scale: *const f32, _sum: *const f32) -> S::V {
-        // SAFETY: the caller promises a vector of readable words.
-        unsafe { S::load(sums.cast()) }
     }
 }
 
@@ -83,11 +93,30 @@ pub const TILE_WORDS: usize = 14 * 32;
 #[repr(C, align(64))]
 pub struct Tile(pub [u32; TILE_WORDS]);
 
+/// Takes the sums of a tile while they are in registers.
+pub trait Sink<D: Dot> {
+    /// Takes vector `part` (0 or 1) of row `row`.
+    ///
+    /// # Safety
+    /// Row and part are inside the tile that the sink was made for; the instructions are there.
+    unsafe fn put(&self, row: usize, part: usize, sum: D::Sum);
+}
+
+/// Stores a tile as rows of [`Dot::COLUMNS`] accumulators.
+pub struct Store(pub *mut u32);
+
+impl<D: Dot> Sink<D> for Store {
+    #[inline(always)]
+    unsafe fn put(&self, row: usize, part: usize, sum: D::Sum) {
+        // SAFETY: the caller promises that the tile has this row.
+        unsafe { D::store(self.0.add(row * D::COLUMNS + part * D::LANES), sum) }
+    }
+}
+
 /// A product of `rows` x `steps` words by one panel, stored as rows of [`Dot::COLUMNS`] accumulators.
 ///
 /// # Safety
-/// `rows` is 1..=[`Dot::ROWS`]; `a` has `rows` rows of `steps` words, `a_stride` words apart; `b` has `steps` rows of
-/// `COLUMNS` words, `b_stride` apart; `out` holds `rows` x `COLUMNS` words. The instructions are there.
+/// As [`tile_into`]; `out` holds `rows` x `COLUMNS` words.
 #[inline(always)]
 pub unsafe fn tile<D: Dot>(
     rows: usize,
@@ -97,6 +126,25 @@ pub unsafe fn tile<D: Dot>(
     b: *const u32,
     b_stride: usize,
     out: *mut u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { tile_into::<D, Store>(rows, steps, a, a_stride, b, b_stride, &Store(out)) }
+}
+
+/// A product of `rows` x `steps` words by one panel.
+///
+/// # Safety
+/// `rows` is 1..=[`Dot::ROWS`]; `a` has `rows` rows of `steps` words, `a_stride` words apart; `b` has `steps` rows of
+/// `COLUMNS` words, `b_stride` apart; the sink takes `rows` rows. The instructions are there.
+#[inline(always)]
+pub unsafe fn tile_into<D: Dot, K: Sink<D>>(
+    rows: usize,
+    steps: usize,
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    b_stride: usize,
+    sink: &K,
 ) {
     // A row's address is one of four bases plus one of four offsets: few enough to stay in registers.
     let (o0, o1, o2, o3) = (0usize, a_stride, a_stride.wrapping_mul(2), a_stride.wrapping_mul(3));
@@ -117,23 +165,20 @@ pub unsafe fn tile<D: Dot>(
                 let end = g0.wrapping_add(steps);
                 while g0 != end {
                     let (b0, b1) = (D::load(right), D::load(right.wrapping_add(D::LANES)));
-                    $(
-                        let word = D::broadcast($base.wrapping_add($offset));
-                        $sum = [D::dot(word, b0, $sum[0]), D::dot(word, b1, $sum[1])];
-                    )+
+                    $($sum = D::row($base, $offset, [b0, b1], $sum);)+
                     g0 = g0.wrapping_add(1);
                     g1 = g1.wrapping_add(1);
                     g2 = g2.wrapping_add(1);
                     g3 = g3.wrapping_add(1);
                     right = right.wrapping_add(b_stride);
                 }
-                let mut to = out;
+                let mut row = 0;
                 $(
-                    D::store(to, $sum[0]);
-                    D::store(to.wrapping_add(D::LANES), $sum[1]);
-                    to = to.wrapping_add(D::COLUMNS);
+                    sink.put(row, 0, $sum[0]);
+                    sink.put(row, 1, $sum[1]);
+                    row += 1;
                 )+
-                let _ = (to, g1, g2, g3);
+                let _ = (row, g1, g2, g3);
             }
         }};
     }
@@ -166,14 +211,12 @@ pub enum Finish {
 }
 
 /// A product of `rows` rows by a range of panels.
-pub struct Product<'a> {
+pub struct Product {
     pub rows: usize,
     pub steps: usize,
     /// `rows` rows of `steps` words.
     pub a: *const u32,
     pub a_stride: usize,
-    /// Scale and offset of each row, or empty where the words are floats.
-    pub row_scales: &'a [[f32; 2]],
     /// All panels of the right side.
     pub b: *const u32,
     /// Columns of the whole product; the last panel may be partly beyond.
@@ -181,15 +224,13 @@ pub struct Product<'a> {
     pub panels: Range<usize>,
     /// For each column, padded to whole panels.
     pub bias: *const f32,
-    pub column_scales: *const f32,
-    pub column_sums: *const f32,
     /// `rows` rows of `columns` numbers (all of them, whatever `panels` is).
     pub c: *mut f32,
     pub c_stride: usize,
     pub finish: Finish,
 }
 
-impl Product<'_> {
+impl Product {
     /// Computes the product.
     ///
     /// # Safety
@@ -210,47 +251,41 @@ impl Product<'_> {
                 unsafe {
                     let left = self.a.add(row * self.a_stride);
                     tile::<D>(rows, self.steps, left, self.a_stride, right, D::COLUMNS, sums);
-                    self.finish_tile::<D>(row, rows, column, sums);
+                    self.finish_tile::<D::S>(row, rows, column, sums.cast());
                 }
                 row += rows;
             }
         }
     }
 
-    /// Adds the bias and whatever else, and stores `rows` rows of one panel.
+    /// Adds the bias and whatever else to the sums of a tile (rows of [`Simd::COLUMNS`] numbers), and stores them.
     ///
     /// # Safety
     /// As [`Product::compute`].
     #[inline(always)]
-    unsafe fn finish_tile<D: Dot>(&self, row: usize, rows: usize, column: usize, sums: *const u32) {
+    pub unsafe fn finish_tile<S: Simd>(&self, row: usize, rows: usize, column: usize, sums: *const f32) {
         for part in 0..2 {
-            let first = column + part * D::LANES;
-            let lanes = self.columns.saturating_sub(first).min(D::LANES);
+            let first = column + part * S::LANES;
+            let lanes = self.columns.saturating_sub(first).min(S::LANES);
             if lanes == 0 {
                 continue;
             }
             for i in 0..rows {
-                // SAFETY: the bias and the column numbers are padded to whole panels; of `c`, `lanes` columns of row
-                // `row + i` are read and written, which lie inside it.
+                // SAFETY: the bias is padded to whole panels; of `c`, `lanes` columns of row `row + i` are read and
+                // written, which lie inside it.
                 unsafe {
-                    let scale = self.row_scales.get(row + i).copied().unwrap_or([1.0, 0.0]);
-                    let x = D::result(
-                        sums.add(i * D::COLUMNS + part * D::LANES),
-                        scale,
-                        self.column_scales.wrapping_add(first),
-                        self.column_sums.wrapping_add(first),
-                    );
-                    let x = D::S::add(x, D::S::load(self.bias.add(first)));
+                    let x = S::load(sums.add(i * S::COLUMNS + part * S::LANES));
+                    let x = S::add(x, S::load(self.bias.add(first)));
                     let to = self.c.add((row + i) * self.c_stride + first);
                     let x = match self.finish {
                         Finish::Bias => x,
-                        Finish::Activate(activation) => activate::<D::S>(activation, x),
-                        Finish::Residual => D::S::add(x, D::S::load_first(to, lanes)),
+                        Finish::Activate(activation) => activate::<S>(activation, x),
+                        Finish::Residual => S::add(x, S::load_first(to, lanes)),
                     };
-                    if lanes == D::LANES {
-                        D::S::store(to, x)
+                    if lanes == S::LANES {
+                        S::store(to, x)
                     } else {
-                        D::S::store_first(to, x, lanes)
+                        S::store_first(to, x, lanes)
                     }
                 }
             }
@@ -259,7 +294,7 @@ impl Product<'_> {
 }
 
 /// A product of f32 words.
-impl Kernel for Product<'_> {
+impl Kernel for Product {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.

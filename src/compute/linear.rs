@@ -1,15 +1,15 @@
 //! A linear layer: weights packed once for the kernels, and products of some rows by some of its panels.
-//!
-//! Integers: a row of activations is `x = s q + o` with q in 0..=255, a column of weights `w = t p` with p in
-//! -127..=127, so the sum over the row is `s t sum(q p) + o t sum(p)`: the column keeps `t` and `t sum(p)`.
 
 use super::ComputeError;
 use super::buffer::{Buffer, Shared};
 use super::cpu::{self, Level, dispatch};
 use super::gemm::{Finish, Product};
 #[cfg(target_arch = "x86_64")]
-use super::gemm_x86::{product_bf16, product_int8_avx2, product_vnni, row_to_bf16, row_to_int8};
+use super::gemm_x86::{product_bf16, row_to_bf16};
+#[cfg(target_arch = "x86_64")]
+use super::int8::{Instructions, Int8};
 use half::bf16;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -22,8 +22,8 @@ pub enum Precision {
     F32,
     /// Both sides rounded to bf16, f32 sums. Needs AVX512-BF16.
     Bf16,
-    /// Weights in 8 bits with a scale a column, activations in 8 bits with a scale and an offset a token. Needs
-    /// AVX512-VNNI or AVX2.
+    /// Both sides in 8 bits, scaled in groups, but for the inputs with the largest activations (`int8.rs`). Needs
+    /// AVX512-VNNI, AVX-VNNI or AVX2.
     Int8,
 }
 
@@ -53,56 +53,41 @@ impl Precision {
             })
         }
     }
-
-    /// Numbers in a 32-bit word.
-    fn per_word(self) -> usize {
-        match self {
-            Precision::F32 => 1,
-            Precision::Bf16 => 2,
-            Precision::Int8 => 4,
-        }
-    }
 }
 
-/// The code that runs a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
-    F32,
+/// Packed weights, in the form that the code which runs them needs.
+enum Panels {
+    F32(Buffer<u32>),
     #[cfg(target_arch = "x86_64")]
-    Bf16,
+    Bf16(Buffer<u32>),
     #[cfg(target_arch = "x86_64")]
-    Vnni,
-    #[cfg(target_arch = "x86_64")]
-    Int8Avx2,
+    Int8(Int8),
 }
 
 /// `y = x W^T + b` with W of `outputs` x `inputs`.
 pub struct Linear {
-    path: Path,
     level: Level,
     inputs: usize,
     outputs: usize,
-    /// Words a row of activations has.
-    steps: usize,
+    /// Words that a prepared row has.
+    words: usize,
     panel_columns: usize,
-    panels: Buffer<u32>,
+    panels: Panels,
     bias: Buffer<f32>,
-    column_scales: Buffer<f32>,
-    column_sums: Buffer<f32>,
+    /// The largest magnitude that each input has had, while that is recorded.
+    peaks: Option<Mutex<Vec<f32>>>,
 }
 
 /// Activations made ready for a layer: the same memory is used again for the next.
 pub struct Rows {
     words: Buffer<u32>,
-    scales: Vec<[f32; 2]>,
 }
 
 impl Rows {
     /// Memory for up to `rows` rows of up to `inputs` numbers.
     pub fn new(rows: usize, inputs: usize) -> Result<Rows, ComputeError> {
         Ok(Rows {
-            words: Buffer::zeroed(rows * (inputs + PADDING))?,
-            scales: vec![[1.0, 0.0]; rows],
+            words: Buffer::zeroed(rows * (inputs + 2 * PADDING))?,
         })
     }
 }
@@ -115,7 +100,6 @@ const PADDING: usize = 16;
 pub struct Prepared<'a> {
     words: &'a [u32],
     stride: usize,
-    scales: &'a [[f32; 2]],
     rows: usize,
 }
 
@@ -128,6 +112,19 @@ impl Linear {
         bias: &[f32],
         inputs: usize,
     ) -> Result<Linear, ComputeError> {
+        Linear::calibrated(level, precision, weights, bias, inputs, None)
+    }
+
+    /// Like [`Linear::new`] with the largest magnitude that each input is known to reach ([`Linear::take_peaks`]): 8-bit
+    /// layers keep the largest of them exact.
+    pub fn calibrated(
+        level: Level,
+        precision: Precision,
+        weights: &[f32],
+        bias: &[f32],
+        inputs: usize,
+        peaks: Option<&[f32]>,
+    ) -> Result<Linear, ComputeError> {
         let outputs = bias.len();
         if inputs == 0 || outputs == 0 || weights.len() != inputs * outputs {
             let found = weights.len();
@@ -136,67 +133,64 @@ impl Linear {
             )));
         }
         precision.check()?;
-        let level = level.or_detected();
-        let (path, level) = match precision {
-            Precision::F32 => (Path::F32, level),
-            #[cfg(target_arch = "x86_64")]
-            Precision::Bf16 => (Path::Bf16, Level::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            Precision::Int8 if level == Level::Avx512 && cpu::has_vnni() => (Path::Vnni, Level::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            Precision::Int8 => (Path::Int8Avx2, Level::Avx2),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => (Path::F32, level),
+        #[cfg(target_arch = "x86_64")]
+        let (level, instructions) = match precision {
+            Precision::F32 => (level.or_detected(), Instructions::Avx2),
+            Precision::Bf16 => (Level::Avx512, Instructions::Avx2),
+            Precision::Int8 if level == Level::Avx512 && cpu::has_vnni() => (level, Instructions::Avx512Vnni),
+            Precision::Int8 if cpu::has_avx_vnni() => (Level::Avx2, Instructions::AvxVnni),
+            Precision::Int8 => (Level::Avx2, Instructions::Avx2),
         };
-        let panel_columns = level.panel_columns();
-        let padded = outputs.next_multiple_of(panel_columns);
-        let steps = inputs.div_ceil(precision.per_word());
+        #[cfg(not(target_arch = "x86_64"))]
+        let level = level.or_detected();
+        let columns = level.panel_columns();
+        let padded = outputs.next_multiple_of(columns);
+        let (panels, words) = match precision {
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => {
+                let word = |pair: &[f32]| {
+                    let half = |i: usize| {
+                        pair.get(i)
+                            .map_or(0, |number| u32::from(bf16::from_f32(*number).to_bits()))
+                    };
+                    half(0) | half(1) << 16
+                };
+                let steps = inputs.div_ceil(2);
+                (Panels::Bf16(pack(weights, inputs, columns, padded, 2, word)?), steps)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int8 => {
+                let layer = Int8::new(instructions, columns, weights, inputs, peaks)?;
+                let words = layer.row_words();
+                (Panels::Int8(layer), words)
+            }
+            _ => {
+                let word = |numbers: &[f32]| numbers.first().map_or(0, |number| number.to_bits());
+                (Panels::F32(pack(weights, inputs, columns, padded, 1, word)?), inputs)
+            }
+        };
         let mut layer = Linear {
-            path,
             level,
             inputs,
             outputs,
-            steps,
-            panel_columns,
-            panels: Buffer::zeroed(padded * steps)?,
+            words,
+            panel_columns: columns,
+            panels,
             bias: Buffer::zeroed(padded)?,
-            column_scales: Buffer::zeroed(padded)?,
-            column_sums: Buffer::zeroed(padded)?,
+            peaks: None,
         };
         layer.bias[..outputs].copy_from_slice(bias);
-        for (column, row) in weights.chunks_exact(inputs).enumerate() {
-            layer.pack_column(precision, column, row);
-        }
         Ok(layer)
     }
 
-    /// Writes one column of the panels from one row of the weights.
-    fn pack_column(&mut self, precision: Precision, column: usize, row: &[f32]) {
-        let scale = row.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
-        let quantise = |weight: &f32| if scale > 0.0 { (weight / scale).round() as i8 } else { 0 };
-        let start = column / self.panel_columns * self.panel_columns * self.steps + column % self.panel_columns;
-        let words = self.panels[start..].iter_mut().step_by(self.panel_columns);
-        for (word, numbers) in words.zip(row.chunks(precision.per_word())) {
-            let mut bytes = [0u8; 4];
-            match precision {
-                Precision::F32 => bytes = numbers[0].to_le_bytes(),
-                Precision::Bf16 => {
-                    for (pair, number) in bytes.chunks_exact_mut(2).zip(numbers) {
-                        pair.copy_from_slice(&bf16::from_f32(*number).to_le_bytes());
-                    }
-                }
-                Precision::Int8 => {
-                    for (byte, number) in bytes.iter_mut().zip(numbers) {
-                        *byte = quantise(number) as u8;
-                    }
-                }
-            }
-            *word = u32::from_le_bytes(bytes);
-        }
-        if precision == Precision::Int8 {
-            self.column_scales[column] = scale;
-            self.column_sums[column] = scale * row.iter().map(|weight| quantise(weight) as i32).sum::<i32>() as f32;
-        }
+    /// From now on, keeps the largest magnitude of each input in the rows that are prepared.
+    pub fn record_peaks(&mut self) {
+        self.peaks = Some(Mutex::new(vec![0.0; self.inputs]));
+    }
+
+    /// Ends what [`Linear::record_peaks`] began: a number for each input.
+    pub fn take_peaks(&mut self) -> Option<Vec<f32>> {
+        self.peaks.take().map(Mutex::into_inner)
     }
 
     pub fn inputs(&self) -> usize {
@@ -207,6 +201,11 @@ impl Linear {
         self.outputs
     }
 
+    /// Rows of a register tile: blocks of a multiple of these rows leave no tile half empty.
+    pub fn tile_rows(&self) -> usize {
+        self.level.tile_rows()
+    }
+
     /// Panels that the outputs are divided in.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(self.panel_columns)
@@ -214,44 +213,56 @@ impl Linear {
 
     /// Bytes of memory.
     pub fn memory(&self) -> usize {
-        (self.panels.len() + self.bias.len() + self.column_scales.len() + self.column_sums.len()) * 4
+        let panels = match &self.panels {
+            Panels::F32(panels) => panels.len() * 4,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Bf16(panels) => panels.len() * 4,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Int8(layer) => layer.memory(),
+        };
+        panels + self.bias.len() * 4
     }
 
     /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
         let count = x.len() / self.inputs;
-        if self.path == Path::F32 && !(self.inputs * 4).is_multiple_of(4096) {
+        if let Some(peaks) = &self.peaks {
+            let mut peaks = peaks.lock();
+            for row in x.chunks_exact(self.inputs) {
+                peaks
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(peak, number)| *peak = peak.max(number.abs()));
+            }
+        }
+        if matches!(self.panels, Panels::F32(_)) && !(self.inputs * 4).is_multiple_of(4096) {
             // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
             let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
             return Prepared {
                 words,
                 stride: self.inputs,
-                scales: &[],
                 rows: count,
             };
         }
-        let stride = self.steps + PADDING;
-        let targets = rows.words.chunks_exact_mut(stride).zip(rows.scales.iter_mut());
-        for (row, (words, _scale)) in x.chunks_exact(self.inputs).zip(targets) {
-            let words = &mut words[..self.steps];
-            match self.path {
-                Path::F32 => words
+        let stride = self.words + PADDING;
+        for (row, words) in x.chunks_exact(self.inputs).zip(rows.words.chunks_exact_mut(stride)) {
+            let words = &mut words[..self.words];
+            match &self.panels {
+                Panels::F32(_) => words
                     .iter_mut()
                     .zip(row)
                     .for_each(|(word, number)| *word = number.to_bits()),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `new` has checked the instructions; there are `steps` words.
-                Path::Bf16 => unsafe { row_to_bf16(row, words) },
+                // SAFETY: `new` has checked the instructions; there is a word for two numbers.
+                Panels::Bf16(_) => unsafe { row_to_bf16(row, words) },
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `new` has checked the instructions; there are `steps` words.
-                Path::Vnni | Path::Int8Avx2 => *_scale = unsafe { row_to_int8(row, words) },
+                Panels::Int8(layer) => layer.prepare(row, words),
             }
         }
         let rows: &'a Rows = rows;
         Prepared {
             words: &rows.words,
             stride,
-            scales: &rows.scales,
             rows: count,
         }
     }
@@ -274,38 +285,53 @@ impl Linear {
             return;
         }
         assert!(stride >= self.outputs && panels.end <= self.panels());
-        assert!(x.words.len() >= (x.rows - 1) * x.stride + self.steps);
-        assert!(self.path == Path::F32 || x.scales.len() >= x.rows);
+        assert!(x.words.len() >= (x.rows - 1) * x.stride + self.words);
         let c = out.address(first, (x.rows - 1) * stride + self.outputs);
-        let product = Product {
+        let product = |b: *const u32| Product {
             rows: x.rows,
-            steps: self.steps,
+            steps: self.words,
             a: x.words.as_ptr(),
             a_stride: x.stride,
-            row_scales: x.scales,
-            b: self.panels.as_ptr(),
+            b,
             columns: self.outputs,
             panels,
             bias: self.bias.as_ptr(),
-            column_scales: self.column_scales.as_ptr(),
-            column_sums: self.column_sums.as_ptr(),
             c,
             c_stride: stride,
             finish,
         };
         // SAFETY: sizes are asserted above, `new` has checked the instructions, exclusivity is the caller's promise.
         unsafe {
-            match self.path {
-                Path::F32 => dispatch(self.level, product),
+            match &self.panels {
+                Panels::F32(right) => dispatch(self.level, product(right.as_ptr())),
                 #[cfg(target_arch = "x86_64")]
-                Path::Bf16 => product_bf16(&product),
+                Panels::Bf16(right) => product_bf16(&product(right.as_ptr())),
                 #[cfg(target_arch = "x86_64")]
-                Path::Vnni => product_vnni(&product),
-                #[cfg(target_arch = "x86_64")]
-                Path::Int8Avx2 => product_int8_avx2(&product),
+                Panels::Int8(layer) => layer.product(product(std::ptr::null())),
             }
         }
     }
+}
+
+/// Panels of `columns` columns: `word` makes a word of `each` weights of one column.
+fn pack(
+    weights: &[f32],
+    inputs: usize,
+    columns: usize,
+    padded: usize,
+    each: usize,
+    word: impl Fn(&[f32]) -> u32,
+) -> Result<Buffer<u32>, ComputeError> {
+    let steps = inputs.div_ceil(each);
+    let mut panels = Buffer::zeroed(padded * steps)?;
+    for (column, row) in weights.chunks_exact(inputs).enumerate() {
+        let start = column / columns * columns * steps + column % columns;
+        let words = panels[start..].iter_mut().step_by(columns);
+        for (target, numbers) in words.zip(row.chunks(each)) {
+            *target = word(numbers);
+        }
+    }
+    Ok(panels)
 }
 
 #[cfg(test)]

@@ -1,18 +1,24 @@
 //! How a batch runs: thread pool, packing, CPU kernels. Knows tensors, not texts.
 mod activation;
+pub mod apply;
 mod attention;
 pub mod bert;
 mod buffer;
 #[cfg(test)]
 pub use buffer::count;
+pub mod calibrate;
 pub mod cpu;
 pub mod distance;
 pub mod fastscan;
 mod gate;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
+mod gemm_int8;
+#[cfg(target_arch = "x86_64")]
 mod gemm_x86;
 pub mod heads;
+#[cfg(target_arch = "x86_64")]
+mod int8;
 mod layer_norm;
 mod linear;
 mod low_rank;

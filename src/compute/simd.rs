@@ -24,6 +24,15 @@ pub trait Simd: Copy + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instructions are.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The number `offset` behind `base` in all lanes, times two vectors, added to two sums.
+    #[inline(always)]
+    unsafe fn fma_row(base: *const f32, offset: usize, b: [Self::V; 2], sums: [Self::V; 2]) -> [Self::V; 2] {
+        // SAFETY: the caller promises one readable number there.
+        unsafe {
+            let number = Self::splat(base.wrapping_add(offset).read());
+            [Self::fma(number, b[0], sums[0]), Self::fma(number, b[1], sums[1])]
+        }
+    }
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Nearest integer, ties to even.

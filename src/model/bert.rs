@@ -3,6 +3,7 @@
 use super::weights::Weights;
 use super::{Manifest, ModelError, Precision};
 use crate::compute::bert::{Bert, Layer};
+use crate::compute::calibrate::{Peaks, peaks};
 use crate::compute::cpu::Level;
 use crate::compute::{LayerNorm, Linear};
 
@@ -123,18 +124,36 @@ pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Reads the weights and packs them for the kernels.
+/// Reads the weights and packs them for the kernels. 8-bit layers are packed twice: the first time to see which of
+/// their inputs are large, the second time with these kept exact.
 pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Precision) -> Result<Bert, ModelError> {
+    let mut model = pack(manifest, weights, level, precision, &[])?;
+    if precision != Precision::Int8 {
+        return Ok(model);
+    }
+    let found = peaks(&mut model)?;
+    drop(model);
+    pack(manifest, weights, level, precision, &found)
+}
+
+fn pack(
+    manifest: &Manifest,
+    weights: &Weights,
+    level: Level,
+    precision: Precision,
+    peaks: &[Peaks],
+) -> Result<Bert, ModelError> {
     let names = Names::new(manifest, weights);
     let level = level.or_detected();
     let read = |tensor: Tensor| weights.read(&tensor.0, &tensor.1);
-    let linear = |parts: Vec<[Tensor; 2]>, inputs: usize| -> Result<Linear, ModelError> {
+    let linear = |parts: Vec<[Tensor; 2]>, inputs: usize, peaks: Option<&Vec<f32>>| -> Result<Linear, ModelError> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for [weight, shift] in parts {
             all.extend(read(weight)?);
             bias.extend(read(shift)?);
         }
-        Ok(Linear::new(level, precision, &all, &bias, inputs)?)
+        let peaks = peaks.map(Vec::as_slice);
+        Ok(Linear::calibrated(level, precision, &all, &bias, inputs, peaks)?)
     };
     let norm = |[scale, shift]: [Tensor; 2]| -> Result<LayerNorm, ModelError> {
         Ok(LayerNorm::new(
@@ -154,12 +173,15 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
     }
     let mut layers = Vec::with_capacity(manifest.layers);
     for layer in 0..manifest.layers {
+        let (hidden, inner) = (manifest.hidden, manifest.intermediate);
+        let peaks = peaks.get(layer);
+        let output = vec![names.attention_output(layer)];
         layers.push(Layer {
-            qkv: linear(names.qkv(layer).into(), manifest.hidden)?,
-            attention_output: linear(vec![names.attention_output(layer)], manifest.hidden)?,
+            qkv: linear(names.qkv(layer).into(), hidden, peaks.map(|peaks| &peaks.qkv))?,
+            attention_output: linear(output, hidden, peaks.map(|peaks| &peaks.attention_output))?,
             attention_norm: norm(names.attention_norm(layer))?,
-            up: linear(vec![names.up(layer)], manifest.hidden)?,
-            down: linear(vec![names.down(layer)], manifest.intermediate)?,
+            up: linear(vec![names.up(layer)], hidden, peaks.map(|peaks| &peaks.up))?,
+            down: linear(vec![names.down(layer)], inner, peaks.map(|peaks| &peaks.down))?,
             output_norm: norm(names.output_norm(layer))?,
         });
     }

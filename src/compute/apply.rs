@@ -1,0 +1,61 @@
+//! One product by itself, divided between the threads of a pool as the forward pass divides its own.
+
+use super::ComputeError;
+use super::buffer::Shared;
+use super::gemm::Finish;
+use super::linear::{Linear, Rows};
+use super::pool::Pool;
+use parking_lot::Mutex;
+
+/// Rows of a block; see `bert.rs`.
+const BLOCK_ROWS: usize = 112;
+/// Fewest rows of a block, below which the columns are divided instead.
+const FEWEST_ROWS: usize = 28;
+
+/// Memory for products of one size, used again and again.
+pub struct Apply {
+    rows: Vec<Mutex<Rows>>,
+}
+
+impl Apply {
+    /// Memory for up to `rows` rows of up to `inputs` numbers on the threads of `pool`.
+    pub fn new(pool: &Pool, rows: usize, inputs: usize) -> Result<Apply, ComputeError> {
+        let each = (0..pool.threads()).map(|_| Ok(Mutex::new(Rows::new(rows, inputs)?)));
+        Ok(Apply {
+            rows: each.collect::<Result<_, ComputeError>>()?,
+        })
+    }
+
+    /// `out = x W^T + b`: rows of `linear.inputs()` numbers to rows of `linear.outputs()`.
+    pub fn run(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
+        let (inputs, outputs) = (linear.inputs(), linear.outputs());
+        let rows = x.len() / inputs;
+        if x.len() != rows * inputs || out.len() != rows * outputs || self.rows.len() < pool.threads() {
+            let (from, to) = (x.len(), out.len());
+            return Err(ComputeError::Shape(format!(
+                "a product of {inputs} x {outputs} from {from} numbers to {to}"
+            )));
+        }
+        let (out, panels) = (Shared::new(out), linear.panels());
+        if rows < pool.threads() * FEWEST_ROWS {
+            let mut memory = self.rows[0].lock();
+            let input = linear.prepare(x, &mut memory);
+            let tasks = (pool.threads() * 2).min(panels);
+            return pool.run(tasks, |task| {
+                let range = panels * task / tasks..panels * (task + 1) / tasks;
+                // SAFETY: each task has columns of its own, and `x` is another slice than `out`.
+                unsafe { linear.product(input, range, out, 0, outputs, Finish::Bias) }
+            });
+        }
+        let even = rows.div_ceil(pool.threads()).next_multiple_of(linear.tile_rows());
+        let block = even.min(BLOCK_ROWS.next_multiple_of(linear.tile_rows()));
+        pool.run_indexed(rows.div_ceil(block), |thread, task| {
+            let first = task * block;
+            let count = block.min(rows - first);
+            let mut memory = self.rows[thread].lock();
+            let input = linear.prepare(&x[first * inputs..][..count * inputs], &mut memory);
+            // SAFETY: each task has rows of its own, and `x` is another slice than `out`.
+            unsafe { linear.product(input, 0..panels, out, first * outputs, outputs, Finish::Bias) }
+        })
+    }
+}

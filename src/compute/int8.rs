@@ -1,0 +1,264 @@
+//! Weights and activations in 8 bits: how a layer is packed and a row is quantised.
+//!
+//! Inputs are divided in equal groups of at most [`GROUP`]. In a group, a row of activations is `x = s q + o` with q in
+//! 0..=255, and a column of weights `w = t p` with p in -127..=127, so the sum over the group is
+//! `s t sum(q p) + o t sum(p)`. The few inputs with the largest activations, which would coarsen the steps of all
+//! others, are kept out of that and multiplied in f32. Which inputs these are is fixed when the layer is packed, so a
+//! row's result depends on that row alone (outliers as in Dettmers et al., "LLM.int8()", 2022).
+//!
+//! A prepared row is: the groups' words, then the f32 numbers of the kept inputs, then `o` of each group (the
+//! `exact` numbers: their panels hold the kept inputs' weights and `t sum(p)`), then `s` of each group.
+
+use super::ComputeError;
+use super::buffer::Buffer;
+use super::gemm::Product;
+use super::gemm_int8::{Groups, product_avx_vnni, product_avx2, product_vnni};
+
+/// Most inputs of a group. Sums of 256 x 255 x 127 fit 32 bits, and the integers of a tile are scaled seldom enough.
+const GROUP: usize = 256;
+/// A step below which a group counts as constant: its inverse must be finite.
+const LEAST_STEP: f32 = 1e-30;
+
+/// The instructions of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    Avx512Vnni,
+    AvxVnni,
+    Avx2,
+}
+
+/// Packed weights.
+pub struct Int8 {
+    instructions: Instructions,
+    inputs: usize,
+    columns: usize,
+    groups: usize,
+    /// Inputs of a group, a multiple of four; the last group may have fewer.
+    group: usize,
+    /// Inputs kept in f32, ascending, each with another one of its group that stands in for it among the integers (or
+    /// itself, where the whole group is kept).
+    kept: Vec<[usize; 2]>,
+    panels: Buffer<u32>,
+    exact: Buffer<f32>,
+    scales: Buffer<f32>,
+}
+
+/// Inputs of a layer that are kept in f32.
+fn kept_count(inputs: usize) -> usize {
+    (inputs / 192 + 2).min(inputs / 16)
+}
+
+/// The inputs with the largest peaks, ascending; ties go to the lower number.
+fn choose(peaks: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..peaks.len()).collect();
+    order.sort_by(|a, b| peaks[*b].total_cmp(&peaks[*a]).then(a.cmp(b)));
+    order.truncate(kept_count(peaks.len()));
+    order.sort_unstable();
+    order
+}
+
+impl Int8 {
+    /// Packs rows of `inputs` weights, an output each, for panels of `columns`. `peaks` has the largest magnitude that
+    /// each input is known to reach; without it no input is kept in f32.
+    pub fn new(
+        instructions: Instructions,
+        columns: usize,
+        weights: &[f32],
+        inputs: usize,
+        peaks: Option<&[f32]>,
+    ) -> Result<Int8, ComputeError> {
+        let groups = inputs.div_ceil(GROUP);
+        let group = inputs.div_ceil(groups).next_multiple_of(4);
+        let chosen = match peaks {
+            Some(peaks) if peaks.len() == inputs => choose(peaks),
+            Some(peaks) => {
+                let found = peaks.len();
+                return Err(ComputeError::Shape(format!("{found} peaks for {inputs} inputs")));
+            }
+            None => Vec::new(),
+        };
+        let stand_in = |input: usize| {
+            let first = input / group * group;
+            let mut others = first..(first + group).min(inputs);
+            others
+                .find(|other| chosen.binary_search(other).is_err())
+                .unwrap_or(input)
+        };
+        let kept: Vec<[usize; 2]> = chosen.iter().map(|input| [*input, stand_in(*input)]).collect();
+        let padded = (weights.len() / inputs).next_multiple_of(columns);
+        let mut layer = Int8 {
+            instructions,
+            inputs,
+            columns,
+            groups,
+            group,
+            panels: Buffer::zeroed(padded * groups * (group / 4))?,
+            exact: Buffer::zeroed(padded * (kept.len() + groups))?,
+            scales: Buffer::zeroed(padded * groups)?,
+            kept,
+        };
+        let mut row = vec![0f32; inputs];
+        for (column, weights) in weights.chunks_exact(inputs).enumerate() {
+            row.copy_from_slice(weights);
+            layer.pack_column(column, &mut row);
+        }
+        Ok(layer)
+    }
+
+    /// Writes one column of the panels; takes the kept inputs' weights out of `row`.
+    fn pack_column(&mut self, column: usize, row: &mut [f32]) {
+        let columns = self.columns;
+        let (panel, place) = (column / columns, column % columns);
+        let exact = self.kept.len() + self.groups;
+        for (i, [input, _]) in self.kept.iter().enumerate() {
+            self.exact[(panel * exact + i) * columns + place] = std::mem::take(&mut row[*input]);
+        }
+        for (number, weights) in row.chunks(self.group).enumerate() {
+            let scale = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
+            let quantise = |weight: &f32| {
+                if scale > 0.0 { (weight / scale).round() as i8 } else { 0 }
+            };
+            let sum: i32 = weights.iter().map(|weight| i32::from(quantise(weight))).sum();
+            let at = panel * self.groups + number;
+            self.scales[at * columns + place] = scale;
+            self.exact[(panel * exact + self.kept.len() + number) * columns + place] = scale * sum as f32;
+            let first = at * (self.group / 4);
+            for (step, numbers) in weights.chunks(4).enumerate() {
+                let mut bytes = [0u8; 4];
+                for (byte, number) in bytes.iter_mut().zip(numbers) {
+                    *byte = quantise(number) as u8;
+                }
+                self.panels[(first + step) * columns + place] = u32::from_le_bytes(bytes);
+            }
+        }
+    }
+
+    /// Words of a prepared row.
+    pub fn row_words(&self) -> usize {
+        self.groups * (self.group / 4) + self.kept.len() + 2 * self.groups
+    }
+
+    /// Bytes of memory.
+    pub fn memory(&self) -> usize {
+        (self.panels.len() + self.exact.len() + self.scales.len()) * 4
+    }
+
+    /// Quantises a row of activations. A group with a number that is not finite makes every output of the row NaN.
+    pub fn prepare(&self, row: &[f32], words: &mut [u32]) {
+        assert!(row.len() == self.inputs && words.len() == self.row_words());
+        let group_words = self.group / 4;
+        let (integers, floats) = words.split_at_mut(self.groups * group_words);
+        let (kept, floats) = floats.split_at_mut(self.kept.len());
+        let (offsets, scales) = floats.split_at_mut(self.groups);
+        for (word, [input, _]) in kept.iter_mut().zip(&self.kept) {
+            *word = row[*input].to_bits();
+        }
+        let mut kept = self.kept.iter().peekable();
+        let mut block = [0f32; GROUP];
+        let parts = row.chunks(self.group).zip(integers.chunks_exact_mut(group_words));
+        for ((number, (part, words)), (offset, scale)) in parts.enumerate().zip(offsets.iter_mut().zip(scales)) {
+            let numbers = &mut block[..part.len()];
+            numbers.copy_from_slice(part);
+            let first = number * self.group;
+            while let Some([input, other]) = kept.next_if(|[input, _]| *input < first + self.group) {
+                numbers[input - first] = row[*other];
+            }
+            // SAFETY: a layer is only made where the processor has at least AVX2; there is a word for four numbers.
+            let [step, low] = unsafe {
+                match self.instructions {
+                    Instructions::Avx512Vnni => quantise_avx512(numbers, words),
+                    _ => quantise_avx2(numbers, words),
+                }
+            };
+            (*offset, *scale) = (low.to_bits(), step.to_bits());
+        }
+    }
+
+    /// Computes a product of prepared rows. `product` says where the rows and the results are; its panels, steps and
+    /// right side are this layer's.
+    ///
+    /// # Safety
+    /// As [`Product::compute`]; `a` has prepared rows, and `panels` is inside the layer's.
+    pub unsafe fn product(&self, product: Product) {
+        let groups = Groups {
+            product: Product {
+                steps: self.group / 4,
+                b: self.panels.as_ptr(),
+                ..product
+            },
+            groups: self.groups,
+            exact: self.kept.len() + self.groups,
+            exact_panels: self.exact.as_ptr(),
+            column_scales: self.scales.as_ptr(),
+        };
+        // SAFETY: whoever made the layer has checked the instructions; the rest is the caller's promise.
+        unsafe {
+            match self.instructions {
+                Instructions::Avx512Vnni => product_vnni(&groups),
+                Instructions::AvxVnni => product_avx_vnni(&groups),
+                Instructions::Avx2 => product_avx2(&groups),
+            }
+        }
+    }
+}
+
+/// [`quantise`] for AVX-512.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn quantise_avx512(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
+    quantise::<16>(numbers, words)
+}
+
+/// [`quantise`] for AVX2.
+///
+/// # Safety
+/// The processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn quantise_avx2(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
+    quantise::<8>(numbers, words)
+}
+
+/// Quantises numbers to unsigned 8 bits, four a word: `x = step q + low`. Returns step and low. The order of the
+/// comparisons does not change the result, so all instructions give the same.
+#[inline(always)]
+fn quantise<const LANES: usize>(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    // Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
+    let mut odd = [0f32; LANES];
+    let (blocks, rest) = numbers.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            let x = block[lane];
+            low[lane] = if x < low[lane] { x } else { low[lane] };
+            high[lane] = if x > high[lane] { x } else { high[lane] };
+            odd[lane] += x * 0.0;
+        }
+    }
+    let low = low.iter().chain(rest).fold(f32::INFINITY, |a, b| a.min(*b));
+    let high = high.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let odd = odd.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>();
+    let step = high / 255.0 - low / 255.0;
+    if odd.is_nan() || step < LEAST_STEP {
+        words.fill(0);
+        return [0.0, if odd.is_nan() { f32::NAN } else { low }];
+    }
+    let inverse = 1.0 / step;
+    // Clamped before it is converted: rounding, or a difference beyond the largest f32, may lead past 255.
+    let level = |x: f32| ((x - low) * inverse + 0.5).clamp(0.0, 255.0);
+    // SAFETY: a word is four bytes.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 4) };
+    for (block, target) in blocks.iter().zip(bytes.as_chunks_mut::<LANES>().0) {
+        for lane in 0..LANES {
+            // SAFETY: clamped, and not NaN because the numbers are finite and the inverse is positive and finite.
+            target[lane] = unsafe { level(block[lane]).to_int_unchecked::<i32>() } as u8;
+        }
+    }
+    let done = numbers.len() - rest.len();
+    for (target, x) in bytes[done..].iter_mut().zip(rest) {
+        *target = level(*x) as u8;
+    }
+    bytes[numbers.len()..].fill(0);
+    [step, low]
+}

@@ -14,7 +14,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check bench-index clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server check kernels bench-index bench-gpu clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -23,7 +23,9 @@ help:
 	@echo 'make install        build the release library, install it [PG_CONFIG=/path/to/pg_config]'
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
 	@echo 'make check          what continuous integration runs'
+	@echo 'make kernels        the CUDA kernels, compiled without a card for the supported architectures'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
+	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -68,6 +70,12 @@ test-server:
 
 check:
 	@.ci/run
+
+kernels:
+	@scripts/kernels.sh
+
+bench-gpu:
+	@scripts/gpu.sh all
 
 bench-index:
 	@scripts/bench.sh index

@@ -31,7 +31,7 @@ __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, u64 stride
 
 template <int HEAD, bool CAUSAL, int WARPS>
 __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* tiles, u32 heads, u32 key_heads,
-                                       float scale) {
+                                       float scale, u32 window) {
     constexpr int THREADS = WARPS * 32, ROWS = WARPS * 16, PITCH = HEAD + 8;
     DYNAMIC_SHARED(memory);
     // Two stages of keys and values; the queries pass through the first stage before the keys need it.
@@ -65,8 +65,11 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
     // The first key row that no query of this tile sees.
     const int end = CAUSAL ? min(length, first_row + ROWS) : length;
     const int steps = (end + KEYS - 1) / KEYS;
-    copy_rows<HEAD, KEYS, THREADS>(keys, key_rows, stride, 0, length);
-    copy_rows<HEAD, KEYS, THREADS>(values, value_rows, stride, 0, length);
+    // The first tile with a key that a window still shows to the tile's first row.
+    const int reach = CAUSAL ? (int)min(window, 0x7fffffffu) : 0x7fffffff;
+    const int first_step = CAUSAL && first_row >= reach ? (first_row - reach + 1) / KEYS : 0;
+    copy_rows<HEAD, KEYS, THREADS>(keys, key_rows, stride, first_step * KEYS, length);
+    copy_rows<HEAD, KEYS, THREADS>(values, value_rows, stride, first_step * KEYS, length);
     copies_commit();
 
     float sums[HEAD / 8][4];
@@ -75,8 +78,8 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
     float largest[2] = {-INFINITY_F, -INFINITY_F}, total[2] = {0.0f, 0.0f};
     const float scale2 = scale * LOG2_E;
 
-    for (int step = 0; step < steps; step++) {
-        const int stage = step % 2 * STAGE, other = STAGE - stage;
+    for (int step = first_step; step < steps; step++) {
+        const int stage = (step - first_step) % 2 * STAGE, other = STAGE - stage;
         if (step + 1 < steps) {
             copy_rows<HEAD, KEYS, THREADS>(keys + other, key_rows, stride, (step + 1) * KEYS, length);
             copy_rows<HEAD, KEYS, THREADS>(values + other, value_rows, stride, (step + 1) * KEYS, length);
@@ -102,14 +105,16 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
 
         const int first_key = step * KEYS;
         const int row0 = first_row + warp * 16 + group;
-        if (first_key + KEYS > length || (CAUSAL && first_key + KEYS > first_row + warp * 16)) {
+        const bool hidden = CAUSAL && (first_key + KEYS > first_row + warp * 16 ||
+                                       first_row + warp * 16 + 15 - first_key >= reach);
+        if (first_key + KEYS > length || hidden) {
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int key = first_key + n * 8 + pair * 2 + i % 2;
                     const int row = row0 + i / 2 * 8;
-                    if (key >= length || (CAUSAL && key > row)) scores[n][i] = -INFINITY_F;
+                    if (key >= length || (CAUSAL && (key > row || row - key >= reach))) scores[n][i] = -INFINITY_F;
                 }
             }
         }
@@ -121,8 +126,8 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
             for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
             top = fmaxf(top, shuffle_xor(top, 1));
             top = fmaxf(top, shuffle_xor(top, 2));
-            // A row has seen a key by now (key 0 is in the first tile), except rows beyond the sequence, never written.
-            const float shift = top * scale2;
+            // Behind a window a row may have seen no key yet.
+            const float shift = top == -INFINITY_F ? 0.0f : top * scale2;
             const float correction = exp2_fast(largest[half] * scale2 - shift);
             largest[half] = top;
             float sum = 0.0f;
@@ -178,11 +183,12 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
 }
 
 // qkv: rows of (heads + 2 key_heads) x HEAD numbers: queries, keys, values. out: rows of heads x HEAD.
-// Grid: tiles x heads. Dynamic shared memory: 4 x 64 x (HEAD + 8) x 2 bytes.
+// window: keys that a causal row sees, itself included; 0xffffffff: all. Grid: tiles x heads. Dynamic shared memory: 4 x 64 x (HEAD + 8) x 2 bytes.
 #define ATTENTION(NAME, HEAD, CAUSAL, WARPS)                                                                   \
     extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                   \
-        NAME(const bf16* qkv, bf16* out, const Tile* tiles, u32 heads, u32 key_heads, float scale) {           \
-        attend<HEAD, CAUSAL, WARPS>(qkv, out, tiles, heads, key_heads, scale);                                 \
+        NAME(const bf16* qkv, bf16* out, const Tile* tiles, u32 heads, u32 key_heads, float scale,   \
+             u32 window) {                                                                                     \
+        attend<HEAD, CAUSAL, WARPS>(qkv, out, tiles, heads, key_heads, scale, window);                         \
     }
 
 ATTENTION(attention_32_4, 32, false, 4)

@@ -91,12 +91,12 @@ int cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
 }
 
 int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
-    return *free_bytes = capacity - used, *total = capacity, state();
+    return *free_bytes = capacity > used ? capacity - used : 0, *total = capacity, state();
 }
 int cuMemAlloc_v2(uintptr_t* address, size_t bytes) {
     if (state()) return state();
     if (bytes == 0) return INVALID_VALUE;
-    if (bytes > capacity - used) return OUT_OF_MEMORY;
+    if (used + bytes > capacity) return OUT_OF_MEMORY;
     char* memory = (char*)aligned_alloc(256, (bytes + 2 * GUARD + 255) / 256 * 256);
     memset(memory, 0xff, bytes + 2 * GUARD);
     memset(memory, 0xa5, GUARD);

@@ -1,10 +1,11 @@
 //! A loaded model: text in, vectors out.
 
+use super::cuda::OnCard;
 use super::files::states;
 use super::manifest::content;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
-use super::{Manifest, ModelError, Pooling, Precision, Tokens, bert};
+use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens, bert};
 use crate::compute::bert::{Bert, Packed};
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, pooling};
@@ -58,7 +59,13 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
     passage_prefix: Vec<u32>,
-    bert: Bert,
+    network: Network,
+}
+
+/// Where the weights are.
+enum Network {
+    Cpu(Bert),
+    Card(OnCard),
 }
 
 impl Encoder {
@@ -74,6 +81,32 @@ impl Encoder {
 
     /// Like [`Encoder::open_with`] with instructions of at most `level`.
     pub fn open_at(dir: &Path, precision: Precision, level: Level) -> Result<Encoder, ModelError> {
+        Encoder::load(dir, precision, |manifest, weights| {
+            Ok(Network::Cpu(bert::load(manifest, weights, level, precision)?))
+        })
+    }
+
+    /// Loads a model directory for a device. On a card everything is computed in bf16 with f32 sums, whatever `precision`
+    /// says; `cache` is a directory in which its compiled kernels are kept. Never called in a postmaster.
+    pub fn open_on(
+        dir: &Path,
+        device: Device,
+        precision: Precision,
+        cache: Option<&Path>,
+    ) -> Result<Encoder, ModelError> {
+        match device {
+            Device::Cpu => Encoder::open_with(dir, precision),
+            Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, |manifest, weights| {
+                Ok(Network::Card(OnCard::load(manifest, weights, ordinal, cache)?))
+            }),
+        }
+    }
+
+    fn load(
+        dir: &Path,
+        precision: Precision,
+        network: impl FnOnce(&Manifest, &Weights) -> Result<Network, ModelError>,
+    ) -> Result<Encoder, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::NotADirectory(dir.to_path_buf()));
         }
@@ -81,7 +114,7 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, manifest.vocabulary)?;
-        let bert = bert::load(&manifest, &Weights::open(dir)?, level, precision)?;
+        let network = network(&manifest, &Weights::open(dir)?)?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
@@ -104,7 +137,7 @@ impl Encoder {
             tokenizer,
             query_prefix,
             passage_prefix,
-            bert,
+            network,
         })
     }
 
@@ -118,7 +151,10 @@ impl Encoder {
 
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
-        self.bert.memory()
+        match &self.network {
+            Network::Cpu(bert) => bert.memory(),
+            Network::Card(card) => card.memory(),
+        }
     }
 
     /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
@@ -187,6 +223,26 @@ impl Encoder {
             self.check(sequence)
                 .map_err(|what| ModelError::Sequence { index, what })?;
         }
+        let vectors = match &self.network {
+            Network::Cpu(bert) => self.encode_parts(bert, pool, batch, stop)?,
+            Network::Card(card) => card.encode(&self.manifest, batch, stop)?,
+        };
+        match vectors
+            .iter()
+            .position(|vector| vector.iter().any(|number| !number.is_finite()))
+        {
+            Some(index) => Err(ModelError::Output { index }),
+            None => Ok(vectors),
+        }
+    }
+
+    fn encode_parts(
+        &self,
+        bert: &Bert,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
         let mut rest = batch;
         while !rest.is_empty() {
@@ -197,20 +253,15 @@ impl Encoder {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (part, others) = rest.split_at(count);
-            self.encode_part(pool, part, stop, &mut vectors)?;
+            self.encode_part(bert, pool, part, stop, &mut vectors)?;
             rest = others;
         }
-        match vectors
-            .iter()
-            .position(|vector| vector.iter().any(|number| !number.is_finite()))
-        {
-            Some(index) => Err(ModelError::Output { index }),
-            None => Ok(vectors),
-        }
+        Ok(vectors)
     }
 
     fn encode_part(
         &self,
+        bert: &Bert,
         pool: &Pool,
         batch: &[Sequence],
         stop: &dyn Fn() -> bool,
@@ -224,7 +275,7 @@ impl Encoder {
             packed.ids.extend(&sequence.ids);
             packed.starts.push(packed.ids.len());
         }
-        let states = self.bert.forward(pool, &packed, stop)?;
+        let states = bert.forward(pool, &packed, stop)?;
         let hidden = self.manifest.hidden;
         let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
         for (sequence, start) in batch.iter().zip(&packed.starts) {

@@ -1,5 +1,7 @@
 //! Model directories: manifest, tokenizer, weights, forward pass.
 mod bert;
+mod cuda;
+mod device;
 mod encoder;
 mod files;
 mod manifest;
@@ -9,6 +11,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
+pub use device::{BadDevice, CardInfo, Device, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
 pub use manifest::{Family, Manifest, Pooling};
 pub use tokenizer::Tokens;

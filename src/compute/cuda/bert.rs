@@ -21,6 +21,15 @@ pub struct BertShape {
     pub epsilon: f32,
     /// Rows of the position table that come before a sequence's first token (XLM-RoBERTa: 2).
     pub first_place: usize,
+    /// Whether exact GELU is taken exactly, by a kernel behind the product, instead of by its tanh form within it.
+    pub exact_gelu: bool,
+}
+
+impl BertShape {
+    /// Whether the activation is not the product's.
+    fn unfused(&self) -> bool {
+        self.exact_gelu && self.activation == Activation::Gelu
+    }
 }
 
 /// Weight `[outputs][inputs]` and bias of a linear layer.
@@ -118,6 +127,7 @@ impl Bert {
             return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
         }
         let stream = &Stream::new(&engine.card)?;
+        let up = if shape.unfused() { Finish::Bias } else { Finish::Activate(shape.activation) };
         let linear = |weights: LinearWeights, inputs: usize, outputs: usize, finish: Finish| {
             if weights.weight.len() != inputs * outputs {
                 let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
@@ -140,7 +150,7 @@ impl Bert {
                 qkv: linear(layer.qkv, hidden, 3 * hidden, Finish::Bias)?,
                 attention_output: linear(layer.attention_output, hidden, hidden, Finish::Bias)?,
                 attention_norm: norm(stream, &layer.attention_norm, &shape)?,
-                up: linear(layer.up, hidden, intermediate, Finish::Activate(shape.activation))?,
+                up: linear(layer.up, hidden, intermediate, up)?,
                 down: linear(layer.down, intermediate, hidden, Finish::Bias)?,
                 output_norm: norm(stream, &layer.output_norm, &shape)?,
             });
@@ -203,6 +213,7 @@ impl Network for Bert {
             key_heads: self.shape.heads,
             size: hidden / self.shape.heads,
             causal: false,
+            window: None,
         };
         launch.embed_layer_norm(&embedding, &self.norm, x, rows, hidden)?;
         for layer in &self.layers {
@@ -211,6 +222,9 @@ impl Network for Bert {
             layer.attention_output.run(stream, context, y, rows, scratch)?;
             launch.residual_layer_norm(x, y, &layer.attention_norm, rows, hidden)?;
             layer.up.run(stream, x, up, rows, scratch)?;
+            if self.shape.unfused() {
+                launch.bias_activation(up, None, self.shape.activation, rows, self.shape.intermediate)?;
+            }
             layer.down.run(stream, up, y, rows, scratch)?;
             launch.residual_layer_norm(x, y, &layer.output_norm, rows, hidden)?;
         }

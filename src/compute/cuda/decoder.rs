@@ -23,6 +23,8 @@ pub struct DecoderShape {
     pub intermediate: usize,
     /// Of the root-mean-square norms.
     pub epsilon: f32,
+    /// Tokens that a token sees to its left, itself included, where they are limited.
+    pub window: Option<usize>,
 }
 
 /// What is not of a layer.
@@ -51,14 +53,16 @@ pub struct DecoderLayerWeights {
     pub down: LinearWeights,
 }
 
-/// Cosines and sines of `position / theta^(2 i / size)`: rows of `size / 2` cosines and `size / 2` sines.
-pub fn rotations(theta: f64, size: usize, positions: usize) -> Vec<f32> {
-    let half = size / 2;
+/// Cosines and sines of `position / base^(2 i / size)`: a row a position, `size / 2` cosines, then as many sines. Angles are
+/// products in f32, as the models were trained with and as the CPU twin has them.
+pub fn rotations(base: f64, size: usize, positions: usize) -> Vec<f32> {
+    let frequency = |i: usize| 1.0 / base.powf(2.0 * i as f64 / size as f64) as f32;
+    let frequencies: Vec<f32> = (0..size / 2).map(frequency).collect();
     let mut table = Vec::with_capacity(positions * size);
     for position in 0..positions {
-        let angle = |i: usize| position as f64 / theta.powf(2.0 * i as f64 / size as f64);
-        table.extend((0..half).map(|i| angle(i).cos() as f32));
-        table.extend((0..half).map(|i| angle(i).sin() as f32));
+        let angles = || frequencies.iter().map(|frequency| position as f32 * frequency);
+        table.extend(angles().map(f32::cos));
+        table.extend(angles().map(f32::sin));
     }
     table
 }
@@ -193,7 +197,7 @@ impl Network for Decoder {
     fn start(&self, engine: &Engine, stream: &Stream, buffers: &Buffers, shape: Shape) -> Result<(), ComputeError> {
         let [normed, qkv, inner, gate_up, y] = [NORMED, QKV, INNER, GATE_UP, Y].map(|place| &buffers.states[place]);
         let (x, scratch) = (&buffers.residual, &buffers.scratch);
-        let DecoderShape { hidden, heads, key_heads, head_size, intermediate, epsilon } = self.shape;
+        let DecoderShape { hidden, heads, key_heads, head_size, intermediate, epsilon, .. } = self.shape;
         let rows = shape.tokens;
         let launch = engine.on(stream);
         let attended = Heads {
@@ -204,6 +208,7 @@ impl Network for Decoder {
             key_heads,
             size: head_size,
             causal: true,
+            window: self.shape.window,
         };
         launch.embed_tokens(&buffers.ids, &self.words, x, rows, hidden)?;
         let mut sum = None;

@@ -87,6 +87,8 @@ pub struct Heads<'a> {
     pub key_heads: usize,
     pub size: usize,
     pub causal: bool,
+    /// Tokens that a token sees to its left, itself included, where they are limited; only where `causal`.
+    pub window: Option<usize>,
 }
 
 impl Launch<'_> {
@@ -288,6 +290,7 @@ impl Launch<'_> {
         )?;
         let (heads32, key_heads32) = (number(heads.heads)?, number(key_heads)?);
         let scale = 1.0 / (size as f32).sqrt();
+        let window = heads.window.filter(|_| heads.causal).map_or(Ok(u32::MAX), number)?.max(1);
         self.run(
             kernel,
             (tile_count, heads.heads),
@@ -299,7 +302,7 @@ impl Launch<'_> {
                 tiles.address(),
                 heads32,
                 key_heads32,
-                scale
+                scale, window
             ],
         )
     }

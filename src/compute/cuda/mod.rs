@@ -20,7 +20,7 @@ pub mod matmul;
 pub mod runner;
 
 #[cfg(test)]
-mod testing;
+pub mod testing;
 #[cfg(test)]
 mod tests;
 

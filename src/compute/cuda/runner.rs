@@ -1,7 +1,7 @@
 //! A model on a card: cuts a list of sequences into batches and keeps two of them under way.
 //!
-//! One caller at a time has the lanes; others wait. Where the card has not enough memory for a batch, smaller ones
-//! are tried, and the size that failed is not tried again.
+//! One caller at a time has the lanes; others wait. Where the card has not enough memory for two batches, one is under way
+//! at a time; where it has not enough for one, half of it is tried, and the size that failed is not tried again.
 
 use super::super::ComputeError;
 use super::engine::Engine;
@@ -34,6 +34,8 @@ struct Lanes {
     lanes: [Lane; 2],
     /// Tokens that a batch may have.
     limit: usize,
+    /// Whether only one lane is used: the card has no memory for two.
+    single: bool,
 }
 
 /// A model that is loaded on a card.
@@ -51,6 +53,7 @@ impl Runner {
             lanes: Mutex::new(Lanes {
                 lanes: [Lane::new(engine)?, Lane::new(engine)?],
                 limit: TOKENS_AT_ONCE,
+                single: false,
             }),
         })
     }
@@ -88,14 +91,13 @@ impl Runner {
         requests: &[Request],
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ComputeError> {
-        let Lanes { lanes, limit } = state;
+        let Lanes { lanes, limit, single } = state;
         let [mut here, mut there] = lanes.each_mut();
         let network = &*self.network;
         let mut vectors = Vec::with_capacity(requests.iter().map(|request| request.ranges.len()).sum());
         let mut rest = requests;
         // Batches under way on `here` and `there`; the one on `here` is the older.
         let (mut older, mut newer) = (false, false);
-        let mut released = false;
         while !rest.is_empty() || older || newer {
             if std::mem::take(&mut older) {
                 vectors.extend(here.finish(network)?);
@@ -114,27 +116,28 @@ impl Runner {
                 match here.start(network, batch) {
                     Ok(()) => {
                         older = true;
-                        released = false;
                         rest = others;
                     }
-                    Err(ComputeError::DeviceMemory { .. }) if count > 1 || !released => {
+                    Err(ComputeError::DeviceMemory { .. }) if !*single || count > 1 => {
                         if std::mem::take(&mut newer) {
                             vectors.extend(there.finish(network)?);
                         }
                         here.release();
                         there.release();
-                        released = count == 1;
-                        if count > 1 {
+                        if *single {
                             let tokens: usize = batch.iter().map(|request| request.ids.len()).sum();
                             *limit = (tokens / 2).max(1);
                         }
+                        *single = true;
                         continue;
                     }
                     Err(error) => return Err(error),
                 }
             }
-            std::mem::swap(&mut here, &mut there);
-            std::mem::swap(&mut older, &mut newer);
+            if !*single {
+                std::mem::swap(&mut here, &mut there);
+                std::mem::swap(&mut older, &mut newer);
+            }
         }
         Ok(vectors)
     }

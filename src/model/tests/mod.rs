@@ -1,5 +1,6 @@
 //! Tests of the model room: the real model against candle's forward pass, and small made-up models for the rest.
 
+mod card;
 mod made_up;
 mod maker;
 mod reference;

@@ -11,6 +11,7 @@ struct Case {
     heads: usize,
     key_heads: usize,
     causal: bool,
+    window: Option<usize>,
     lengths: Vec<usize>,
 }
 
@@ -28,16 +29,17 @@ fn expected(case: &Case, qkv: &[f32]) -> Vec<f64> {
                 };
                 let key_head = head / (heads / key_heads);
                 let seen = if causal { q + 1 } else { length };
+                let first = case.window.map_or(0, |window| (q + 1).saturating_sub(window));
                 let score = |k: usize| {
                     let sum: f64 = (0..size).map(|i| at(q, head, i) * at(k, heads + key_head, i)).sum();
                     sum / (size as f64).sqrt()
                 };
-                let scores: Vec<f64> = (0..seen).map(score).collect();
+                let scores: Vec<f64> = (first..seen).map(score).collect();
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 out.extend((0..size).map(|i| {
-                    let sum: f64 = (0..seen).map(|k| weights[k] * at(k, heads + key_heads + key_head, i)).sum();
+                    let sum: f64 = (first..seen).map(|k| weights[k - first] * at(k, heads + key_heads + key_head, i)).sum();
                     sum / total
                 }));
             }
@@ -69,6 +71,7 @@ fn run(bench: &Bench, case: &Case, qkv: &[f32], warps: usize) -> Vec<bf16> {
         key_heads: case.key_heads,
         size: case.size,
         causal: case.causal,
+        window: case.window,
     };
     bench.engine.on(&stream).attention(&from, &out, &heads, tokens).unwrap();
     out.to_vec(&stream).unwrap()
@@ -78,10 +81,10 @@ fn run(bench: &Bench, case: &Case, qkv: &[f32], warps: usize) -> Vec<bf16> {
 fn equals_the_formula() {
     let Some(bench) = bench() else { return };
     for size in [32, 64, 96, 128] {
-        for causal in [false, true] {
+        for (causal, window) in [(false, None), (true, None), (true, Some(1)), (true, Some(70)), (true, Some(150))] {
             for (heads, key_heads) in [(2, 2), (4, 2)] {
                 let lengths = vec![1, 65, 3, 200, 64];
-                let case = Case { size, heads, key_heads, causal, lengths };
+                let case = Case { size, heads, key_heads, causal, window, lengths };
                 let tokens: usize = case.lengths.iter().sum();
                 // Wide scores: the softmax is far from flat.
                 let mut qkv = random(tokens * (heads + 2 * key_heads) * size, size as u64 + heads as u64);
@@ -92,9 +95,9 @@ fn equals_the_formula() {
                 let expected = expected(&case, &qkv);
                 let four = run(&bench, &case, &qkv, 4);
                 let error = relative_error(four.iter().map(|number| number.to_f32()), &expected);
-                assert!(error < 4e-3, "{size} {causal} {heads}/{key_heads}: {error}");
+                assert!(error < 4e-3, "{size} {causal} {window:?} {heads}/{key_heads}: {error}");
                 // How many rows a block has does not touch a row's bits.
-                assert!(four == run(&bench, &case, &qkv, 8), "{size} {causal} {heads}/{key_heads}");
+                assert!(four == run(&bench, &case, &qkv, 8), "{size} {causal} {window:?} {heads}/{key_heads}");
             }
         }
     }
@@ -105,13 +108,13 @@ fn a_sequence_has_the_same_bits_alone_and_beside_others() {
     let Some(bench) = bench() else { return };
     let (size, heads) = (64, 2);
     let lengths = vec![17, 130, 5];
-    let case = Case { size, heads, key_heads: heads, causal: false, lengths };
+    let case = Case { size, heads, key_heads: heads, causal: false, window: None, lengths };
     let stride = 3 * heads * size;
     let qkv = random(152 * stride, 3);
     let all = run(&bench, &case, &qkv, 4);
     let mut start = 0;
     for &length in &case.lengths {
-        let alone = Case { lengths: vec![length], ..Case { size, heads, key_heads: heads, causal: false, lengths: vec![] } };
+        let alone = Case { lengths: vec![length], ..Case { size, heads, key_heads: heads, causal: false, window: None, lengths: vec![] } };
         let found = run(&bench, &alone, &qkv[start * stride..(start + length) * stride], 8);
         assert!(found == all[start * heads * size..(start + length) * heads * size]);
         start += length;

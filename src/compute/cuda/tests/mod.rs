@@ -1,6 +1,8 @@
 //! Kernels against their CPU twins or the formula in f64, and whole passes, on a card or the emulated one.
 
 mod attention;
+mod decoder;
+mod passes;
 mod rows;
 
 use half::bf16;

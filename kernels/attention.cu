@@ -182,10 +182,18 @@ __device__ __forceinline__ void attend(const bf16* qkv, bf16* out, const Tile* t
     }
 }
 
+// Blocks that one multiprocessor should hold at least, where that costs no spills: it limits a thread's registers.
+__device__ constexpr int blocks_at_once(int head, bool causal, int warps) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (head == 64 && !causal) return 16 / warps;
+#endif
+    return head == 32 ? 16 / warps : 1;
+}
+
 // qkv: rows of (heads + 2 key_heads) x HEAD numbers: queries, keys, values. out: rows of heads x HEAD.
 // window: keys that a causal row sees, itself included; 0xffffffff: all. Grid: tiles x heads. Dynamic shared memory: 4 x 64 x (HEAD + 8) x 2 bytes.
 #define ATTENTION(NAME, HEAD, CAUSAL, WARPS)                                                                   \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, blocks_at_once(HEAD, CAUSAL, WARPS))              \
         NAME(const bf16* qkv, bf16* out, const Tile* tiles, u32 heads, u32 key_heads, float scale,   \
              u32 window) {                                                                                     \
         attend<HEAD, CAUSAL, WARPS>(qkv, out, tiles, heads, key_heads, scale, window);                         \

@@ -1,5 +1,5 @@
 //! The card of the tests: a real one where there is one, else the emulated one of kernels/emulate/, which needs a C++
-//! compiler. `SITU_TEST_CUDA=emulated` takes the emulated one on every machine.
+//! compiler. `SITU_TEST_CUDA=emulated` takes the emulated one on every machine, `SITU_TEST_CUDA=card` insists on a card.
 
 use super::engine::Engine;
 use parking_lot::{Mutex, MutexGuard};
@@ -28,7 +28,12 @@ static TURN: Mutex<()> = Mutex::new(());
 fn platform() -> Option<Platform> {
     static FOUND: OnceLock<Option<Platform>> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        let emulated = std::env::var_os("SITU_TEST_CUDA").is_some_and(|wanted| wanted == "emulated");
+        let wanted = std::env::var("SITU_TEST_CUDA").unwrap_or_default();
+        let emulated = wanted == "emulated";
+        if wanted == "card" {
+            assert!(!super::cards().is_empty(), "SITU_TEST_CUDA asks for a card, and none is found");
+            return Some(Platform::Card);
+        }
         // Asking for a card loads the driver's library: the emulated one has to be loaded before where it is wanted.
         if !emulated && std::path::Path::new("/dev/nvidiactl").exists() && !super::cards().is_empty() {
             return Some(Platform::Card);

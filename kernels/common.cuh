@@ -93,6 +93,9 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Bit i is lane i's.
+__device__ __forceinline__ u32 warp_bits(bool bit) { return __ballot_sync(0xffffffffu, bit); }
+
 #endif
 
 #define INFINITY_F from_bits(0x7f800000u)

@@ -202,6 +202,15 @@ inline T shuffle_xor(T value, int mask) {
     return value;
 }
 
+inline uint32_t warp_bits(bool bit) {
+    const uint64_t word = bit;
+    return (uint32_t)*emulate::meet(&word, 1, [](emulate::Warp& warp) {
+        uint64_t bits = 0;
+        for (int lane = 0; lane < emulate::LANES; lane++) bits |= warp.in[lane][0] << lane;
+        for (int lane = 0; lane < emulate::LANES; lane++) warp.out[lane][0] = bits;
+    });
+}
+
 inline float from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);

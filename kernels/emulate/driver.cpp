@@ -141,7 +141,8 @@ int cuMemsetD8Async(uintptr_t to, unsigned char value, size_t bytes, Stream* str
 
 int cuModuleLoadData(Module** module, const void* image) {
     if (state()) return state();
-    if (memcmp(image, MAGIC, sizeof(MAGIC)) != 0) return INVALID_IMAGE;
+    // Machine code of the real compiler is taken for ours: so the real compiler can be tried without a card.
+    if (memcmp(image, MAGIC, sizeof(MAGIC)) != 0 && memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_IMAGE;
     return *module = new Module, SUCCESS;
 }
 int cuModuleUnload(Module* module) { return delete module, SUCCESS; }

@@ -20,8 +20,14 @@ namespace attention {
 namespace layer_norm {
 #include "../layer_norm.cu"
 }
+namespace nearest {
+#include "../nearest.cu"
+}
 namespace pooling {
 #include "../pooling.cu"
+}
+namespace rabitq {
+#include "../rabitq.cu"
 }
 namespace rms_norm {
 #include "../rms_norm.cu"
@@ -67,7 +73,10 @@ inline const std::map<std::string, Bind> kernels = {
     WARPS(attention_causal_128),
     SIZES(layer_norm, embed_layer_norm),
     SIZES(layer_norm, residual_layer_norm),
+    KERNEL(nearest, nearest_centroid),
     KERNEL(pooling, pool_spans),
+    KERNEL(rabitq, rotate),
+    KERNEL(rabitq, encode),
     SIZES(rms_norm, residual_rms_norm),
     KERNEL(rms_norm, embed_tokens),
     KERNEL(rope_file, rope),

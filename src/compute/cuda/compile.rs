@@ -18,11 +18,13 @@ use std::sync::Arc;
 const COMMON: &str = include_str!("../../../kernels/common.cuh");
 
 /// The kernels' files, without what they share.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 8] = [
     ("activation", include_str!("../../../kernels/activation.cu")),
     ("attention", include_str!("../../../kernels/attention.cu")),
     ("layer_norm", include_str!("../../../kernels/layer_norm.cu")),
+    ("nearest", include_str!("../../../kernels/nearest.cu")),
     ("pooling", include_str!("../../../kernels/pooling.cu")),
+    ("rabitq", include_str!("../../../kernels/rabitq.cu")),
     ("rms_norm", include_str!("../../../kernels/rms_norm.cu")),
     ("rope", include_str!("../../../kernels/rope.cu")),
 ];
@@ -54,7 +56,7 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 /// Where a file's kernels are used, by name: found once when the file is loaded.
-const NAMES: [(&str, &[&str]); 6] = [
+const NAMES: [(&str, &[&str]); 8] = [
     ("activation", &["bias_activation", "swiglu"]),
     (
         "attention",
@@ -90,7 +92,9 @@ const NAMES: [(&str, &[&str]); 6] = [
             "residual_layer_norm_16",
         ],
     ),
+    ("nearest", &["nearest_centroid"]),
     ("pooling", &["pool_spans"]),
+    ("rabitq", &["rotate", "encode"]),
     (
         "rms_norm",
         &[
@@ -147,18 +151,16 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// Lets the attention kernels use more shared memory than a block gets unasked.
+    /// Lets kernels use more shared memory than a block gets unasked.
     fn allow_shared_memory(&self) -> Result<(), ComputeError> {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         for (name, kernel) in &self.by_name {
-            let size = name.strip_prefix("attention_").map(|rest| rest.trim_start_matches("causal_"));
-            let Some(Ok(size)) = size.and_then(|rest| rest.split('_').next()).map(str::parse::<usize>) else {
-                continue;
-            };
-            let bytes = super::launch::attention_memory(size);
-            // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(kernel.0, attribute, bytes as i32) }
-                .map_err(|error| sorted("cuFuncSetAttribute", error, 0))?;
+            let bytes = super::launch::shared_memory(name).min(self.card.shared_memory);
+            if bytes > 0 {
+                // SAFETY: the function belongs to a loaded module.
+                unsafe { result::function::set_function_attribute(kernel.0, attribute, bytes as i32) }
+                    .map_err(|error| sorted("cuFuncSetAttribute", error, 0))?;
+            }
         }
         Ok(())
     }

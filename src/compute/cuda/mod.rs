@@ -10,6 +10,7 @@
 
 pub mod bert;
 pub mod card;
+pub mod coding;
 mod compile;
 pub mod decoder;
 pub mod engine;

@@ -102,7 +102,9 @@ struct Random(u64);
 impl Random {
     fn numbers(&mut self, count: usize) -> Vec<f32> {
         let width = 0.02 * 3f32.sqrt();
-        (0..count).map(|_| ((splitmix64(&mut self.0) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * width).collect()
+        (0..count)
+            .map(|_| ((splitmix64(&mut self.0) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * width)
+            .collect()
     }
 
     fn linear(&mut self, outputs: usize, inputs: usize, bias: bool) -> LinearWeights {
@@ -242,14 +244,25 @@ impl Model {
         let (key_heads, size) = self.decoder.unwrap_or((self.heads, self.hidden / self.heads));
         let inner = self.heads * size;
         let ups = if self.decoder.is_some() { 2 } else { 1 };
-        let weights = self.hidden * (inner + 2 * key_heads * size) + inner * self.hidden + (ups + 1) * self.hidden * self.inner;
-        let seen = if self.decoder.is_some() { (length + 1) as f64 / 2.0 } else { length as f64 };
+        let weights =
+            self.hidden * (inner + 2 * key_heads * size) + inner * self.hidden + (ups + 1) * self.hidden * self.inner;
+        let seen = if self.decoder.is_some() {
+            (length + 1) as f64 / 2.0
+        } else {
+            length as f64
+        };
         self.layers as f64 * (2.0 * weights as f64 + 4.0 * seen * inner as f64)
     }
 
     fn sequences(&self, count: usize, length: usize) -> Vec<Vec<u32>> {
         let mut state = 7u64;
-        (0..count).map(|_| (0..length).map(|_| (splitmix64(&mut state) % self.vocabulary as u64) as u32).collect()).collect()
+        (0..count)
+            .map(|_| {
+                (0..length)
+                    .map(|_| (splitmix64(&mut state) % self.vocabulary as u64) as u32)
+                    .collect()
+            })
+            .collect()
     }
 
     /// The pooling of the family: the mean, or a decoder's last token.
@@ -290,7 +303,14 @@ fn median(limit: f64, mut run: impl FnMut() -> Result<(), ComputeError>) -> Resu
 fn matmul_rate(engine: &Arc<Engine>, size: usize) -> Result<f64, ComputeError> {
     let stream = Stream::new(&engine.card)?;
     let mut random = Random(5);
-    let product = Product::new(&engine.matmul, &stream, &random.numbers(size * size), None, size, Finish::Bias)?;
+    let product = Product::new(
+        &engine.matmul,
+        &stream,
+        &random.numbers(size * size),
+        None,
+        size,
+        Finish::Bias,
+    )?;
     let numbers: Vec<bf16> = random.numbers(size * size).into_iter().map(bf16::from_f32).collect();
     let x = Memory::from_slice(&stream, &numbers)?;
     let out = Memory::<bf16>::new(&engine.card, size * size)?;
@@ -345,12 +365,25 @@ fn peer(model: &Model, length: usize) -> Option<f64> {
     let shape = json!({"layers": model.layers, "hidden": model.hidden, "heads": model.heads, "inner": model.inner,
         "decoder": model.decoder, "vocabulary": model.vocabulary, "positions": model.positions,
         "first_place": model.first_place, "length": length});
-    let output = Command::new(python).arg(script).arg(shape.to_string()).stderr(Stdio::inherit()).output();
-    let answer = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string()).unwrap_or_default();
+    let output = Command::new(python)
+        .arg(script)
+        .arg(shape.to_string())
+        .stderr(Stdio::inherit())
+        .output();
+    let answer = output
+        .ok()
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string())
+        .unwrap_or_default();
     let last = answer.lines().last().unwrap_or_default();
-    let rate = serde_json::from_str::<Value>(last).ok().and_then(|value| value["tokens_per_second"].as_f64());
+    let rate = serde_json::from_str::<Value>(last)
+        .ok()
+        .and_then(|value| value["tokens_per_second"].as_f64());
     if rate.is_none() {
-        println!("SKIPPED: sentence_transformers {} {length}: {}", model.name, if last.is_empty() { "no answer" } else { last });
+        println!(
+            "SKIPPED: sentence_transformers {} {length}: {}",
+            model.name,
+            if last.is_empty() { "no answer" } else { last }
+        );
     }
     rate
 }
@@ -372,8 +405,18 @@ fn measure(engine: &Arc<Engine>, model: &Model, rate: f64, tiny: bool) -> Result
         let requests = model.requests(&sequences);
         let seconds = median(limit, || runner.run(&requests, &|| false).map(drop))?;
         let speed = (sequences.len() * length) as f64 / seconds;
-        print("tokens_per_second", speed, length, json!({"sequences": sequences.len()}));
-        print("matmul_share", speed * model.operations(length) / rate, length, json!({"matmul_tflops": rate / 1e12}));
+        print(
+            "tokens_per_second",
+            speed,
+            length,
+            json!({"sequences": sequences.len()}),
+        );
+        print(
+            "matmul_share",
+            speed * model.operations(length) / rate,
+            length,
+            json!({"matmul_tflops": rate / 1e12}),
+        );
         if let Some(other) = (!tiny).then(|| peer(model, length)).flatten() {
             let more = json!({"peer": "sentence_transformers", "peer_tokens_per_second": other});
             print("encode_ratio", speed / other, length, more);
@@ -390,7 +433,12 @@ fn measure(engine: &Arc<Engine>, model: &Model, rate: f64, tiny: bool) -> Result
         let seconds = median(limit, || exact.run(&model.requests(&sequences), &|| false).map(drop))?;
         let speed = (sequences.len() * length) as f64 / seconds;
         print("tokens_per_second", speed, length, json!({"gelu": "exact"}));
-        print("cosine_to_f32", least_cosine(model, &exact, &twin)?, 128, json!({"gelu": "exact"}));
+        print(
+            "cosine_to_f32",
+            least_cosine(model, &exact, &twin)?,
+            128,
+            json!({"gelu": "exact"}),
+        );
     }
     Ok(())
 }
@@ -412,10 +460,19 @@ fn main() -> Result<(), Failure> {
     };
     let card = engine.card.info.name.clone();
     let seconds = begin.elapsed().as_secs_f64();
-    println!("{}", json!({"bench": "gpu", "metric": "compile_seconds", "value": seconds, "card": card}));
+    println!(
+        "{}",
+        json!({"bench": "gpu", "metric": "compile_seconds", "value": seconds, "card": card})
+    );
     let rate = matmul_rate(&engine, if tiny { 64 } else { 8192 })?;
-    println!("{}", json!({"bench": "gpu", "metric": "matmul_tflops", "value": rate / 1e12, "card": card}));
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    println!(
+        "{}",
+        json!({"bench": "gpu", "metric": "matmul_tflops", "value": rate / 1e12, "card": card})
+    );
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     for model in MODELS {
         if wanted.is_empty() || wanted.iter().any(|name| name == model.name) {
             let model = if tiny { model.tiny() } else { model };

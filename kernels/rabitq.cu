@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float* const x = (float*)memory;
     const float* from = vectors + (u64)blockIdx.x * dimensions;
     for (u32 i = threadIdx.x; i < padded; i += THREADS) x[i] = i < dimensions ? from[i] : 0.0f;
-    __syncthreads();
+    // A thread loads, and gives signs to, the same components.
     for (int round = 0; round < ROUNDS; round++) {
         for (u32 i = threadIdx.x; i < padded; i += THREADS) x[i] *= signs[round * padded + i];
         __syncthreads();

@@ -3,8 +3,8 @@
 // documented register layouts, so a wrong fragment, a missing wait or a missing barrier shows as a wrong number.
 //
 // - All 32 lanes of a warp meet in every warp instruction; fibres that wait for something that can never come end the launch
-//   with an error. Even blocks run their warps first to last, odd ones last to first, so that an order which only
-//   happens to work does not pass.
+//   with an error. A warp runs as far as it can before the next one, in even blocks first to last, in odd ones last to
+//   first, so that an order which only happens to work does not pass.
 // - An asynchronous copy poisons its target and is done by the wait that covers it, as late as the hardware may.
 // - Shared memory is poisoned (NaN) before each block.
 #pragma once
@@ -125,6 +125,28 @@ inline void entry() {
     _longjmp(scheduler, 1);
 }
 
+// Lets each lane of a warp run until it waits; false where none could.
+inline bool step(int warp, int threads) {
+    static ucontext_t here, start;
+    bool moved = false;
+    for (int i = warp * LANES; i < threads && i < (warp + 1) * LANES; i++) {
+        Fibre& fibre = fibres[i];
+        if (fibre.done || (fibre.waits_for && *fibre.waits_for == fibre.seen)) continue;
+        moved = true;
+        current = &fibre;
+        if (_setjmp(scheduler) != 0) continue;
+        if (fibre.begun) _longjmp(fibre.context, 1);
+        fibre.begun = true;
+        getcontext(&start);
+        start.uc_stack.ss_sp = fibre.stack.data();
+        start.uc_stack.ss_size = STACK;
+        start.uc_link = nullptr;
+        makecontext(&start, entry, 0);
+        swapcontext(&here, &start);
+    }
+    return moved;
+}
+
 // Runs a block's fibres to their end; false where they wait for each other.
 inline bool run_block(int threads, bool reversed) {
     running = threads;
@@ -142,23 +164,12 @@ inline bool run_block(int threads, bool reversed) {
         fibre.groups.clear();
         fibre.stack.resize(STACK);
     }
-    static ucontext_t here, start;
+    const int count = (int)warps.size();
     while (running > 0) {
         bool moved = false;
-        for (int i = 0; i < threads; i++) {
-            Fibre& fibre = fibres[reversed ? threads - 1 - i : i];
-            if (fibre.done || (fibre.waits_for && *fibre.waits_for == fibre.seen)) continue;
-            moved = true;
-            current = &fibre;
-            if (_setjmp(scheduler) != 0) continue;
-            if (fibre.begun) _longjmp(fibre.context, 1);
-            fibre.begun = true;
-            getcontext(&start);
-            start.uc_stack.ss_sp = fibre.stack.data();
-            start.uc_stack.ss_size = STACK;
-            start.uc_link = nullptr;
-            makecontext(&start, entry, 0);
-            swapcontext(&here, &start);
+        // A warp runs as far as it can before the next one does.
+        for (int i = 0; i < count; i++) {
+            while (step(reversed ? count - 1 - i : i, threads)) moved = true;
         }
         if (!moved) return false;
     }

@@ -58,7 +58,11 @@ mod tests {
 
     #[test]
     fn names_are_read_and_written() {
-        for (name, device) in [("cpu", Device::Cpu), ("cuda:0", Device::Cuda(0)), ("cuda:12", Device::Cuda(12))] {
+        for (name, device) in [
+            ("cpu", Device::Cpu),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:12", Device::Cuda(12)),
+        ] {
             assert_eq!(name.parse::<Device>().unwrap(), device);
             assert_eq!(device.to_string(), name);
         }

@@ -96,7 +96,9 @@ pub(super) fn rounded(numbers: &[f32]) -> Vec<bf16> {
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
     if weights.scale.len() != shape.hidden || weights.shift.len() != shape.hidden {
         let (a, b) = (weights.scale.len(), weights.shift.len());
-        return Err(ComputeError::Shape(format!("a layer norm with {a} scales and {b} shifts")));
+        return Err(ComputeError::Shape(format!(
+            "a layer norm with {a} scales and {b} shifts"
+        )));
     }
     Ok(Norm {
         scale: Memory::from_slice(stream, &weights.scale)?,
@@ -114,8 +116,18 @@ impl Bert {
         embedding: EmbeddingWeights,
         layers: impl Iterator<Item = Result<LayerWeights, E>>,
     ) -> Result<Bert, E> {
-        let BertShape { hidden, heads, intermediate, .. } = shape;
-        if hidden == 0 || heads == 0 || hidden % heads != 0 || !HEAD_SIZES.contains(&(hidden / heads)) || hidden > WIDEST_ROW {
+        let BertShape {
+            hidden,
+            heads,
+            intermediate,
+            ..
+        } = shape;
+        if hidden == 0
+            || heads == 0
+            || hidden % heads != 0
+            || !HEAD_SIZES.contains(&(hidden / heads))
+            || hidden > WIDEST_ROW
+        {
             let what = format!(
                 "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a card"
             );
@@ -127,13 +139,24 @@ impl Bert {
             return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
         }
         let stream = &Stream::new(&engine.card)?;
-        let up = if shape.unfused() { Finish::Bias } else { Finish::Activate(shape.activation) };
+        let up = if shape.unfused() {
+            Finish::Bias
+        } else {
+            Finish::Activate(shape.activation)
+        };
         let linear = |weights: LinearWeights, inputs: usize, outputs: usize, finish: Finish| {
             if weights.weight.len() != inputs * outputs {
                 let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
                 return Err(ComputeError::Shape(what));
             }
-            Product::new(&engine.matmul, stream, &weights.weight, weights.bias.as_deref(), inputs, finish)
+            Product::new(
+                &engine.matmul,
+                stream,
+                &weights.weight,
+                weights.bias.as_deref(),
+                inputs,
+                finish,
+            )
         };
         let mut bert = Bert {
             shape,
@@ -174,7 +197,10 @@ impl Network for Bert {
 
     fn limits(&self) -> (usize, usize) {
         let hidden = self.shape.hidden;
-        (self.words.len() / hidden, (self.positions.len() / hidden).saturating_sub(self.shape.first_place))
+        (
+            self.words.len() / hidden,
+            (self.positions.len() / hidden).saturating_sub(self.shape.first_place),
+        )
     }
 
     fn first_place(&self) -> u32 {
@@ -189,10 +215,7 @@ impl Network for Bert {
                 + norm(&layer.attention_norm)
                 + norm(&layer.output_norm)
         };
-        self.words.bytes()
-            + self.positions.bytes()
-            + norm(&self.norm)
-            + self.layers.iter().map(layer).sum::<usize>()
+        self.words.bytes() + self.positions.bytes() + norm(&self.norm) + self.layers.iter().map(layer).sum::<usize>()
     }
 
     fn start(&self, engine: &Engine, stream: &Stream, buffers: &Buffers, shape: Shape) -> Result<(), ComputeError> {

@@ -84,7 +84,10 @@ pub fn cards() -> Vec<CardInfo> {
         return Vec::new();
     }
     let count = result::device::get_count().unwrap_or(0);
-    (0..count).filter_map(|ordinal| describe(ordinal).ok()).map(|(info, _)| info).collect()
+    (0..count)
+        .filter_map(|ordinal| describe(ordinal).ok())
+        .map(|(info, _)| info)
+        .collect()
 }
 
 fn describe(ordinal: i32) -> Result<(CardInfo, sys::CUdevice), ComputeError> {
@@ -115,7 +118,9 @@ impl Card {
         result::init().map_err(|error| sorted("cuInit", error, 0))?;
         let count = result::device::get_count().map_err(|error| sorted("cuDeviceGetCount", error, 0))?;
         if ordinal >= count as u32 {
-            return Err(ComputeError::Device(format!("there is no card {ordinal}: {count} found")));
+            return Err(ComputeError::Device(format!(
+                "there is no card {ordinal}: {count} found"
+            )));
         }
         let (info, device) = describe(ordinal as i32)?;
         if info.capability < (8, 0) {
@@ -127,7 +132,8 @@ impl Card {
         // SAFETY: the device was just given by the driver; the context is released in `drop`.
         let (shared_memory, context) = unsafe {
             (
-                result::device::get_attribute(device, limit).map_err(|error| sorted("cuDeviceGetAttribute", error, 0))?,
+                result::device::get_attribute(device, limit)
+                    .map_err(|error| sorted("cuDeviceGetAttribute", error, 0))?,
                 result::primary_ctx::retain(device).map_err(|error| sorted("cuDevicePrimaryCtxRetain", error, 0))?,
             )
         };
@@ -234,7 +240,12 @@ impl<T: Plain> Memory<T> {
         self.card.enter()?;
         // SAFETY: the range fits (just checked) and `T` is plain.
         let status = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(self.address, numbers.as_ptr().cast(), size_of_val(numbers), stream.handle)
+            sys::cuMemcpyHtoDAsync_v2(
+                self.address,
+                numbers.as_ptr().cast(),
+                size_of_val(numbers),
+                stream.handle,
+            )
         };
         check("cuMemcpyHtoDAsync", status)
     }
@@ -242,7 +253,10 @@ impl<T: Plain> Memory<T> {
     /// Starts to copy numbers from the front into pinned memory.
     pub(super) fn read_into(&self, stream: &Stream, to: &mut Pinned<T>, count: usize) -> Result<(), ComputeError> {
         if count > self.length || count > to.length {
-            return Err(ComputeError::Shape(format!("{count} numbers from device memory of {}", self.length)));
+            return Err(ComputeError::Shape(format!(
+                "{count} numbers from device memory of {}",
+                self.length
+            )));
         }
         if count == 0 {
             return Ok(());
@@ -250,9 +264,8 @@ impl<T: Plain> Memory<T> {
         self.card.enter()?;
         // SAFETY: both ranges fit (just checked); pinned memory may be written while the host goes on, and its owner reads
         // it after waiting for the stream.
-        let status = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.memory.cast(), self.address, count * size_of::<T>(), stream.handle)
-        };
+        let status =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to.memory.cast(), self.address, count * size_of::<T>(), stream.handle) };
         check("cuMemcpyDtoHAsync", status)
     }
 

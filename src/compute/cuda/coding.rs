@@ -66,7 +66,12 @@ impl Coder {
             let Centroids { values, half_norms, .. } = centroids;
             let launch = self.engine.on(&self.stream);
             launch.nearest_centroid(&from, values, half_norms, &places, &distances, count, dimensions)?;
-            found.extend(places.to_vec(&self.stream)?.into_iter().zip(distances.to_vec(&self.stream)?));
+            found.extend(
+                places
+                    .to_vec(&self.stream)?
+                    .into_iter()
+                    .zip(distances.to_vec(&self.stream)?),
+            );
         }
         Ok(found)
     }
@@ -81,7 +86,9 @@ impl Coder {
             let count = piece.len() / dimensions;
             let from = Memory::from_slice(&self.stream, piece)?;
             let out = Memory::new(&self.engine.card, count * padded)?;
-            self.engine.on(&self.stream).rotate(&from, &signs, &out, count, dimensions, padded)?;
+            self.engine
+                .on(&self.stream)
+                .rotate(&from, &signs, &out, count, dimensions, padded)?;
             rotated.extend(out.to_vec(&self.stream)?);
         }
         Ok(rotated)
@@ -100,7 +107,11 @@ impl Coder {
         whole(rotated, padded)?;
         let known = centroids.half_norms.len();
         if lists.len() * padded != rotated.len() || lists.iter().any(|list| *list as usize >= known) {
-            let what = format!("{} lists of {known} for {} numbers of {padded}", lists.len(), rotated.len());
+            let what = format!(
+                "{} lists of {known} for {} numbers of {padded}",
+                lists.len(),
+                rotated.len()
+            );
             return Err(ComputeError::Shape(what));
         }
         let mut codes = Codes {
@@ -115,8 +126,19 @@ impl Coder {
             let places = Memory::from_slice(stream, lists)?;
             let (factors, words) = (Memory::new(card, count * 3)?, Memory::new(card, count * padded / 32)?);
             let launch = self.engine.on(stream);
-            launch.encode(&from, &centroids.values, &places, &factors, &words, count, padded, inner_product)?;
-            codes.factors.extend_from_slice(factors.to_vec(stream)?.as_chunks::<3>().0);
+            launch.encode(
+                &from,
+                &centroids.values,
+                &places,
+                &factors,
+                &words,
+                count,
+                padded,
+                inner_product,
+            )?;
+            codes
+                .factors
+                .extend_from_slice(factors.to_vec(stream)?.as_chunks::<3>().0);
             codes.words.extend(words.to_vec(stream)?);
         }
         Ok(codes)
@@ -125,7 +147,10 @@ impl Coder {
 
 fn whole(numbers: &[f32], width: usize) -> Result<(), ComputeError> {
     if width == 0 || !numbers.len().is_multiple_of(width) {
-        return Err(ComputeError::Shape(format!("{} numbers in rows of {width}", numbers.len())));
+        return Err(ComputeError::Shape(format!(
+            "{} numbers in rows of {width}",
+            numbers.len()
+        )));
     }
     Ok(())
 }

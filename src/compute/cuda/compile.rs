@@ -138,7 +138,10 @@ impl Kernels {
                 }
             };
             kernels.modules.push(module);
-            let names = NAMES.iter().filter(|(other, _)| *other == file).flat_map(|(_, names)| names.iter());
+            let names = NAMES
+                .iter()
+                .filter(|(other, _)| *other == file)
+                .flat_map(|(_, names)| names.iter());
             for name in names {
                 let c_name = CString::new(*name).map_err(|error| ComputeError::Device(error.to_string()))?;
                 // SAFETY: the module was just loaded and lives as long as `kernels`.
@@ -188,7 +191,9 @@ fn version() -> Result<(i32, i32), ComputeError> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: two places to write to.
     let status = unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) };
-    status.result().map_err(|error| ComputeError::Device(format!("nvrtcVersion: {error}")))?;
+    status
+        .result()
+        .map_err(|error| ComputeError::Device(format!("nvrtcVersion: {error}")))?;
     Ok((major, minor))
 }
 
@@ -254,7 +259,10 @@ fn compile(file: &'static str, source: &str, architecture: &str) -> Result<Vec<u
         if let Err(error) = compiler::compile_program(program.0, &options) {
             let log = compiler::get_program_log(program.0).unwrap_or_default();
             let bytes: Vec<u8> = log.iter().map(|byte| *byte as u8).chain([0]).collect();
-            let log = CStr::from_bytes_until_nul(&bytes).unwrap_or_default().to_string_lossy().into_owned();
+            let log = CStr::from_bytes_until_nul(&bytes)
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             return Err(failed(format!("{error} for {architecture}: {log}")));
         }
         let mut size = 0usize;

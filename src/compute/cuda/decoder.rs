@@ -103,17 +103,36 @@ impl Decoder {
         weights: DecoderWeights,
         layers: impl Iterator<Item = Result<DecoderLayerWeights, E>>,
     ) -> Result<Decoder, E> {
-        let DecoderShape { hidden, heads, key_heads, head_size, intermediate, .. } = shape;
+        let DecoderShape {
+            hidden,
+            heads,
+            key_heads,
+            head_size,
+            intermediate,
+            ..
+        } = shape;
         let bad = |what: String| E::from(ComputeError::Shape(what));
-        if key_heads == 0 || heads == 0 || heads % key_heads != 0 || !HEAD_SIZES.contains(&head_size) || hidden > WIDEST_ROW {
+        if key_heads == 0
+            || heads == 0
+            || heads % key_heads != 0
+            || !HEAD_SIZES.contains(&head_size)
+            || hidden > WIDEST_ROW
+        {
             return Err(bad(format!(
                 "{heads} heads of {head_size} over {key_heads} in {hidden} numbers: heads of 32, 64, 96 or 128 and at most \
                  {WIDEST_ROW} numbers are supported on a card"
             )));
         }
         let lengths = [weights.words.len(), weights.norm.len(), weights.rotations.len()];
-        if hidden == 0 || lengths[0] == 0 || lengths[0] % hidden != 0 || lengths[1] != hidden || lengths[2] % head_size != 0 {
-            return Err(bad(format!("a decoder's tables of {lengths:?} numbers in rows of {hidden}")));
+        if hidden == 0
+            || lengths[0] == 0
+            || lengths[0] % hidden != 0
+            || lengths[1] != hidden
+            || lengths[2] % head_size != 0
+        {
+            return Err(bad(format!(
+                "a decoder's tables of {lengths:?} numbers in rows of {hidden}"
+            )));
         }
         let stream = &Stream::new(&engine.card)?;
         let linear = |weights: LinearWeights, inputs: usize, outputs: usize| {
@@ -126,7 +145,10 @@ impl Decoder {
         };
         let scale = |numbers: Vec<f32>, length: usize| {
             if numbers.len() != length {
-                return Err(ComputeError::Shape(format!("{} scales for {length} numbers", numbers.len())));
+                return Err(ComputeError::Shape(format!(
+                    "{} scales for {length} numbers",
+                    numbers.len()
+                )));
             }
             Memory::from_slice(stream, &numbers)
         };
@@ -174,7 +196,10 @@ impl Network for Decoder {
     }
 
     fn limits(&self) -> (usize, usize) {
-        (self.words.len() / self.shape.hidden, self.rotations.len() / self.shape.head_size)
+        (
+            self.words.len() / self.shape.hidden,
+            self.rotations.len() / self.shape.head_size,
+        )
     }
 
     fn first_place(&self) -> u32 {
@@ -184,20 +209,28 @@ impl Network for Decoder {
     fn memory(&self) -> usize {
         let layer = |layer: &Layer| {
             let products = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
-            let heads = layer.head_norms.as_ref().map_or(0, |(query, key)| query.bytes() + key.bytes());
+            let heads = layer
+                .head_norms
+                .as_ref()
+                .map_or(0, |(query, key)| query.bytes() + key.bytes());
             let norms = layer.attention_norm.bytes() + layer.feed_forward_norm.bytes();
             products.iter().map(|product| product.bytes()).sum::<usize>() + norms + heads
         };
-        self.words.bytes()
-            + self.norm.bytes()
-            + self.rotations.bytes()
-            + self.layers.iter().map(layer).sum::<usize>()
+        self.words.bytes() + self.norm.bytes() + self.rotations.bytes() + self.layers.iter().map(layer).sum::<usize>()
     }
 
     fn start(&self, engine: &Engine, stream: &Stream, buffers: &Buffers, shape: Shape) -> Result<(), ComputeError> {
         let [normed, qkv, inner, gate_up, y] = [NORMED, QKV, INNER, GATE_UP, Y].map(|place| &buffers.states[place]);
         let (x, scratch) = (&buffers.residual, &buffers.scratch);
-        let DecoderShape { hidden, heads, key_heads, head_size, intermediate, epsilon, .. } = self.shape;
+        let DecoderShape {
+            hidden,
+            heads,
+            key_heads,
+            head_size,
+            intermediate,
+            epsilon,
+            ..
+        } = self.shape;
         let rows = shape.tokens;
         let launch = engine.on(stream);
         let attended = Heads {
@@ -217,7 +250,16 @@ impl Network for Decoder {
             layer.qkv.run(stream, normed, qkv, rows, scratch)?;
             let scales = layer.head_norms.as_ref().map(|(query, key)| (query, key));
             let turned = (heads, key_heads);
-            launch.rope(qkv, &buffers.places, &self.rotations, scales, epsilon, rows, turned, head_size)?;
+            launch.rope(
+                qkv,
+                &buffers.places,
+                &self.rotations,
+                scales,
+                epsilon,
+                rows,
+                turned,
+                head_size,
+            )?;
             launch.attention(qkv, inner, &attended, rows)?;
             layer.attention_output.run(stream, inner, y, rows, scratch)?;
             launch.residual_rms_norm(x, Some(y), &layer.feed_forward_norm, epsilon, normed, rows, hidden)?;

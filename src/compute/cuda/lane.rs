@@ -152,15 +152,23 @@ impl Lane {
         } else {
             Shape { tokens, tiles, warps }
         };
-        let room = if short { GRAPH_TOKENS } else { shape.tokens.next_multiple_of(1024) };
+        let room = if short {
+            GRAPH_TOKENS
+        } else {
+            shape.tokens.next_multiple_of(1024)
+        };
         self.reserve(network, room, vectors.next_power_of_two().max(64))?;
         let Some((buffers, host)) = &mut self.memory else {
             return Err(ComputeError::Shape("a lane without memory".to_string()));
         };
         pack(host, batch, shape, network.first_place());
         buffers.ids.write(&self.stream, &host.ids.as_slice()[..shape.tokens])?;
-        buffers.places.write(&self.stream, &host.places.as_slice()[..shape.tokens])?;
-        buffers.tiles.write(&self.stream, &host.tiles.as_slice()[..shape.tiles])?;
+        buffers
+            .places
+            .write(&self.stream, &host.places.as_slice()[..shape.tokens])?;
+        buffers
+            .tiles
+            .write(&self.stream, &host.tiles.as_slice()[..shape.tiles])?;
         buffers.spans.write(&self.stream, &host.spans.as_slice()[..vectors])?;
         let (engine, stream) = (&*self.engine, &self.stream);
         let run = || network.start(engine, stream, buffers, shape);
@@ -179,10 +187,15 @@ impl Lane {
                 }
             }
         }
-        let states = buffers.states.first().ok_or_else(|| ComputeError::Shape("no token vectors".to_string()))?;
+        let states = buffers
+            .states
+            .first()
+            .ok_or_else(|| ComputeError::Shape("no token vectors".to_string()))?;
         let launch = engine.on(stream);
         launch.pool_spans(states, &buffers.spans, vectors, &buffers.out, network.hidden())?;
-        buffers.out.read_into(stream, &mut host.out, vectors * network.hidden())?;
+        buffers
+            .out
+            .read_into(stream, &mut host.out, vectors * network.hidden())?;
         self.vectors = vectors;
         Ok(())
     }
@@ -193,7 +206,11 @@ impl Lane {
         let Some((_, host)) = &self.memory else {
             return Ok(Vec::new());
         };
-        let rows = host.out.as_slice().chunks_exact(network.hidden().max(1)).take(self.vectors);
+        let rows = host
+            .out
+            .as_slice()
+            .chunks_exact(network.hidden().max(1))
+            .take(self.vectors);
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
 }

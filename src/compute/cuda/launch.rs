@@ -25,8 +25,12 @@ pub fn shared_memory(kernel: &str) -> usize {
     if kernel == "rotate" {
         return ROTATED * size_of::<f32>();
     }
-    let size = kernel.strip_prefix("attention_").map(|rest| rest.trim_start_matches("causal_"));
-    let size = size.and_then(|rest| rest.split('_').next()).and_then(|size| size.parse().ok());
+    let size = kernel
+        .strip_prefix("attention_")
+        .map(|rest| rest.trim_start_matches("causal_"));
+    let size = size
+        .and_then(|rest| rest.split('_').next())
+        .and_then(|size| size.parse().ok());
     size.map_or(0, attention_memory)
 }
 
@@ -303,7 +307,11 @@ impl Launch<'_> {
         )?;
         let (heads32, key_heads32) = (number(heads.heads)?, number(key_heads)?);
         let scale = 1.0 / (size as f32).sqrt();
-        let window = heads.window.filter(|_| heads.causal).map_or(Ok(u32::MAX), number)?.max(1);
+        let window = heads
+            .window
+            .filter(|_| heads.causal)
+            .map_or(Ok(u32::MAX), number)?
+            .max(1);
         self.run(
             kernel,
             (tile_count, heads.heads),
@@ -315,7 +323,8 @@ impl Launch<'_> {
                 tiles.address(),
                 heads32,
                 key_heads32,
-                scale, window
+                scale,
+                window
             ],
         )
     }
@@ -502,7 +511,9 @@ impl Launch<'_> {
     ) -> Result<(), ComputeError> {
         let limit = ROTATED.min(self.stream.card.shared_memory / size_of::<f32>());
         if padded == 0 || dimensions > padded || padded > limit {
-            return Err(ComputeError::Shape(format!("rotation of {dimensions} in {padded} numbers, at most {limit}")));
+            return Err(ComputeError::Shape(format!(
+                "rotation of {dimensions} in {padded} numbers, at most {limit}"
+            )));
         }
         let kernel = self.kernels.get("rotate")?;
         fits(

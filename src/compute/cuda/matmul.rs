@@ -47,7 +47,8 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), ComputeE
 impl Library {
     pub fn new(card: &Arc<Card>) -> Result<Library, ComputeError> {
         card.enter()?;
-        let handle = result::create_handle().map_err(|error| ComputeError::Device(format!("cublasLtCreate: {error:?}")))?;
+        let handle =
+            result::create_handle().map_err(|error| ComputeError::Device(format!("cublasLtCreate: {error:?}")))?;
         Ok(Library {
             card: card.clone(),
             handle,
@@ -187,7 +188,9 @@ impl Product {
         }
         let rounded = |numbers: &[f32]| -> Vec<bf16> { numbers.iter().map(|number| bf16::from_f32(*number)).collect() };
         let weight = Memory::from_slice(stream, &rounded(weight))?;
-        let bias = bias.map(|bias| Memory::from_slice(stream, &rounded(bias))).transpose()?;
+        let bias = bias
+            .map(|bias| Memory::from_slice(stream, &rounded(bias)))
+            .transpose()?;
         let description = Description::new()?;
         use sys::cublasLtEpilogue_t::*;
         let epilogue = match (finish, &bias) {
@@ -284,7 +287,10 @@ fn choose(
     let preference = Preference::new()?;
     let kind = sys::cudaDataType_t::CUDA_R_16BF;
     let layouts = |rows: u64| -> Result<(Layout, Layout), ComputeError> {
-        Ok((Layout::new(kind, inputs as u64, rows)?, Layout::new(kind, outputs as u64, rows)?))
+        Ok((
+            Layout::new(kind, inputs as u64, rows)?,
+            Layout::new(kind, outputs as u64, rows)?,
+        ))
     };
     let (from, to) = layouts(BULK_ROWS)?;
     // SAFETY: a heuristic result is plain data, and zero bits are a value of it (state 0 is success).
@@ -321,7 +327,11 @@ fn choose(
                     &mut written,
                 )
             };
-            let most = if attribute as u32 == CUBLASLT_ALGO_CONFIG_SPLITK_NUM as u32 { 1 } else { 0 };
+            let most = if attribute as u32 == CUBLASLT_ALGO_CONFIG_SPLITK_NUM as u32 {
+                1
+            } else {
+                0
+            };
             if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && value > most {
                 continue 'next;
             }

@@ -149,8 +149,10 @@ impl Runner {
             let length = request.ids.len();
             let range = |range: &Range| range.start < range.end && range.end as usize <= length;
             let ids = request.ids.iter().all(|id| (*id as usize) < vocabulary);
-            if length == 0 || length > longest || !ids || request.ranges.is_empty() || !request.ranges.iter().all(range) {
-                let what = format!("sequence {index} of {length} tokens has an id, a length or a range outside its table");
+            if length == 0 || length > longest || !ids || request.ranges.is_empty() || !request.ranges.iter().all(range)
+            {
+                let what =
+                    format!("sequence {index} of {length} tokens has an id, a length or a range outside its table");
                 return Err(ComputeError::Shape(what));
             }
         }

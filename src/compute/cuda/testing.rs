@@ -31,7 +31,10 @@ fn platform() -> Option<Platform> {
         let wanted = std::env::var("SITU_TEST_CUDA").unwrap_or_default();
         let emulated = wanted == "emulated";
         if wanted == "card" {
-            assert!(!super::cards().is_empty(), "SITU_TEST_CUDA asks for a card, and none is found");
+            assert!(
+                !super::cards().is_empty(),
+                "SITU_TEST_CUDA asks for a card, and none is found"
+            );
             return Some(Platform::Card);
         }
         // Asking for a card loads the driver's library: the emulated one has to be loaded before where it is wanted.
@@ -46,7 +49,11 @@ fn platform() -> Option<Platform> {
 fn load_emulated() -> Option<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let folder = std::env::current_exe().ok()?.parent()?.join("emulate");
-    let output = Command::new("sh").arg(root.join("kernels/emulate/build.sh")).arg(folder).output().ok()?;
+    let output = Command::new("sh")
+        .arg(root.join("kernels/emulate/build.sh"))
+        .arg(folder)
+        .output()
+        .ok()?;
     if output.status.code() == Some(3) {
         return None;
     }

@@ -10,7 +10,9 @@ use crate::index::types::Metric;
 
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
-    (0..count).map(|_| (splitmix64(&mut state) >> 40) as f32 / (1 << 24) as f32 - 0.5).collect()
+    (0..count)
+        .map(|_| (splitmix64(&mut state) >> 40) as f32 / (1 << 24) as f32 - 0.5)
+        .collect()
 }
 
 #[test]
@@ -30,7 +32,10 @@ fn nearest_centroids_are_those_of_the_processor() {
         assert_eq!(found.len(), n);
         for (found, expected) in found.iter().zip(&expected) {
             assert!(found.0 == expected.0, "{n} {count} {d}: {found:?} {expected:?}");
-            assert!((found.1 - expected.1).abs() < 1e-4 * (1.0 + expected.1), "{found:?} {expected:?}");
+            assert!(
+                (found.1 - expected.1).abs() < 1e-4 * (1.0 + expected.1),
+                "{found:?} {expected:?}"
+            );
         }
     }
 }
@@ -51,7 +56,10 @@ fn codes_are_those_of_the_processor() {
         }
         let padded = rotation.padded();
         let centers: Vec<Centroid> = random(3 * padded, 9).chunks(padded).map(Centroid::new).collect();
-        let values: Vec<f32> = centers.iter().flat_map(|center| center.values.iter().copied()).collect();
+        let values: Vec<f32> = centers
+            .iter()
+            .flat_map(|center| center.values.iter().copied())
+            .collect();
         let mut rotated = rotated;
         // One vector is its centroid: its residual is zero.
         rotated[padded..2 * padded].copy_from_slice(&centers[1].values);
@@ -64,7 +72,10 @@ fn codes_are_those_of_the_processor() {
                 let factors = encode(metric, vector, &centers[i % 3], &mut residual);
                 let expected = [factors.add, factors.scale, factors.error];
                 for (found, expected) in codes.factors[i].iter().zip(expected) {
-                    assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{d} {metric:?} {i}: {found} {expected}");
+                    assert!(
+                        (found - expected).abs() <= 1e-6 * expected.abs(),
+                        "{d} {metric:?} {i}: {found} {expected}"
+                    );
                 }
                 let mut row = vec![0u8; padded / 8];
                 put_row(&mut row, &residual);
@@ -73,6 +84,10 @@ fn codes_are_those_of_the_processor() {
                 assert!(found == row, "{d} {metric:?} {i}");
             }
         }
-        assert!(coder.encode(&coder.centroids(&values, padded).unwrap(), &rotated, &vec![3; n], false).is_err());
+        assert!(
+            coder
+                .encode(&coder.centroids(&values, padded).unwrap(), &rotated, &vec![3; n], false)
+                .is_err()
+        );
     }
 }

@@ -28,8 +28,14 @@ fn minilm_on_a_card_is_close_to_f32() {
     let pool = Pool::new(2).unwrap();
     let mut batch: Vec<Sequence> = TEXTS.iter().map(|text| cpu.text(Role::Plain, text).unwrap()).collect();
     let spans = Read::Spans(vec![0..3, 2..9, 1..2]);
-    batch.push(Sequence { ids: batch[2].ids.clone(), read: spans });
-    batch.push(Sequence { ids: batch[0].ids.clone(), read: Read::Spans(Vec::new()) });
+    batch.push(Sequence {
+        ids: batch[2].ids.clone(),
+        read: spans,
+    });
+    batch.push(Sequence {
+        ids: batch[0].ids.clone(),
+        read: Read::Spans(Vec::new()),
+    });
     let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), card.encode(&pool, &batch).unwrap());
     assert_eq!(expected.len(), found.len());
     for (expected, found) in expected.iter().zip(&found) {
@@ -38,7 +44,10 @@ fn minilm_on_a_card_is_close_to_f32() {
         assert!(cosine >= 0.9995, "{cosine}");
     }
     let alone = card.encode(&pool, &batch[2..3]).unwrap();
-    assert!(alone[0] == found[2], "a text's vector has the same bits alone and in a batch");
+    assert!(
+        alone[0] == found[2],
+        "a text's vector has the same bits alone and in a batch"
+    );
     let missing = Encoder::open_on(&dir, Device::Cuda(99), Precision::Bf16, None);
     assert!(matches!(missing, Err(ModelError::Compute(ComputeError::Device(_)))));
 }

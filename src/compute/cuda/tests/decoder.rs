@@ -20,7 +20,10 @@ fn matrix(outputs: usize, inputs: usize, seed: u64, bias: bool) -> LinearWeights
     let factor = (3.0 / inputs as f32).sqrt();
     let round = |x: f32| bf16::from_f32(x).to_f32();
     LinearWeights {
-        weight: random(outputs * inputs, seed).iter().map(|x| round(x * factor)).collect(),
+        weight: random(outputs * inputs, seed)
+            .iter()
+            .map(|x| round(x * factor))
+            .collect(),
         bias: bias.then(|| random(outputs, seed + 1)),
     }
 }
@@ -53,17 +56,28 @@ fn linear(weights: &LinearWeights, x: &[f64]) -> Vec<f64> {
 
 fn rms(x: &[f64], scale: &[f32]) -> Vec<f64> {
     let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-    x.iter().zip(scale).map(|(x, scale)| x / (square + EPSILON).sqrt() * f64::from(*scale)).collect()
+    x.iter()
+        .zip(scale)
+        .map(|(x, scale)| x / (square + EPSILON).sqrt() * f64::from(*scale))
+        .collect()
 }
 
 /// Token vectors of one sequence.
 fn expected(ids: &[u32], head_norms: bool, window: Option<usize>, layers: u64) -> Vec<Vec<f64>> {
     let words = random(VOCABULARY * HIDDEN, 1);
-    let row = |id: &u32| words[*id as usize * HIDDEN..][..HIDDEN].iter().map(|x| f64::from(*x)).collect();
+    let row = |id: &u32| {
+        words[*id as usize * HIDDEN..][..HIDDEN]
+            .iter()
+            .map(|x| f64::from(*x))
+            .collect()
+    };
     let mut x: Vec<Vec<f64>> = ids.iter().map(row).collect();
     for number in 0..layers {
         let layer = layer(number, head_norms);
-        let mut qkv: Vec<Vec<f64>> = x.iter().map(|x| linear(&layer.qkv, &rms(x, &layer.attention_norm))).collect();
+        let mut qkv: Vec<Vec<f64>> = x
+            .iter()
+            .map(|x| linear(&layer.qkv, &rms(x, &layer.attention_norm)))
+            .collect();
         for (position, row) in qkv.iter_mut().enumerate() {
             for head in 0..HEADS + KEY_HEADS {
                 let numbers = &mut row[head * SIZE..(head + 1) * SIZE];
@@ -94,14 +108,21 @@ fn expected(ids: &[u32], head_norms: bool, window: Option<usize>, layers: u64) -
                 let total: f64 = weights.iter().sum();
                 let value = |token: usize, i: usize| part(token, HEADS + KEY_HEADS + key_head)[i];
                 context.extend((0..SIZE).map(|i| {
-                    (first..=position).map(|token| weights[token - first] * value(token, i)).sum::<f64>() / total
+                    (first..=position)
+                        .map(|token| weights[token - first] * value(token, i))
+                        .sum::<f64>()
+                        / total
                 }));
             }
             let attended = linear(&layer.attention_output, &context);
             x.iter_mut().zip(attended).for_each(|(x, y)| *x += y);
             let gate_up = linear(&layer.gate_up, &rms(x, &layer.feed_forward_norm));
             let (gate, up) = gate_up.split_at(INNER);
-            let gated: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+            let gated: Vec<f64> = gate
+                .iter()
+                .zip(up)
+                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                .collect();
             x.iter_mut().zip(linear(&layer.down, &gated)).for_each(|(x, y)| *x += y);
         }
     }
@@ -140,15 +161,25 @@ fn decoders_equal_the_formula() {
             .iter()
             .map(|ids| {
                 let end = ids.len() as u32;
-                let range = |start| Range { start, end, largest: false, unit: false };
-                Request { ids, ranges: vec![range(end - 1), range(0)] }
+                let range = |start| Range {
+                    start,
+                    end,
+                    largest: false,
+                    unit: false,
+                };
+                Request {
+                    ids,
+                    ranges: vec![range(end - 1), range(0)],
+                }
             })
             .collect();
         let found = runner.run(&requests, &|| false).unwrap();
         for (ids, found) in sequences.iter().zip(found.chunks(2)) {
             let states = expected(ids, head_norms, window, layers);
             let count = states.len() as f64;
-            let mean: Vec<f64> = (0..HIDDEN).map(|i| states.iter().map(|row| row[i]).sum::<f64>() / count).collect();
+            let mean: Vec<f64> = (0..HIDDEN)
+                .map(|i| states.iter().map(|row| row[i]).sum::<f64>() / count)
+                .collect();
             for (found, expected) in found.iter().zip([&states[ids.len() - 1], &mean]) {
                 let error = relative_error(found.iter().copied(), expected);
                 assert!(error < 0.02, "{head_norms} {window:?} {} tokens: {error}", ids.len());

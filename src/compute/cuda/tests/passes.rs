@@ -105,7 +105,9 @@ fn twin(activation: Activation) -> Twin {
 
 fn sequences(lengths: &[usize]) -> Vec<Vec<u32>> {
     let ids = |(number, length): (usize, &usize)| {
-        (0..*length).map(|i| ((i * 7 + number * 13) % VOCABULARY) as u32).collect()
+        (0..*length)
+            .map(|i| ((i * 7 + number * 13) % VOCABULARY) as u32)
+            .collect()
     };
     lengths.iter().enumerate().map(ids).collect()
 }
@@ -116,8 +118,16 @@ fn requests(sequences: &[Vec<u32>]) -> Vec<Request<'_>> {
         .iter()
         .map(|ids| {
             let length = ids.len() as u32;
-            let range = |start| Range { start, end: length, largest: false, unit: true };
-            Request { ids, ranges: vec![range(0), range(length / 2)] }
+            let range = |start| Range {
+                start,
+                end: length,
+                largest: false,
+                unit: true,
+            };
+            Request {
+                ids,
+                ranges: vec![range(0), range(length / 2)],
+            }
         })
         .collect()
 }
@@ -141,12 +151,17 @@ fn bert_equals_its_twin() {
     ] {
         let runner = runner(&bench.engine, activation, exact);
         let found = runner.run(&requests(&sequences), &|| false).unwrap();
-        let mut packed = Packed { ids: Vec::new(), starts: vec![0] };
+        let mut packed = Packed {
+            ids: Vec::new(),
+            starts: vec![0],
+        };
         for ids in &sequences {
             packed.ids.extend(ids);
             packed.starts.push(packed.ids.len());
         }
-        let states = twin(activation).forward(&Pool::new(1).unwrap(), &packed, &|| false).unwrap();
+        let states = twin(activation)
+            .forward(&Pool::new(1).unwrap(), &packed, &|| false)
+            .unwrap();
         let mut found = found.iter();
         for (ids, start) in sequences.iter().zip(&packed.starts) {
             for first in [0, ids.len() / 2] {
@@ -156,7 +171,12 @@ fn bert_equals_its_twin() {
                 let found = found.next().unwrap();
                 let cosine = cosine(found, &expected);
                 assert!(cosine > 0.9998, "{activation:?} {exact} {} tokens: {cosine}", ids.len());
-                assert!(relative_error(found.iter().copied(), &expected.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()) < 0.02);
+                assert!(
+                    relative_error(
+                        found.iter().copied(),
+                        &expected.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()
+                    ) < 0.02
+                );
             }
         }
         assert!(found.next().is_none());
@@ -180,7 +200,9 @@ fn vectors_have_the_same_bits_alone_in_batches_and_from_graphs() {
         assert!(testing::counter(c"emulate_graph_launches") > 0);
     }
     // Large batches beside each other on both streams, in the order of the sequences.
-    let many: Vec<Vec<u32>> = (0..130).map(|i| sequences[i % 6].iter().map(|id| (id + i as u32) % 50).collect()).collect();
+    let many: Vec<Vec<u32>> = (0..130)
+        .map(|i| sequences[i % 6].iter().map(|id| (id + i as u32) % 50).collect())
+        .collect();
     let all = runner.run(&requests(&many), &|| false).unwrap();
     for i in [0, 3, 64, 127, 129] {
         let alone = runner.run(&requests(&many[i..i + 1]), &|| false).unwrap();
@@ -193,8 +215,21 @@ fn the_runner_checks_stops_and_answers_errors() {
     let Some(bench) = bench() else { return };
     let runner = runner(&bench.engine, Activation::Gelu, false);
     let ids = vec![1, 2, 3];
-    let range = |start, end| Range { start, end, largest: false, unit: false };
-    let run = |ids: &[u32], range: Range| runner.run(&[Request { ids, ranges: vec![range] }], &|| false);
+    let range = |start, end| Range {
+        start,
+        end,
+        largest: false,
+        unit: false,
+    };
+    let run = |ids: &[u32], range: Range| {
+        runner.run(
+            &[Request {
+                ids,
+                ranges: vec![range],
+            }],
+            &|| false,
+        )
+    };
     for (ids, range) in [
         (vec![1, 50], range(0, 1)),
         (vec![], range(0, 0)),
@@ -204,7 +239,13 @@ fn the_runner_checks_stops_and_answers_errors() {
     ] {
         assert!(matches!(run(&ids, range), Err(ComputeError::Shape(_))), "{ids:?}");
     }
-    let stopped = runner.run(&[Request { ids: &ids, ranges: vec![range(0, 1)] }], &|| true);
+    let stopped = runner.run(
+        &[Request {
+            ids: &ids,
+            ranges: vec![range(0, 1)],
+        }],
+        &|| true,
+    );
     assert!(matches!(stopped, Err(ComputeError::Stopped)));
     assert!(run(&ids, range(0, 3)).is_ok());
     assert!(matches!(Engine::open(99, None), Err(ComputeError::Device(_))));
@@ -218,7 +259,9 @@ fn short_memory_halves_the_batch_and_a_lost_card_is_an_error() {
         return;
     }
     let sequences: Vec<Vec<u32>> = (0..60).map(|i| vec![i % 50; 100]).collect();
-    let expected = self::runner(&bench.engine, Activation::Gelu, false).run(&requests(&sequences), &|| false).unwrap();
+    let expected = self::runner(&bench.engine, Activation::Gelu, false)
+        .run(&requests(&sequences), &|| false)
+        .unwrap();
     let runner = self::runner(&bench.engine, Activation::Gelu, false);
     // Its lanes have no memory yet.
     let fresh = self::runner(&bench.engine, Activation::Gelu, false);
@@ -248,7 +291,10 @@ fn kept_kernels_are_used_and_altered_ones_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let cache: &Path = &folder.path().join("kernels");
     let files = || -> Vec<_> {
-        let mut files: Vec<_> = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = std::fs::read_dir(cache)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         files.sort();
         files
     };

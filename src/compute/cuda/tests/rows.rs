@@ -35,7 +35,11 @@ fn layer_norms_equal_the_cpu() {
     for width in WIDTHS {
         let rows = 7;
         let (scale, shift) = (random(width, 1), random(width, 2));
-        let norm = Norm { scale: upload(stream, &scale), shift: upload(stream, &shift), epsilon: 1e-5 };
+        let norm = Norm {
+            scale: upload(stream, &scale),
+            shift: upload(stream, &shift),
+            epsilon: 1e-5,
+        };
         let twin = LayerNorm::new(&scale, &shift, 1e-5).unwrap();
         let (words, positions) = (random(20 * width, 3), random(9 * width, 4));
         let ids: Vec<u32> = (0..rows as u32).map(|row| row * 11 % 20).collect();
@@ -62,7 +66,9 @@ fn layer_norms_equal_the_cpu() {
         let mut expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
         twin.apply(Level::detect(), &mut expected);
         let sum = upload(stream, &rounded(&x));
-        launch.residual_layer_norm(&sum, &upload(stream, &rounded(&y)), &norm, rows, width).unwrap();
+        launch
+            .residual_layer_norm(&sum, &upload(stream, &rounded(&y)), &norm, rows, width)
+            .unwrap();
         let error = relative_error(narrow(sum.to_vec(stream).unwrap()), &wide(&expected));
         assert!(error < ROUNDING, "residual of {width}: {error}");
     }
@@ -80,18 +86,24 @@ fn rms_norms_equal_the_formula() {
             let normed = sums.chunks(width).flat_map(|row| {
                 let square = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
                 let scale = &scale;
-                row.iter().enumerate().map(move |(i, x)| x / (square + 1e-6).sqrt() * f64::from(scale[i]))
+                row.iter()
+                    .enumerate()
+                    .map(move |(i, x)| x / (square + 1e-6).sqrt() * f64::from(scale[i]))
             });
             normed.collect()
         };
         let (residual, summand) = (upload(stream, &x), upload(stream, &rounded(&y)));
         let out = Memory::<bf16>::new(&bench.engine.card, rows * width).unwrap();
         let scales = upload(stream, &scale);
-        launch.residual_rms_norm(&residual, None, &scales, 1e-6, &out, rows, width).unwrap();
+        launch
+            .residual_rms_norm(&residual, None, &scales, 1e-6, &out, rows, width)
+            .unwrap();
         let error = relative_error(narrow(out.to_vec(stream).unwrap()), &norm(&wide(&x)));
         assert!(error < ROUNDING, "{width}: {error}");
         assert!(residual.to_vec(stream).unwrap() == x, "{width}: the residual changed");
-        launch.residual_rms_norm(&residual, Some(&summand), &scales, 1e-6, &out, rows, width).unwrap();
+        launch
+            .residual_rms_norm(&residual, Some(&summand), &scales, 1e-6, &out, rows, width)
+            .unwrap();
         let sums: Vec<f64> = x.iter().zip(&y).map(|(x, y)| f64::from(*x) + f64::from(*y)).collect();
         let error = relative_error(narrow(out.to_vec(stream).unwrap()), &norm(&sums));
         assert!(error < ROUNDING, "{width}: {error}");
@@ -100,8 +112,14 @@ fn rms_norms_equal_the_formula() {
 
         let words = random(5 * width, 4);
         let table = upload(stream, &rounded(&words));
-        launch.embed_tokens(&upload(stream, &[3u32, 0, 4, 4, 1, 2]), &table, &residual, rows, width).unwrap();
-        let expected: Vec<f32> = [3, 0, 4, 4, 1, 2].iter().flat_map(|id| &words[id * width..][..width]).copied().collect();
+        launch
+            .embed_tokens(&upload(stream, &[3u32, 0, 4, 4, 1, 2]), &table, &residual, rows, width)
+            .unwrap();
+        let expected: Vec<f32> = [3, 0, 4, 4, 1, 2]
+            .iter()
+            .flat_map(|id| &words[id * width..][..width])
+            .copied()
+            .collect();
         assert!(residual.to_vec(stream).unwrap() == expected, "{width}: tokens");
     }
 }
@@ -141,7 +159,9 @@ fn activations_equal_the_formula() {
             let expected: Vec<f64> = x.iter().enumerate().map(f).collect();
             let out = upload(stream, &rounded(&x));
             let shift = upload(stream, &rounded(&bias));
-            launch.bias_activation(&out, biased.then_some(&shift), activation, rows, width).unwrap();
+            launch
+                .bias_activation(&out, biased.then_some(&shift), activation, rows, width)
+                .unwrap();
             let error = relative_error(narrow(out.to_vec(stream).unwrap()), &expected);
             assert!(error < ROUNDING, "{activation:?} {biased}: {error}");
         }
@@ -155,7 +175,9 @@ fn activations_equal_the_formula() {
         })
         .collect();
     let out = Memory::<bf16>::new(&bench.engine.card, rows * width).unwrap();
-    launch.swiglu(&upload(stream, &rounded(&gate_up)), &out, rows, width).unwrap();
+    launch
+        .swiglu(&upload(stream, &rounded(&gate_up)), &out, rows, width)
+        .unwrap();
     let error = relative_error(narrow(out.to_vec(stream).unwrap()), &expected);
     assert!(error < ROUNDING, "SwiGLU: {error}");
 }
@@ -195,7 +217,9 @@ fn rotary_positions_equal_the_formula() {
         let scales = scales.map(|scale| upload(stream, &scale));
         let pair = normed.then_some((&scales[0], &scales[1]));
         let places = upload(stream, &places);
-        launch.rope(&qkv, &places, &table, pair, epsilon, rows, (heads, key_heads), size).unwrap();
+        launch
+            .rope(&qkv, &places, &table, pair, epsilon, rows, (heads, key_heads), size)
+            .unwrap();
         let error = relative_error(narrow(qkv.to_vec(stream).unwrap()), &expected);
         assert!(error < ROUNDING, "{size} {normed}: {error}");
     }
@@ -215,11 +239,19 @@ fn pooling_equals_the_cpu() {
             .collect();
         let out = Memory::<f32>::new(&bench.engine.card, list.len() * width).unwrap();
         let from = upload(stream, &rounded(&x));
-        bench.engine.on(stream).pool_spans(&from, &upload(stream, &list), list.len(), &out, width).unwrap();
+        bench
+            .engine
+            .on(stream)
+            .pool_spans(&from, &upload(stream, &list), list.len(), &out, width)
+            .unwrap();
         let found = out.to_vec(stream).unwrap();
         for (span, found) in list.iter().zip(found.chunks(width)) {
             let rows = &x[span[0] as usize * width..span[1] as usize * width];
-            let mut expected = if span[2] == 1 { pooling::max(rows, width) } else { pooling::mean(rows, width) };
+            let mut expected = if span[2] == 1 {
+                pooling::max(rows, width)
+            } else {
+                pooling::mean(rows, width)
+            };
             if span[3] == 1 {
                 pooling::normalize(&mut expected);
             }

@@ -213,13 +213,19 @@ impl<'a> Tensors<'a> {
 
     /// The tables and the norm before the first layer; the positions begin with that of a sequence's first token.
     pub fn embedding(&self) -> Result<cuda::EmbeddingWeights, ModelError> {
-        let Manifest { hidden, positions: usable, .. } = *self.names.manifest;
+        let Manifest {
+            hidden,
+            positions: usable,
+            ..
+        } = *self.names.manifest;
         let mut positions = self.read(self.names.positions())?;
         let before = positions.len().saturating_sub(usable * hidden);
         positions.drain(..before);
         let token_types = self.read(self.names.token_types())?;
         for row in positions.chunks_exact_mut(hidden) {
-            row.iter_mut().zip(&token_types).for_each(|(number, first_type)| *number += first_type);
+            row.iter_mut()
+                .zip(&token_types)
+                .for_each(|(number, first_type)| *number += first_type);
         }
         Ok(cuda::EmbeddingWeights {
             words: self.read(self.names.words())?,

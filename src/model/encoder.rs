@@ -65,7 +65,7 @@ pub struct Encoder {
 /// Where the weights are.
 enum Network {
     Cpu(Bert),
-    Card(OnCard),
+    Card(Box<OnCard>),
 }
 
 impl Encoder {
@@ -97,7 +97,9 @@ impl Encoder {
         match device {
             Device::Cpu => Encoder::open_with(dir, precision),
             Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, |manifest, weights| {
-                Ok(Network::Card(OnCard::load(manifest, weights, ordinal, cache)?))
+                Ok(Network::Card(Box::new(OnCard::load(
+                    manifest, weights, ordinal, cache,
+                )?)))
             }),
         }
     }

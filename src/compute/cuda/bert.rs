@@ -124,7 +124,7 @@ impl Bert {
         } = shape;
         if hidden == 0
             || heads == 0
-            || hidden % heads != 0
+            || !hidden.is_multiple_of(heads)
             || !HEAD_SIZES.contains(&(hidden / heads))
             || hidden > WIDEST_ROW
         {
@@ -135,7 +135,7 @@ impl Bert {
         }
         let tables = [embedding.words.len(), embedding.positions.len()];
         let first_row = (shape.first_place + 1) * hidden;
-        if tables.iter().any(|length| length % hidden != 0) || tables[0] == 0 || tables[1] < first_row {
+        if tables.iter().any(|length| !length.is_multiple_of(hidden)) || tables[0] == 0 || tables[1] < first_row {
             return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
         }
         let stream = &Stream::new(&engine.card)?;

@@ -114,7 +114,7 @@ impl Decoder {
         let bad = |what: String| E::from(ComputeError::Shape(what));
         if key_heads == 0
             || heads == 0
-            || heads % key_heads != 0
+            || !heads.is_multiple_of(key_heads)
             || !HEAD_SIZES.contains(&head_size)
             || hidden > WIDEST_ROW
         {
@@ -126,9 +126,9 @@ impl Decoder {
         let lengths = [weights.words.len(), weights.norm.len(), weights.rotations.len()];
         if hidden == 0
             || lengths[0] == 0
-            || lengths[0] % hidden != 0
+            || !lengths[0].is_multiple_of(hidden)
             || lengths[1] != hidden
-            || lengths[2] % head_size != 0
+            || !lengths[2].is_multiple_of(head_size)
         {
             return Err(bad(format!(
                 "a decoder's tables of {lengths:?} numbers in rows of {hidden}"

@@ -23,7 +23,7 @@ pub fn attention_memory(head_size: usize) -> usize {
 /// The most dynamic shared memory that a kernel is launched with, in bytes; 0 where it is what every block gets.
 pub fn shared_memory(kernel: &str) -> usize {
     if kernel == "rotate" {
-        return ROTATED * size_of::<f32>();
+        return super::launch_coding::ROTATED * size_of::<f32>();
     }
     let size = kernel
         .strip_prefix("attention_")
@@ -33,9 +33,6 @@ pub fn shared_memory(kernel: &str) -> usize {
         .and_then(|size| size.parse().ok());
     size.map_or(0, attention_memory)
 }
-
-/// Most components of a vector that is rotated on a card.
-pub const ROTATED: usize = 16_384;
 
 /// The kernels and the stream that they are put on.
 #[derive(Clone, Copy)]
@@ -48,12 +45,13 @@ pub struct Launch<'a> {
 /// values live as long as that expression.
 macro_rules! parameters {
     ($($value:expr),* $(,)?) => {
-        &mut [$((&raw const *&$value).cast_mut().cast::<c_void>()),*]
+        &mut [$((&raw const *&$value).cast_mut().cast::<std::ffi::c_void>()),*]
     };
 }
+pub(super) use parameters;
 
 /// Fails where memory is shorter than a kernel will touch.
-fn fits(kernel: &str, pairs: &[(usize, usize)]) -> Result<(), ComputeError> {
+pub(super) fn fits(kernel: &str, pairs: &[(usize, usize)]) -> Result<(), ComputeError> {
     match pairs.iter().position(|(length, needed)| length < needed) {
         None => Ok(()),
         Some(at) => Err(ComputeError::Shape(format!(
@@ -62,17 +60,17 @@ fn fits(kernel: &str, pairs: &[(usize, usize)]) -> Result<(), ComputeError> {
     }
 }
 
-fn count<T: Plain>(memory: &Memory<T>, needed: usize) -> (usize, usize) {
+pub(super) fn count<T: Plain>(memory: &Memory<T>, needed: usize) -> (usize, usize) {
     (memory.len(), needed)
 }
 
-fn number(value: usize) -> Result<u32, ComputeError> {
+pub(super) fn number(value: usize) -> Result<u32, ComputeError> {
     u32::try_from(value).map_err(|_| ComputeError::Shape(format!("{value} is too large for a kernel")))
 }
 
 /// The variant of a normalisation for a row of that width.
 fn chunks(width: usize) -> Result<usize, ComputeError> {
-    if width == 0 || width % 8 != 0 || width > WIDEST_ROW {
+    if width == 0 || !width.is_multiple_of(8) || width > WIDEST_ROW {
         let what = format!("rows of {width} numbers; multiples of 8 up to {WIDEST_ROW} are supported on a card");
         return Err(ComputeError::Shape(what));
     }
@@ -109,7 +107,7 @@ pub struct Heads<'a> {
 }
 
 impl Launch<'_> {
-    fn run(
+    pub(super) fn run(
         &self,
         kernel: Kernel,
         grid: (usize, usize),
@@ -338,7 +336,7 @@ impl Launch<'_> {
         rows: usize,
         width: usize,
     ) -> Result<(), ComputeError> {
-        if width % 8 != 0 {
+        if !width.is_multiple_of(8) {
             return Err(ComputeError::Shape(format!("an activation of rows of {width} numbers")));
         }
         let kernel = self.kernels.get("bias_activation")?;
@@ -370,7 +368,7 @@ impl Launch<'_> {
         rows: usize,
         width: usize,
     ) -> Result<(), ComputeError> {
-        if width % 8 != 0 {
+        if !width.is_multiple_of(8) {
             return Err(ComputeError::Shape(format!("SwiGLU of rows of {width} numbers")));
         }
         let kernel = self.kernels.get("swiglu")?;
@@ -398,7 +396,7 @@ impl Launch<'_> {
         heads: (usize, usize),
         size: usize,
     ) -> Result<(), ComputeError> {
-        if size % 2 != 0 || size > 128 {
+        if !size.is_multiple_of(2) || size > 128 {
             return Err(ComputeError::Shape(format!("rotary embedding of heads of {size}")));
         }
         let kernel = self.kernels.get("rope")?;
@@ -454,139 +452,6 @@ impl Launch<'_> {
             256,
             64,
             parameters![x.address(), span_list.address(), out.address(), width32],
-        )
-    }
-
-    /// The nearest of `half_norms.len()` centroids of each row, and the squared distance to it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn nearest_centroid(
-        &self,
-        rows: &Memory<f32>,
-        centroids: &Memory<f32>,
-        half_norms: &Memory<f32>,
-        nearest: &Memory<u32>,
-        distances: &Memory<f32>,
-        row_count: usize,
-        dimensions: usize,
-    ) -> Result<(), ComputeError> {
-        let kernel = self.kernels.get("nearest_centroid")?;
-        let centroid_count = half_norms.len();
-        fits(
-            "nearest_centroid",
-            &[
-                count(rows, row_count * dimensions),
-                count(centroids, centroid_count * dimensions),
-                count(nearest, row_count),
-                count(distances, row_count),
-            ],
-        )?;
-        let (rows32, centroids32, dimensions32) = (number(row_count)?, number(centroid_count)?, number(dimensions)?);
-        self.run(
-            kernel,
-            (row_count.div_ceil(64), 1),
-            256,
-            2 * 16 * 68 * 4,
-            parameters![
-                rows.address(),
-                centroids.address(),
-                half_norms.address(),
-                nearest.address(),
-                distances.address(),
-                rows32,
-                centroids32,
-                dimensions32,
-            ],
-        )
-    }
-
-    /// Vectors of `dimensions` numbers to rotated ones of `padded`; `signs` are those of the rotation.
-    pub fn rotate(
-        &self,
-        vectors: &Memory<f32>,
-        signs: &Memory<f32>,
-        out: &Memory<f32>,
-        vector_count: usize,
-        dimensions: usize,
-        padded: usize,
-    ) -> Result<(), ComputeError> {
-        let limit = ROTATED.min(self.stream.card.shared_memory / size_of::<f32>());
-        if padded == 0 || dimensions > padded || padded > limit {
-            return Err(ComputeError::Shape(format!(
-                "rotation of {dimensions} in {padded} numbers, at most {limit}"
-            )));
-        }
-        let kernel = self.kernels.get("rotate")?;
-        fits(
-            "rotate",
-            &[
-                count(vectors, vector_count * dimensions),
-                count(signs, 4 * padded),
-                count(out, vector_count * padded),
-            ],
-        )?;
-        let power = 1usize << padded.ilog2();
-        let scale = 1.0 / (power as f32).sqrt();
-        let (dimensions32, padded32, power32) = (number(dimensions)?, number(padded)?, number(power)?);
-        self.run(
-            kernel,
-            (vector_count, 1),
-            256,
-            padded * size_of::<f32>(),
-            parameters![
-                vectors.address(),
-                signs.address(),
-                out.address(),
-                dimensions32,
-                padded32,
-                power32,
-                scale,
-            ],
-        )
-    }
-
-    /// Factors (3 a vector) and code (`padded / 32` words a vector) of rotated vectors in their lists.
-    #[allow(clippy::too_many_arguments)]
-    pub fn encode(
-        &self,
-        rotated: &Memory<f32>,
-        centroids: &Memory<f32>,
-        lists: &Memory<u32>,
-        factors: &Memory<f32>,
-        codes: &Memory<u32>,
-        vector_count: usize,
-        padded: usize,
-        inner_product: bool,
-    ) -> Result<(), ComputeError> {
-        if padded == 0 || padded % 32 != 0 {
-            return Err(ComputeError::Shape(format!("codes of {padded} numbers")));
-        }
-        let kernel = self.kernels.get("encode")?;
-        fits(
-            "encode",
-            &[
-                count(rotated, vector_count * padded),
-                count(centroids, padded),
-                count(lists, vector_count),
-                count(factors, vector_count * 3),
-                count(codes, vector_count * padded / 32),
-            ],
-        )?;
-        let (count32, padded32, inner32) = (number(vector_count)?, number(padded)?, u32::from(inner_product));
-        self.run(
-            kernel,
-            (vector_count.div_ceil(8), 1),
-            256,
-            0,
-            parameters![
-                rotated.address(),
-                centroids.address(),
-                lists.address(),
-                factors.address(),
-                codes.address(),
-                count32,
-                padded32,
-                inner32,
-            ],
         )
     }
 }

@@ -181,7 +181,12 @@ impl Product {
     ) -> Result<Product, ComputeError> {
         let outputs = weight.len() / inputs.max(1);
         let fits = bias.is_none_or(|bias| bias.len() == outputs);
-        if inputs % 8 != 0 || outputs % 8 != 0 || outputs == 0 || weight.len() != outputs * inputs || !fits {
+        if !inputs.is_multiple_of(8)
+            || !outputs.is_multiple_of(8)
+            || outputs == 0
+            || weight.len() != outputs * inputs
+            || !fits
+        {
             let (weights, biases) = (weight.len(), bias.map(<[f32]>::len));
             let what = format!("a product of {inputs} inputs with {weights} weights and {biases:?} biases");
             return Err(ComputeError::Shape(what));

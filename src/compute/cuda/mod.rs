@@ -16,6 +16,7 @@ pub mod decoder;
 pub mod engine;
 mod lane;
 mod launch;
+mod launch_coding;
 mod library;
 pub mod matmul;
 pub mod runner;

@@ -14,7 +14,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check bench-index bench-encode bench-service clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -24,9 +24,11 @@ help:
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
 	@echo 'make test-load      three minutes of load with accidents on the encoder service'
 	@echo 'make check          what continuous integration runs'
+	@echo 'make kernels        the CUDA kernels, compiled without a card for the supported architectures'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
+	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -75,6 +77,12 @@ test-load:
 
 check:
 	@.ci/run
+
+kernels:
+	@scripts/kernels.sh
+
+bench-gpu:
+	@scripts/gpu.sh all
 
 bench-index:
 	@scripts/bench.sh index

@@ -8,6 +8,7 @@ mod buffer;
 pub use buffer::count;
 pub mod calibrate;
 pub mod cpu;
+pub mod cuda;
 pub mod distance;
 pub mod fastscan;
 mod gate;
@@ -74,4 +75,19 @@ pub enum ComputeError {
         precision: &'static str,
         needs: &'static str,
     },
+    /// A library of CUDA is not on this machine.
+    #[error("{library} cannot be loaded")]
+    Library { library: &'static str },
+    /// The card or one of CUDA's libraries refused a call.
+    #[error("CUDA: {0}")]
+    Device(String),
+    /// The card has not that much memory left (0 bytes: the library did not say).
+    #[error("the card has no memory for another {bytes} bytes")]
+    DeviceMemory { bytes: usize },
+    /// The card does not answer any more, or a kernel ended in an error that takes the card from this process.
+    #[error("the card is lost: {0}")]
+    DeviceLost(String),
+    /// A kernel's source does not compile for this card.
+    #[error("kernel {file} does not compile: {log}")]
+    Kernel { file: &'static str, log: String },
 }

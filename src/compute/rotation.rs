@@ -52,6 +52,11 @@ impl Rotation {
         self.padded
     }
 
+    /// The signs of all rounds, one round behind the other: what a card needs to rotate alike.
+    pub fn signs(&self) -> &[f32] {
+        &self.signs
+    }
+
     /// Rotates `vector` (at most `dimensions` components are read) into `out` (resized to [`Rotation::padded`]).
     pub fn apply(&self, vector: &[f32], out: &mut Vec<f32>) {
         out.clear();

@@ -5,6 +5,7 @@ use super::{Manifest, ModelError, Precision};
 use crate::compute::bert::{Bert, Layer};
 use crate::compute::calibrate::{Peaks, peaks};
 use crate::compute::cpu::Level;
+use crate::compute::cuda::bert as cuda;
 use crate::compute::{LayerNorm, Linear};
 
 /// Names and shapes of the tensors, found in the weights with or without the prefix `bert.` or `roberta.`.
@@ -196,4 +197,76 @@ fn pack(
         embedding_norm: norm(names.norm("embeddings"))?,
         layers,
     })
+}
+
+/// The tensors by their roles, as a card takes them.
+pub struct Tensors<'a> {
+    names: Names<'a>,
+    weights: &'a Weights,
+}
+
+impl<'a> Tensors<'a> {
+    pub fn new(manifest: &'a Manifest, weights: &'a Weights) -> Tensors<'a> {
+        let names = Names::new(manifest, weights);
+        Tensors { names, weights }
+    }
+
+    fn read(&self, tensor: Tensor) -> Result<Vec<f32>, ModelError> {
+        self.weights.read(&tensor.0, &tensor.1)
+    }
+
+    fn norm(&self, [scale, shift]: [Tensor; 2]) -> Result<cuda::NormWeights, ModelError> {
+        Ok(cuda::NormWeights {
+            scale: self.read(scale)?,
+            shift: self.read(shift)?,
+        })
+    }
+
+    fn linear(&self, parts: impl IntoIterator<Item = [Tensor; 2]>) -> Result<cuda::LinearWeights, ModelError> {
+        let (mut all, mut bias) = (Vec::new(), Vec::new());
+        for [weight, shift] in parts {
+            all.extend(self.read(weight)?);
+            bias.extend(self.read(shift)?);
+        }
+        Ok(cuda::LinearWeights {
+            weight: all,
+            bias: Some(bias),
+        })
+    }
+
+    /// The tables and the norm before the first layer; the positions begin with that of a sequence's first token.
+    pub fn embedding(&self) -> Result<cuda::EmbeddingWeights, ModelError> {
+        let Manifest {
+            hidden,
+            positions: usable,
+            ..
+        } = *self.names.manifest;
+        let mut positions = self.read(self.names.positions())?;
+        let before = positions.len().saturating_sub(usable * hidden);
+        positions.drain(..before);
+        let token_types = self.read(self.names.token_types())?;
+        for row in positions.chunks_exact_mut(hidden) {
+            row.iter_mut()
+                .zip(&token_types)
+                .for_each(|(number, first_type)| *number += first_type);
+        }
+        Ok(cuda::EmbeddingWeights {
+            words: self.read(self.names.words())?,
+            positions,
+            norm: self.norm(self.names.norm("embeddings"))?,
+        })
+    }
+
+    /// One layer.
+    pub fn layer(&self, layer: usize) -> Result<cuda::LayerWeights, ModelError> {
+        let names = &self.names;
+        Ok(cuda::LayerWeights {
+            qkv: self.linear(names.qkv(layer))?,
+            attention_output: self.linear([names.attention_output(layer)])?,
+            attention_norm: self.norm(names.attention_norm(layer))?,
+            up: self.linear([names.up(layer)])?,
+            down: self.linear([names.down(layer)])?,
+            output_norm: self.norm(names.output_norm(layer))?,
+        })
+    }
 }

@@ -1,11 +1,12 @@
 //! A loaded model: text in, vectors out.
 
+use super::cuda::OnCard;
 use super::files::states;
 use super::manifest::content;
 use super::network::Network;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
-use super::{Manifest, ModelError, Pooling, Precision, Tokens};
+use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens};
 use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, pooling};
@@ -59,7 +60,13 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
     passage_prefix: Vec<u32>,
-    network: Network,
+    place: Place,
+}
+
+/// Where the weights are.
+enum Place {
+    Cpu(Box<Network>),
+    Card(Box<OnCard>),
 }
 
 impl Encoder {
@@ -75,6 +82,34 @@ impl Encoder {
 
     /// Like [`Encoder::open_with`] with instructions of at most `level`.
     pub fn open_at(dir: &Path, precision: Precision, level: Level) -> Result<Encoder, ModelError> {
+        Encoder::load(dir, precision, |manifest, weights| {
+            Ok(Place::Cpu(Box::new(Network::load(
+                manifest, weights, level, precision,
+            )?)))
+        })
+    }
+
+    /// Loads a model directory for a device. On a card everything is computed in bf16 with f32 sums, whatever `precision`
+    /// says; `cache` is a directory in which its compiled kernels are kept. Never called in a postmaster.
+    pub fn open_on(
+        dir: &Path,
+        device: Device,
+        precision: Precision,
+        cache: Option<&Path>,
+    ) -> Result<Encoder, ModelError> {
+        match device {
+            Device::Cpu => Encoder::open_with(dir, precision),
+            Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, |manifest, weights| {
+                Ok(Place::Card(Box::new(OnCard::load(manifest, weights, ordinal, cache)?)))
+            }),
+        }
+    }
+
+    fn load(
+        dir: &Path,
+        precision: Precision,
+        place: impl FnOnce(&Manifest, &Weights) -> Result<Place, ModelError>,
+    ) -> Result<Encoder, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::NotADirectory(dir.to_path_buf()));
         }
@@ -82,7 +117,7 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, &manifest)?;
-        let network = Network::load(&manifest, &Weights::open(dir)?, level, precision)?;
+        let place = place(&manifest, &Weights::open(dir)?)?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
@@ -104,7 +139,7 @@ impl Encoder {
             tokenizer,
             query_prefix,
             passage_prefix,
-            network,
+            place,
         })
     }
 
@@ -118,7 +153,10 @@ impl Encoder {
 
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
-        self.network.memory()
+        match &self.place {
+            Place::Cpu(network) => network.memory(),
+            Place::Card(card) => card.memory(),
+        }
     }
 
     /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
@@ -195,6 +233,26 @@ impl Encoder {
             self.check(sequence)
                 .map_err(|what| ModelError::Sequence { index, what })?;
         }
+        let vectors = match &self.place {
+            Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
+            Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
+        };
+        match vectors
+            .iter()
+            .position(|vector| vector.iter().any(|number| !number.is_finite()))
+        {
+            Some(index) => Err(ModelError::Output { index }),
+            None => Ok(vectors),
+        }
+    }
+
+    fn encode_parts(
+        &self,
+        network: &Network,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
         let mut rest = batch;
         while !rest.is_empty() {
@@ -205,20 +263,15 @@ impl Encoder {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (part, others) = rest.split_at(count);
-            self.encode_part(pool, part, stop, &mut vectors)?;
+            self.encode_part(network, pool, part, stop, &mut vectors)?;
             rest = others;
         }
-        match vectors
-            .iter()
-            .position(|vector| vector.iter().any(|number| !number.is_finite()))
-        {
-            Some(index) => Err(ModelError::Output { index }),
-            None => Ok(vectors),
-        }
+        Ok(vectors)
     }
 
     fn encode_part(
         &self,
+        network: &Network,
         pool: &Pool,
         batch: &[Sequence],
         stop: &dyn Fn() -> bool,
@@ -232,7 +285,7 @@ impl Encoder {
             packed.ids.extend(&sequence.ids);
             packed.starts.push(packed.ids.len());
         }
-        let states = self.network.forward(pool, &packed, stop)?;
+        let states = network.forward(pool, &packed, stop)?;
         let hidden = self.manifest.hidden;
         let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
         for (sequence, start) in batch.iter().zip(&packed.starts) {

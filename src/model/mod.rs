@@ -3,7 +3,9 @@ mod adapter;
 mod bert;
 pub mod calibrate;
 mod config;
+mod cuda;
 mod decoder;
+mod device;
 mod encoder;
 mod files;
 mod manifest;
@@ -16,6 +18,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
+pub use device::{BadDevice, CardInfo, Device, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
 pub use manifest::{Family, Manifest, Pooling};
 pub use tokenizer::Tokens;

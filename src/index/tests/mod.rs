@@ -1,5 +1,6 @@
 //! Tests of the whole index against brute force and models, over pages in memory.
 
+mod card;
 mod change;
 mod concurrent;
 mod corrupt;

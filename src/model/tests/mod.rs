@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod adapters;
+mod card;
 mod families;
 mod forward;
 mod long;

@@ -1,0 +1,256 @@
+//! The forward pass of the BERT family on a card. CPU twin: `compute/bert.rs`.
+//!
+//! Activations are bf16, sums, normalisations and softmax f32. The residual is bf16 as well: it is normalised after each
+//! sum, so its error does not grow from layer to layer.
+
+use super::super::{Activation, ComputeError};
+use super::card::{Memory, Stream};
+use super::engine::Engine;
+use super::lane::{Buffers, Network, Shape};
+use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
+use super::matmul::{Finish, Product};
+use half::bf16;
+
+/// Shapes of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BertShape {
+    pub hidden: usize,
+    pub heads: usize,
+    pub intermediate: usize,
+    pub activation: Activation,
+    pub epsilon: f32,
+    /// Rows of the position table that come before a sequence's first token (XLM-RoBERTa: 2).
+    pub first_place: usize,
+    /// Whether exact GELU is taken exactly, by a kernel behind the product, instead of by its tanh form within it.
+    pub exact_gelu: bool,
+}
+
+impl BertShape {
+    /// Whether the activation is not the product's.
+    fn unfused(&self) -> bool {
+        self.exact_gelu && self.activation == Activation::Gelu
+    }
+}
+
+/// Weight `[outputs][inputs]` and bias of a linear layer.
+pub struct LinearWeights {
+    pub weight: Vec<f32>,
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Scale and shift of a layer norm.
+pub struct NormWeights {
+    pub scale: Vec<f32>,
+    pub shift: Vec<f32>,
+}
+
+/// What comes before the first layer.
+pub struct EmbeddingWeights {
+    /// `[vocabulary][hidden]`
+    pub words: Vec<f32>,
+    /// `[positions][hidden]`; the embedding of token type 0 is already added.
+    pub positions: Vec<f32>,
+    pub norm: NormWeights,
+}
+
+/// One layer. Queries, keys and values are one linear layer of 3 x hidden outputs.
+pub struct LayerWeights {
+    pub qkv: LinearWeights,
+    pub attention_output: LinearWeights,
+    pub attention_norm: NormWeights,
+    pub up: LinearWeights,
+    pub down: LinearWeights,
+    pub output_norm: NormWeights,
+}
+
+struct Layer {
+    qkv: Product,
+    attention_output: Product,
+    attention_norm: Norm,
+    up: Product,
+    down: Product,
+    output_norm: Norm,
+}
+
+/// A model of the BERT family on a card.
+pub struct Bert {
+    shape: BertShape,
+    widths: [usize; 5],
+    words: Memory<bf16>,
+    positions: Memory<bf16>,
+    norm: Norm,
+    layers: Vec<Layer>,
+}
+
+/// Places of the buffers in [`Bert::widths`].
+const X: usize = 0;
+const QKV: usize = 1;
+const CONTEXT: usize = 2;
+const UP: usize = 3;
+const Y: usize = 4;
+
+pub(super) fn rounded(numbers: &[f32]) -> Vec<bf16> {
+    numbers.iter().map(|number| bf16::from_f32(*number)).collect()
+}
+
+fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
+    if weights.scale.len() != shape.hidden || weights.shift.len() != shape.hidden {
+        let (a, b) = (weights.scale.len(), weights.shift.len());
+        return Err(ComputeError::Shape(format!(
+            "a layer norm with {a} scales and {b} shifts"
+        )));
+    }
+    Ok(Norm {
+        scale: Memory::from_slice(stream, &weights.scale)?,
+        shift: Memory::from_slice(stream, &weights.shift)?,
+        epsilon: shape.epsilon,
+    })
+}
+
+impl Bert {
+    /// Copies a model to the card. Layers are taken one by one, so that the host never needs to hold all of them; `E` is
+    /// the error of whoever reads them.
+    pub fn new<E: From<ComputeError>>(
+        engine: &Engine,
+        shape: BertShape,
+        embedding: EmbeddingWeights,
+        layers: impl Iterator<Item = Result<LayerWeights, E>>,
+    ) -> Result<Bert, E> {
+        let BertShape {
+            hidden,
+            heads,
+            intermediate,
+            ..
+        } = shape;
+        if hidden == 0
+            || heads == 0
+            || !hidden.is_multiple_of(heads)
+            || !HEAD_SIZES.contains(&(hidden / heads))
+            || hidden > WIDEST_ROW
+        {
+            let what = format!(
+                "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a card"
+            );
+            return Err(ComputeError::Shape(what).into());
+        }
+        let tables = [embedding.words.len(), embedding.positions.len()];
+        let first_row = (shape.first_place + 1) * hidden;
+        if tables.iter().any(|length| !length.is_multiple_of(hidden)) || tables[0] == 0 || tables[1] < first_row {
+            return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
+        }
+        let stream = &Stream::new(&engine.card)?;
+        let up = if shape.unfused() {
+            Finish::Bias
+        } else {
+            Finish::Activate(shape.activation)
+        };
+        let linear = |weights: LinearWeights, inputs: usize, outputs: usize, finish: Finish| {
+            if weights.weight.len() != inputs * outputs {
+                let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
+                return Err(ComputeError::Shape(what));
+            }
+            Product::new(
+                &engine.matmul,
+                stream,
+                &weights.weight,
+                weights.bias.as_deref(),
+                inputs,
+                finish,
+            )
+        };
+        let mut bert = Bert {
+            shape,
+            widths: [hidden, 3 * hidden, hidden, intermediate, hidden],
+            words: Memory::from_slice(stream, &rounded(&embedding.words))?,
+            positions: Memory::from_slice(stream, &rounded(&embedding.positions))?,
+            norm: norm(stream, &embedding.norm, &shape)?,
+            layers: Vec::new(),
+        };
+        drop(embedding);
+        for layer in layers {
+            let layer = layer?;
+            bert.layers.push(Layer {
+                qkv: linear(layer.qkv, hidden, 3 * hidden, Finish::Bias)?,
+                attention_output: linear(layer.attention_output, hidden, hidden, Finish::Bias)?,
+                attention_norm: norm(stream, &layer.attention_norm, &shape)?,
+                up: linear(layer.up, hidden, intermediate, up)?,
+                down: linear(layer.down, intermediate, hidden, Finish::Bias)?,
+                output_norm: norm(stream, &layer.output_norm, &shape)?,
+            });
+        }
+        Ok(bert)
+    }
+}
+
+impl Network for Bert {
+    fn widths(&self) -> &[usize] {
+        &self.widths
+    }
+
+    fn residual_width(&self) -> usize {
+        0
+    }
+
+    fn hidden(&self) -> usize {
+        self.shape.hidden
+    }
+
+    fn limits(&self) -> (usize, usize) {
+        let hidden = self.shape.hidden;
+        (
+            self.words.len() / hidden,
+            (self.positions.len() / hidden).saturating_sub(self.shape.first_place),
+        )
+    }
+
+    fn first_place(&self) -> u32 {
+        self.shape.first_place as u32
+    }
+
+    fn memory(&self) -> usize {
+        let norm = |norm: &Norm| norm.scale.bytes() + norm.shift.bytes();
+        let layer = |layer: &Layer| {
+            let products = [&layer.qkv, &layer.attention_output, &layer.up, &layer.down];
+            products.iter().map(|product| product.bytes()).sum::<usize>()
+                + norm(&layer.attention_norm)
+                + norm(&layer.output_norm)
+        };
+        self.words.bytes() + self.positions.bytes() + norm(&self.norm) + self.layers.iter().map(layer).sum::<usize>()
+    }
+
+    fn start(&self, engine: &Engine, stream: &Stream, buffers: &Buffers, shape: Shape) -> Result<(), ComputeError> {
+        let [x, qkv, context, up, y] = [X, QKV, CONTEXT, UP, Y].map(|place| &buffers.states[place]);
+        let (rows, hidden, scratch) = (shape.tokens, self.shape.hidden, &buffers.scratch);
+        let launch = engine.on(stream);
+        let embedding = Embedding {
+            ids: &buffers.ids,
+            places: &buffers.places,
+            words: &self.words,
+            positions: &self.positions,
+        };
+        let heads = Heads {
+            tiles: &buffers.tiles,
+            tile_count: shape.tiles,
+            warps: shape.warps,
+            heads: self.shape.heads,
+            key_heads: self.shape.heads,
+            size: hidden / self.shape.heads,
+            causal: false,
+            window: None,
+        };
+        launch.embed_layer_norm(&embedding, &self.norm, x, rows, hidden)?;
+        for layer in &self.layers {
+            layer.qkv.run(stream, x, qkv, rows, scratch)?;
+            launch.attention(qkv, context, &heads, rows)?;
+            layer.attention_output.run(stream, context, y, rows, scratch)?;
+            launch.residual_layer_norm(x, y, &layer.attention_norm, rows, hidden)?;
+            layer.up.run(stream, x, up, rows, scratch)?;
+            if self.shape.unfused() {
+                launch.bias_activation(up, None, self.shape.activation, rows, self.shape.intermediate)?;
+            }
+            layer.down.run(stream, up, y, rows, scratch)?;
+            launch.residual_layer_norm(x, y, &layer.output_norm, rows, hidden)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! One of the streams that batches run on: its memory, the packed batch in it, and the graphs of short batches.
+
+use super::super::ComputeError;
+use super::card::{Graph, Memory, Pinned, Stream};
+use super::engine::Engine;
+use super::matmul::SCRATCH;
+use super::runner::Request;
+use half::bf16;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Batches up to that many tokens are replayed from a graph: their kernels are shorter than their launches.
+const GRAPH_TOKENS: usize = 1024;
+/// Most graphs that a lane keeps.
+const GRAPHS: usize = 32;
+/// Sequences from that length on are cut into tiles of 128 query rows instead of 64.
+const LONG: usize = 256;
+
+/// A model's forward pass over a packed batch, put on a lane's stream.
+pub trait Network: Send + Sync {
+    /// bf16 numbers a token of each buffer that the pass needs; the first one holds the token vectors at the end.
+    fn widths(&self) -> &[usize];
+    /// f32 numbers a token that it needs for a residual stream.
+    fn residual_width(&self) -> usize;
+    /// Numbers of a token vector.
+    fn hidden(&self) -> usize;
+    /// Rows of the word table, and the longest sequence.
+    fn limits(&self) -> (usize, usize);
+    /// The number that the first token's position has.
+    fn first_place(&self) -> u32;
+    /// Bytes of device memory of the weights.
+    fn memory(&self) -> usize;
+    /// Starts the pass.
+    fn start(&self, engine: &Engine, stream: &Stream, buffers: &Buffers, shape: Shape) -> Result<(), ComputeError>;
+}
+
+/// How much of the buffers a batch uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    pub tokens: usize,
+    pub tiles: usize,
+    /// Warps of an attention block.
+    pub warps: usize,
+}
+
+/// Device memory of one batch.
+pub struct Buffers {
+    tokens: usize,
+    vectors: usize,
+    pub ids: Memory<u32>,
+    pub places: Memory<u32>,
+    pub tiles: Memory<[u32; 4]>,
+    pub spans: Memory<[u32; 4]>,
+    pub states: Vec<Memory<bf16>>,
+    pub residual: Memory<f32>,
+    pub scratch: Memory<u8>,
+    out: Memory<f32>,
+}
+
+/// Pinned memory of one batch.
+struct Host {
+    ids: Pinned<u32>,
+    places: Pinned<u32>,
+    tiles: Pinned<[u32; 4]>,
+    spans: Pinned<[u32; 4]>,
+    out: Pinned<f32>,
+}
+
+/// A stream with its memory. At most one batch at a time.
+pub struct Lane {
+    engine: Arc<Engine>,
+    stream: Stream,
+    memory: Option<(Buffers, Host)>,
+    /// By shape; `None` after a shape's first run, which is not recorded.
+    graphs: HashMap<Shape, Option<Graph>>,
+    /// Vectors that the batch under way gives.
+    vectors: usize,
+}
+
+impl Lane {
+    pub fn new(engine: &Arc<Engine>) -> Result<Lane, ComputeError> {
+        Ok(Lane {
+            engine: engine.clone(),
+            stream: Stream::new(&engine.card)?,
+            memory: None,
+            graphs: HashMap::new(),
+            vectors: 0,
+        })
+    }
+
+    /// Gives the memory back; waits for the batch under way.
+    pub fn release(&mut self) {
+        // A failure shows at the next use; the memory is of no use then either.
+        let _ = self.stream.wait();
+        self.graphs.clear();
+        self.memory = None;
+    }
+
+    /// Memory for so many tokens and vectors. Tiles: never more than tokens.
+    fn reserve(&mut self, network: &dyn Network, tokens: usize, vectors: usize) -> Result<(), ComputeError> {
+        if let Some((buffers, _)) = &self.memory
+            && buffers.tokens >= tokens
+            && buffers.vectors >= vectors
+        {
+            return Ok(());
+        }
+        self.release();
+        let card = &self.engine.card;
+        let states = network.widths().iter().map(|width| Memory::new(card, tokens * width));
+        let buffers = Buffers {
+            tokens,
+            vectors,
+            ids: Memory::new(card, tokens)?,
+            places: Memory::new(card, tokens)?,
+            tiles: Memory::new(card, tokens)?,
+            spans: Memory::new(card, vectors)?,
+            states: states.collect::<Result<_, _>>()?,
+            residual: Memory::new(card, tokens * network.residual_width())?,
+            scratch: Memory::new(card, SCRATCH)?,
+            out: Memory::new(card, vectors * network.hidden())?,
+        };
+        let host = Host {
+            ids: Pinned::new(card, tokens)?,
+            places: Pinned::new(card, tokens)?,
+            tiles: Pinned::new(card, tokens)?,
+            spans: Pinned::new(card, vectors)?,
+            out: Pinned::new(card, vectors * network.hidden())?,
+        };
+        self.memory = Some((buffers, host));
+        Ok(())
+    }
+
+    /// Packs a batch and starts it. The lane has none under way.
+    pub fn start(&mut self, network: &dyn Network, batch: &[Request]) -> Result<(), ComputeError> {
+        let tokens: usize = batch.iter().map(|request| request.ids.len()).sum();
+        let vectors: usize = batch.iter().map(|request| request.ranges.len()).sum();
+        let longest = batch.iter().map(|request| request.ids.len()).max().unwrap_or(0);
+        let warps = if longest >= LONG { 8 } else { 4 };
+        let tiles: usize = batch.iter().map(|request| request.ids.len().div_ceil(warps * 16)).sum();
+        if tokens == 0 || vectors == 0 {
+            return Err(ComputeError::Shape("an empty batch".to_string()));
+        }
+        let short = tokens <= GRAPH_TOKENS;
+        let shape = if short {
+            // Few shapes, so that few graphs are made: what is added is computed and never read.
+            let tokens = tokens.next_power_of_two().max(16);
+            Shape {
+                tokens,
+                tiles: tiles.next_power_of_two(),
+                warps,
+            }
+        } else {
+            Shape { tokens, tiles, warps }
+        };
+        let room = if short {
+            GRAPH_TOKENS
+        } else {
+            shape.tokens.next_multiple_of(1024)
+        };
+        self.reserve(network, room, vectors.next_power_of_two().max(64))?;
+        let Some((buffers, host)) = &mut self.memory else {
+            return Err(ComputeError::Shape("a lane without memory".to_string()));
+        };
+        pack(host, batch, shape, network.first_place());
+        buffers.ids.write(&self.stream, &host.ids.as_slice()[..shape.tokens])?;
+        buffers
+            .places
+            .write(&self.stream, &host.places.as_slice()[..shape.tokens])?;
+        buffers
+            .tiles
+            .write(&self.stream, &host.tiles.as_slice()[..shape.tiles])?;
+        buffers.spans.write(&self.stream, &host.spans.as_slice()[..vectors])?;
+        let (engine, stream) = (&*self.engine, &self.stream);
+        let run = || network.start(engine, stream, buffers, shape);
+        match self.graphs.get(&shape) {
+            Some(Some(graph)) => graph.launch(stream)?,
+            // The second time: a shape that comes back is worth a graph, and the first run has loaded every kernel.
+            Some(None) => {
+                let graph = stream.capture(run)?;
+                graph.launch(stream)?;
+                self.graphs.insert(shape, Some(graph));
+            }
+            None => {
+                run()?;
+                if short && self.graphs.len() < GRAPHS {
+                    self.graphs.insert(shape, None);
+                }
+            }
+        }
+        let states = buffers
+            .states
+            .first()
+            .ok_or_else(|| ComputeError::Shape("no token vectors".to_string()))?;
+        let launch = engine.on(stream);
+        launch.pool_spans(states, &buffers.spans, vectors, &buffers.out, network.hidden())?;
+        buffers
+            .out
+            .read_into(stream, &mut host.out, vectors * network.hidden())?;
+        self.vectors = vectors;
+        Ok(())
+    }
+
+    /// Waits for the batch under way and takes its vectors, one behind the other.
+    pub fn finish(&mut self, network: &dyn Network) -> Result<Vec<Vec<f32>>, ComputeError> {
+        self.stream.wait()?;
+        let Some((_, host)) = &self.memory else {
+            return Ok(Vec::new());
+        };
+        let rows = host
+            .out
+            .as_slice()
+            .chunks_exact(network.hidden().max(1))
+            .take(self.vectors);
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// Fills the pinned memory: the batch, and behind it tokens and tiles that mean nothing.
+fn pack(host: &mut Host, batch: &[Request], shape: Shape, first_place: u32) {
+    let rows = shape.warps * 16;
+    let (ids, places) = (host.ids.as_mut_slice(), host.places.as_mut_slice());
+    let (tiles, spans) = (host.tiles.as_mut_slice(), host.spans.as_mut_slice());
+    let (mut token, mut tile, mut span) = (0, 0, 0);
+    for request in batch {
+        let length = request.ids.len();
+        for (place, id) in request.ids.iter().enumerate() {
+            ids[token + place] = *id;
+            places[token + place] = first_place + place as u32;
+        }
+        for row in (0..length).step_by(rows) {
+            tiles[tile] = [token as u32, length as u32, row as u32, 0];
+            tile += 1;
+        }
+        for range in &request.ranges {
+            let (start, end) = (token as u32 + range.start, token as u32 + range.end);
+            spans[span] = [start, end, u32::from(range.largest), u32::from(range.unit)];
+            span += 1;
+        }
+        token += length;
+    }
+    ids[token..shape.tokens].fill(0);
+    places[token..shape.tokens].fill(first_place);
+    tiles[tile..shape.tiles].fill([0; 4]);
+}

@@ -1,0 +1,53 @@
+//! A real model on a card (or the emulated one) against the same model on the processor.
+
+use crate::compute::cuda::testing::bench;
+use crate::compute::{ComputeError, Pool};
+use crate::model::{Device, Encoder, ModelError, Precision, Read, Role, Sequence};
+
+const TEXTS: [&str; 4] = [
+    "how do I promote a standby server to be primary",
+    "VACUUM",
+    "A table is rewritten when a column is added with a volatile default; otherwise the catalog alone changes, and the \
+     rows that are there already answer with the default that was given, until they are next updated.",
+    "Der Himmel über Berlin ist blau.",
+];
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn minilm_on_a_card_is_close_to_f32() {
+    let Some(dir) = super::minilm() else { return };
+    let Some(_bench) = bench() else { return };
+    let cpu = Encoder::open(&dir).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let card = Encoder::open_on(&dir, Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
+    assert_eq!(card.precision(), Precision::Bf16);
+    let pool = Pool::new(2).unwrap();
+    let mut batch: Vec<Sequence> = TEXTS.iter().map(|text| cpu.text(Role::Plain, text).unwrap()).collect();
+    let spans = Read::Spans(vec![0..3, 2..9, 1..2]);
+    batch.push(Sequence {
+        ids: batch[2].ids.clone(),
+        read: spans,
+    });
+    batch.push(Sequence {
+        ids: batch[0].ids.clone(),
+        read: Read::Spans(Vec::new()),
+    });
+    let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), card.encode(&pool, &batch).unwrap());
+    assert_eq!(expected.len(), found.len());
+    for (expected, found) in expected.iter().zip(&found) {
+        let cosine = cosine(expected, found);
+        println!("cosine to f32: {cosine:.6}");
+        assert!(cosine >= 0.9995, "{cosine}");
+    }
+    let alone = card.encode(&pool, &batch[2..3]).unwrap();
+    assert!(
+        alone[0] == found[2],
+        "a text's vector has the same bits alone and in a batch"
+    );
+    let missing = Encoder::open_on(&dir, Device::Cuda(99), Precision::Bf16, None);
+    assert!(matches!(missing, Err(ModelError::Compute(ComputeError::Device(_)))));
+}

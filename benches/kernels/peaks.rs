@@ -99,7 +99,7 @@ peak!(
     12,
     _mm256_setzero_ps(),
     _mm256_set1_ps(0.5),
-    |a, b, sum| { _mm256_fmadd_ps(a, b, *sum) }
+    |a, b, sum| _mm256_fmadd_ps(a, b, *sum)
 );
 peak!(
     fma512,
@@ -107,7 +107,7 @@ peak!(
     24,
     _mm512_setzero_ps(),
     _mm512_set1_ps(0.5),
-    |a, b, sum| { _mm512_fmadd_ps(a, b, *sum) }
+    |a, b, sum| _mm512_fmadd_ps(a, b, *sum)
 );
 peak!(
     dp_bf16,
@@ -132,7 +132,7 @@ peak!(
     12,
     _mm256_setzero_si256(),
     _mm256_set1_epi8(1),
-    |a, b, sum| { _mm256_dpbusd_avx_epi32(*sum, a, b) }
+    |a, b, sum| _mm256_dpbusd_avx_epi32(*sum, a, b)
 );
 peak!(
     dp_busd512,
@@ -140,7 +140,7 @@ peak!(
     24,
     _mm512_setzero_si512(),
     _mm512_set1_epi8(1),
-    |a, b, sum| { _mm512_dpbusd_epi32(*sum, a, b) }
+    |a, b, sum| _mm512_dpbusd_epi32(*sum, a, b)
 );
 peak!(
     madd256,

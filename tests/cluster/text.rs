@@ -181,7 +181,9 @@ fn the_model_card_similarities_hold() {
             "SELECT situ.embed('That is a happy person', 'minilm') <=> situ.embed('{other}', 'minilm')"
         ));
         assert!(
-            (1.0 - distance - expected).abs() < 5e-4,
+            // The precision that `auto` chose: each vector is within cosine 0.999 of f32. The tests of the model room
+            // hold f32 to the card's four digits.
+            (1.0 - distance - expected).abs() < 0.02,
             "{other}: {} instead of {expected}",
             1.0 - distance
         );

@@ -279,7 +279,12 @@ fn the_look_ahead_is_bounded() {
         .threads
         .push(spawn("planner", move || plan_ahead(&planner)).expect("a thread"));
     service.send(&sender(0), Lane::Bulk, (0..2000).map(text));
-    std::thread::sleep(Duration::from_millis(1500));
+    let begin = std::time::Instant::now();
+    while service.desk.planned_tokens() < 1024 && begin.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Time enough to go beyond the bound, were there none.
+    std::thread::sleep(Duration::from_millis(500));
     let planned = service.desk.planned_tokens();
     assert!(
         (1024..1100).contains(&planned),

@@ -201,9 +201,10 @@ fn operand(query: &Query, kind: KeyKind) -> Query {
     if kind == KeyKind::Text || query.embedding.is_some() {
         return query.clone();
     }
+    let words = query.words();
     let model = model_by_name(query.model.as_deref()).or_raise();
     Query {
-        embedding: Some(embed_question(&model, query.words())),
+        embedding: Some(embed_question(&model, words)),
         ..query.clone()
     }
 }

@@ -120,13 +120,24 @@ fn tune(
     if confirming.len() < LEAST {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("{} judged queries are too few to choose by", choosing.len() + confirming.len()),
+            format!(
+                "{} judged queries are too few to choose by",
+                choosing.len() + confirming.len()
+            ),
             "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
         );
     }
     let depth = super::positive("depth", depth.unwrap_or(100)).max(measure.cut().unwrap_or(1));
     let key = key_column(index, key);
-    let tuning = Tuning { index, key, measure, depth, judgements, choosing, confirming };
+    let tuning = Tuning {
+        index,
+        key,
+        measure,
+        depth,
+        judgements,
+        choosing,
+        confirming,
+    };
 
     let try_one = |options: Query| {
         let value = mean(&tuning.values(&tuning.choosing, &options));
@@ -137,7 +148,10 @@ fn tune(
         Some(given) => tried.extend(given.into_iter().flatten().map(try_one)),
         None => {
             tried.extend(candidates::bridges(index).into_iter().map(try_one));
-            let bridge = tried.get(best(&tried)).map(|best| best.options.clone()).unwrap_or_default();
+            let bridge = tried
+                .get(best(&tried))
+                .map(|best| best.options.clone())
+                .unwrap_or_default();
             let mut starts = vec![Query::default()];
             if bridge != Query::default() {
                 starts.push(bridge);

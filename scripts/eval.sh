@@ -2,6 +2,7 @@
 # Trains and judges every method on the judged sets, through SQL, in the demo's server.
 #
 #   EVAL=quick       a sample of each set, in minutes
+#   EVAL_SETS=...    the names of the sets to take, instead of all (fairytaleqa, scifact, manual)
 #   EVAL_DATA=...    the folder of the judged sets (default ../shared/data beside the checkout)
 #   EVAL_PROFILE=dev the development build instead of the release build
 . "$(dirname "$0")/common.sh"
@@ -17,4 +18,4 @@ else
     "$ROOT/scripts/cluster.sh" start
 fi
 python3 "$ROOT/benches/eval/main.py" "$(dirname "$pg_config")/psql" "$("$ROOT/scripts/cluster.sh" socket)" "$data" \
-    "$ROOT/target/eval" ${EVAL:+"$EVAL"}
+    "$ROOT/target/eval" ${EVAL:+"$EVAL"} ${EVAL_SETS:-}

@@ -1,6 +1,6 @@
 """make eval: every method on every judged set, through SQL only.
 
-Usage: main.py PSQL SOCKET DATA OUT [quick]
+Usage: main.py PSQL SOCKET DATA OUT [quick] [name of a set ...]
 
 Loads the sets, builds the indexes, trains the bridges on the train questions, judges on questions never trained on, and
 prints a table (stderr), one JSON object a measure (stdout) and OUT/index.html. What the installed extension does not
@@ -32,8 +32,8 @@ class Variant:
     #: Arguments of situ.query behind the question, "" for none.
     options: str = ""
     default: bool = False
-    #: Tasks that it is judged on; None for all.
-    tasks: tuple[str, ...] | None = None
+    #: Its settings were chosen on the questions held apart: it is not judged on them.
+    chosen_by_queries: bool = False
     #: Encoding seconds of its index over those of the plain one.
     encode_cost: float | None = None
     #: Median milliseconds of one search, the question encoded.
@@ -115,28 +115,35 @@ class Evaluation:
                 Variant("lexsem", scheme, plain, f"bridge => '{name}'", default=scheme == "slr", rejected=why)
             )
 
+    def held_apart(self) -> None:
+        """A fifth of the questions chooses settings; what was chosen by them is judged on the others."""
+        s = self.name
+        self.db.run(f"CREATE TABLE {s}.tune_queries AS SELECT * FROM {s}.queries WHERE abs(hashtext(id)) % 5 = 0;")
+
     def feedback(self) -> None:
         """The feedback settings that situ.query takes."""
         if not self.db.has_function("query", "feedback"):
             self.step(f"SKIPPED: {self.name}: feedback: this build has none")
             return
-        plain = f"{self.name}.plain"
-        for variant, options in (("average", "feedback => 'average'"), ("rocchio", "feedback => 'rocchio'")):
-            self.variants.append(Variant("feedback", variant, plain, options))
-        if self.db.has_function("query", "gate"):
-            self.variants.append(Variant("feedback", "gated", plain, "feedback => 'rocchio', gate => true", default=True))
+        s, plain = self.name, f"{self.name}.plain"
+        for variant in ("average", "rocchio"):
+            self.variants.append(Variant("feedback", variant, plain, f"feedback => '{variant}'"))
+        if self.db.has_function("tune_feedback"):
+            self.step(f"{s}: situ.tune_feedback")
+            self.db.run(f"SELECT situ.tune_feedback('{plain}', '{s}.tune_queries', '{s}.qrels');")
+            gated = Variant("feedback", "gated", plain, "feedback => 'gated'", default=True, chosen_by_queries=True)
+            self.variants.append(gated)
 
     def tuned(self) -> None:
-        """Everything together: what situ.tune finds best on a fifth of the questions, which are then left out."""
+        """Everything together: what situ.tune finds best."""
         s = self.name
         self.step(f"{s}: situ.tune")
-        self.db.run(
-            f"CREATE TABLE {s}.tune_queries AS SELECT * FROM {s}.queries WHERE hashtext(id) % 5 = 0;\n"
-            f"CREATE TABLE {s}.tuned AS SELECT * FROM situ.tune('{s}.plain', '{s}.tune_queries', '{s}.qrels', key => 'id');"
+        self.db.run(f"CREATE TABLE {s}.tuned AS SELECT * FROM situ.tune('{s}.plain', '{s}.tune_queries', '{s}.qrels');")
+        for row in self.db.rows(f"SELECT round(value::numeric, 4), chosen, confirmed, options FROM {s}.tuned"):
+            self.step(f"{s}: tried {row[3]}: {row[0]}" + (f", chosen, confirmed: {row[2]}" if row[1] == "t" else ""))
+        self.variants.append(
+            Variant("all", "profile", f"{s}.plain", "profile => 'best'", default=True, chosen_by_queries=True)
         )
-        options = self.db.one(f"SELECT options FROM situ.profiles WHERE index = '{s}.plain' AND name = 'best'")
-        self.step(f"{s}: profile best = {options}")
-        self.variants.append(Variant("all", "profile", f"{s}.plain", "profile => 'best'", default=True))
 
     # Judging
 
@@ -161,9 +168,8 @@ class Evaluation:
                 continue
             self.step(f"{s}: judging {variant.bridge} {variant.variant}")
             for task, (queries, qrels) in self.tasks.items():
-                if variant.tasks and task not in variant.tasks:
-                    continue
-                without = f"AND query_id NOT IN (SELECT id FROM {s}.tune_queries)" if variant.bridge == "all" else ""
+                apart = f"AND query_id NOT IN (SELECT id FROM {s}.tune_queries)"
+                without = apart if variant.chosen_by_queries else ""
                 self.db.run(
                     f"INSERT INTO results SELECT '{s}', '{task}', '{variant.bridge}', '{variant.variant}', query_id, "
                     f"measure, value FROM situ.evaluate_queries('{variant.index}', '{queries}', '{qrels}', "
@@ -302,7 +308,10 @@ def main() -> None:
         "CREATE TABLE results (data text, task text, bridge text, variant text, query_id text, measure text, value float8);"
     )
     report, runs = Report(db), []
+    wanted = [name for name in rest if name != "quick"]
     for kind in sets.SETS:
+        if wanted and kind.name not in wanted:
+            continue
         judged = kind(pathlib.Path(data), quick)
         if missing := judged.missing():
             step(f"SKIPPED: {judged.name}: {missing}")
@@ -312,6 +321,7 @@ def main() -> None:
         judged.load(db)
         run.indexes()
         run.bridges()
+        run.held_apart()
         run.feedback()
         run.tuned()
         run.judge()

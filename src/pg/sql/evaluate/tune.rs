@@ -228,9 +228,12 @@ mod candidates {
             .collect()
     }
 
-    /// The feedback settings that can be added to `start`.
-    pub fn feedback(_start: &Query) -> Vec<Query> {
-        Vec::new()
+    /// The feedback settings that can be added to `start`: each method with its own defaults.
+    pub fn feedback(start: &Query) -> Vec<Query> {
+        let methods = ["average", "rocchio", "gated"].into_iter();
+        methods
+            .filter_map(|method| with(start, json!({ "feedback": { "method": method } })))
+            .collect()
     }
 
     /// `start` with further fields.

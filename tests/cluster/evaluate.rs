@@ -334,3 +334,34 @@ fn runs_go_through_trec_files() {
     let failure = client.failure("SELECT situ.write_run('q', 'a document', 1, 0.5)");
     assert_eq!(failure.code, "22P02", "{failure:#?}");
 }
+
+#[test]
+fn partitions_are_judged_as_one_table() {
+    let mut client = circle("evaluate_partitions");
+    client.run(
+        "CREATE TABLE parts (id text, pair int, v vector(2), PRIMARY KEY (id, pair)) PARTITION BY LIST (pair);
+         CREATE TABLE parts_0 PARTITION OF parts FOR VALUES IN (0);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1, 2);
+         INSERT INTO parts SELECT * FROM points;
+         CREATE INDEX parts_v ON parts USING situ (v vector_cosine_ops);
+         INSERT INTO judged VALUES (0, 'p0', 1), (0, 'p2', 3), (4, 'p0', 1), (2, 'p1', 2)",
+    );
+    let failure = client.failure("SELECT * FROM situ.evaluate('parts_v', 'asked', 'judged')");
+    assert_eq!(failure.detail, "The primary key of the table has several columns.");
+    let whole = values(&mut client, "SELECT measure, value FROM situ.evaluate('points_v', 'asked', 'judged')");
+    let parts = values(
+        &mut client,
+        "SELECT measure, value FROM situ.evaluate('parts_v', 'asked', 'judged', key => 'id')",
+    );
+    assert_eq!(whole, parts);
+    // A profile of the whole index serves its partitions too.
+    client.run(
+        "INSERT INTO situ.profiles VALUES ('public.parts_v', 'mine', '{\"nothing\": 1}', 'map', '{}', 'postgres')",
+    );
+    for index in ["parts_v", "parts_0_v_idx"] {
+        let failure = client.failure(&format!(
+            "SELECT * FROM situ.search('{index}', situ.query(embedding => '[1,0]', profile => 'mine'))"
+        ));
+        assert_eq!(failure.code, "22000", "{failure:#?}");
+    }
+}

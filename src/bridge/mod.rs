@@ -1,4 +1,6 @@
 //! The trained and untrained parts beside the frozen encoder.
+pub mod adapter;
+pub mod file;
 pub mod situate;
 pub mod train;
 

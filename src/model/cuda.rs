@@ -31,7 +31,9 @@ impl OnCard {
         }
         let engine = Engine::shared(ordinal, cache)?;
         let runner = match manifest.family {
-            Family::Qwen3 | Family::Mistral => Runner::new(&engine, Box::new(load_decoder(&engine, manifest, weights)?))?,
+            Family::Qwen3 | Family::Mistral => {
+                Runner::new(&engine, Box::new(load_decoder(&engine, manifest, weights)?))?
+            }
             _ => Runner::new(&engine, Box::new(load_bert(&engine, manifest, weights)?))?,
         };
         Ok(OnCard { runner })

@@ -15,6 +15,16 @@ pub enum Device {
     Cuda(u32),
 }
 
+impl Device {
+    /// Tokens beyond which a batch gains nothing. A card has two batches of 16,384 tokens under way.
+    pub fn most_tokens(self) -> usize {
+        match self {
+            Device::Cpu => 16 << 10,
+            Device::Cuda(_) => 64 << 10,
+        }
+    }
+}
+
 /// A name that is no device's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not a device: \"cpu\" or \"cuda:<number>\"")]

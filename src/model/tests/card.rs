@@ -1,8 +1,8 @@
 //! A real model on a card (or the emulated one) against the same model on the processor.
 
+use super::families::{Sizes, mistral, modern_bert, qwen3};
 use crate::compute::cuda::testing::bench;
 use crate::compute::{ComputeError, Pool};
-use super::families::{Sizes, mistral, modern_bert, qwen3};
 use crate::model::{Device, Encoder, ModelError, Precision, Read, Role, Sequence};
 
 const TEXTS: [&str; 4] = [
@@ -92,13 +92,23 @@ fn decoders_on_a_card_are_close_to_f32() {
         let card = Encoder::open_on(dir.path(), Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
         assert!(card.memory() > 0);
         let batch = sequences(&cpu);
-        assert!(batch.iter().any(|sequence| sequence.ids.len() > 40), "longer than the window");
+        assert!(
+            batch.iter().any(|sequence| sequence.ids.len() > 40),
+            "longer than the window"
+        );
         let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), card.encode(&pool, &batch).unwrap());
         assert_eq!(expected.len(), found.len());
-        let least = expected.iter().zip(&found).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min);
+        let least = expected
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| cosine(a, b))
+            .fold(1.0, f64::min);
         println!("{name}: least cosine to f32 {least:.6}");
         assert!(least >= 0.9995, "{name}: {least}");
-        assert!(card.encode(&pool, &batch[1..2]).unwrap()[0] == found[1], "{name}: alone and in a batch");
+        assert!(
+            card.encode(&pool, &batch[1..2]).unwrap()[0] == found[1],
+            "{name}: alone and in a batch"
+        );
     }
 }
 
@@ -112,5 +122,8 @@ fn what_a_card_cannot_run_is_said() {
         "{family:?}"
     );
     let heads = open(qwen3(Sizes::SMALL).write().path());
-    assert!(matches!(&heads, Err(ModelError::Compute(ComputeError::Shape(_)))), "{heads:?}");
+    assert!(
+        matches!(&heads, Err(ModelError::Compute(ComputeError::Shape(_)))),
+        "{heads:?}"
+    );
 }

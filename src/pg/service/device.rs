@@ -117,7 +117,14 @@ mod tests {
             std::fs::write(nodes.join(name), "").expect("a file");
         }
         assert_eq!(count_cards(&nodes, &listed, None), 3);
-        for (visible, count) in [("", 0), ("-1", 0), ("2", 1), ("0, 1", 2), ("1,-1,2", 1), ("0,1,2,3,4", 3)] {
+        for (visible, count) in [
+            ("", 0),
+            ("-1", 0),
+            ("2", 1),
+            ("0, 1", 2),
+            ("1,-1,2", 1),
+            ("0,1,2,3,4", 3),
+        ] {
             assert_eq!(count_cards(&nodes, &listed, Some(visible)), count, "{visible}");
         }
     }

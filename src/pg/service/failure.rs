@@ -109,3 +109,18 @@ impl From<&BridgeError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_card_says_is_told_apart() {
+        let kind = |error: ComputeError| Failure::from(&ModelError::Compute(error)).kind;
+        assert_eq!(kind(ComputeError::DeviceLost("gone".to_owned())), Kind::DeviceLost);
+        assert_eq!(kind(ComputeError::DeviceMemory { bytes: 1 }), Kind::Memory);
+        assert_eq!(kind(ComputeError::Memory { bytes: 1 }), Kind::Memory);
+        // A call that was refused says nothing about the card.
+        assert_eq!(kind(ComputeError::Device("refused".to_owned())), Kind::Internal);
+    }
+}

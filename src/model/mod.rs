@@ -18,7 +18,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
-pub use device::{BadDevice, CardInfo, Device, devices};
+pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
 pub use manifest::{Family, Manifest, Pooling};
 pub use tokenizer::Tokens;

@@ -9,6 +9,7 @@
 //! | `statistics` | counters and texts in shared memory |
 //! | `shared` | the layout of the shared memory, slots and their ownership rules |
 //! | `channel` | a backend's slot: claim, send, wait, resend, release |
+//! | `line` | a call: its slots, one a device where it has much to send, and what goes to which |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
 //! | `launcher` | keeps the worker alive |
@@ -50,6 +51,8 @@ pub mod client;
 pub mod documents;
 #[cfg(feature = "pg")]
 pub mod launcher;
+#[cfg(feature = "pg")]
+mod line;
 #[cfg(feature = "pg")]
 pub mod shared;
 #[cfg(feature = "pg")]

@@ -1,5 +1,7 @@
 //! The trained and untrained parts beside the frozen encoder.
+pub mod lexsem;
 pub mod situate;
+pub mod train;
 
 /// What can go wrong in a bridge.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +16,21 @@ pub enum BridgeError {
     /// The number of vectors does not fit the plan.
     #[error("expected {expected} vectors, not {found}")]
     Vectors { expected: usize, found: usize },
+    /// Numbers that overflowed.
+    #[error("the {what} holds NaN or infinity")]
+    NotFinite { what: &'static str },
+    /// Bytes that are no bridge.
+    #[error("the bridge's file is not valid: {0}")]
+    File(String),
+    /// Too little to train with.
+    #[error("there is too little to train with: {0}")]
+    TooLittle(String),
+    /// The encoder cannot read out what a bridge needs.
+    #[error("the encoder gives no {0}")]
+    NoReading(&'static str),
+    /// A kernel failed.
+    #[error(transparent)]
+    Compute(#[from] crate::compute::ComputeError),
     /// The encoder failed.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),

@@ -98,7 +98,7 @@ impl From<&BridgeError> for Failure {
         match error {
             BridgeError::Model(inner) => Failure::from(inner),
             BridgeError::Option { .. } => Failure::new(Kind::Argument, error.to_string()),
-            BridgeError::Vectors { .. } => Failure::new(Kind::Internal, error.to_string()),
+            _ => Failure::new(Kind::Internal, error.to_string()),
         }
     }
 }

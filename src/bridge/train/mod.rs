@@ -1,0 +1,2 @@
+//! Training of bridges.
+pub mod data;

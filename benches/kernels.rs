@@ -133,7 +133,7 @@ fn products(pool: &Pool, ways: &[Way]) -> Result<(), Failure> {
         for rows in [13, 112, 4096] {
             let x = numbers(rows * inputs);
             let mut out = vec![0f32; rows * outputs];
-            let memory = Apply::new(pool, 112, inputs)?;
+            let memory = Apply::new(pool, inputs)?;
             let secs: f64 = std::env::var("SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(0.12);
             for way in ways {
                 if only.as_ref().is_some_and(|only| {

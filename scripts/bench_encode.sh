@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Encoding speed beside ONNX Runtime, rten and candle: fetches the peers, builds in release, measures.
+# Encoding speed beside ONNX Runtime, rten and candle, then the kernels as shares of what the processor can do: fetches
+# the peers, builds in release, measures.
 . "$(dirname "$0")/common.sh"
 cd "$ROOT"
 "$ROOT/scripts/deps.sh" check
@@ -20,4 +21,6 @@ if [ ! -f "$peers/onnx-models/int8.onnx" ]; then
 fi
 CARGO_TARGET_DIR=$peers/rten cargo build --locked --quiet --release --manifest-path benches/peers/rten/Cargo.toml
 export SITU_BENCH_PYTHON=$peers SITU_BENCH_ONNX=$peers/onnx-models SITU_BENCH_RTEN=$peers/rten/release/rten-peer
-cargo bench --locked --quiet --profile ${BENCH_PROFILE:-release} --no-default-features --bench encode
+for bench in encode kernels; do
+    cargo bench --locked --quiet --profile "${BENCH_PROFILE:-release}" --no-default-features --bench $bench
+done

@@ -22,11 +22,12 @@ CREATE FUNCTION situ.query(
     text text DEFAULT NULL,
     embedding @extschema:vector@.vector DEFAULT NULL,
     model text DEFAULT NULL,
-    probes integer DEFAULT NULL
+    probes integer DEFAULT NULL,
+    profile text DEFAULT NULL
 ) RETURNS situ.query
     LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'make_query_wrapper';
-COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer) IS
-    'a question for <=> and situ.search: its text or its vector, the model where no index names one, and the lists to read first';
+COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer, text) IS
+    'a question for <=> and situ.search: its text or its vector, the model where no index names one, the lists to read first, the profile that situ.tune stored; options without a question are a template for situ.evaluate';
 
 CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 AS 'MODULE_PATHNAME', 'text_distance_wrapper';

@@ -15,7 +15,7 @@ CREATE FUNCTION situ.search(
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
 COMMENT ON FUNCTION situ.search(regclass, text, integer) IS
-    'the k documents nearest to a question, each with its nearest passage (byte span start..end of the body); the caller''s privileges and row security apply';
+    'the k rows nearest to a question: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.search(
     index regclass,
@@ -32,7 +32,7 @@ CREATE FUNCTION situ.search(
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
 COMMENT ON FUNCTION situ.search(regclass, situ.query, integer) IS
-    'the k documents nearest to a question, each with its nearest passage (byte span start..end of the body); the caller''s privileges and row security apply';
+    'the k rows nearest to a question: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.index_statistics(
     index regclass,

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 
 /// Rows of a block; see `bert.rs`.
 const BLOCK_ROWS: usize = 112;
+/// Most rows of a register tile: blocks are rounded up to whole tiles.
+const LARGEST_TILE: usize = 16;
 /// Fewest rows of a block, below which the columns are divided instead.
 const FEWEST_ROWS: usize = 28;
 
@@ -18,8 +20,10 @@ pub struct Apply {
 }
 
 impl Apply {
-    /// Memory for up to `rows` rows of up to `inputs` numbers on the threads of `pool`.
-    pub fn new(pool: &Pool, rows: usize, inputs: usize) -> Result<Apply, ComputeError> {
+    /// Memory for products of any number of rows of up to `inputs` numbers on the threads of `pool`.
+    pub fn new(pool: &Pool, inputs: usize) -> Result<Apply, ComputeError> {
+        // Undivided rows are prepared at once, by the caller's thread; others a block at a time.
+        let rows = (BLOCK_ROWS + LARGEST_TILE).max(pool.threads() * FEWEST_ROWS);
         let each = (0..pool.threads()).map(|_| Ok(Mutex::new(Rows::new(rows, inputs)?)));
         Ok(Apply {
             rows: each.collect::<Result<_, ComputeError>>()?,

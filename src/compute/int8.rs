@@ -13,6 +13,7 @@ use super::ComputeError;
 use super::buffer::Buffer;
 use super::gemm::Product;
 use super::gemm_int8::{Groups, product_avx_vnni, product_avx2, product_vnni};
+use std::arch::x86_64::*;
 
 /// Most inputs of a group. Sums of 256 x 255 x 127 fit 32 bits, and the integers of a tile are scaled seldom enough.
 const GROUP: usize = 256;
@@ -38,6 +39,8 @@ pub struct Int8 {
     /// Inputs kept in f32, ascending, each with another one of its group that stands in for it among the integers (or
     /// itself, where the whole group is kept).
     kept: Vec<[usize; 2]>,
+    /// For each group, for each 16 of its inputs, the bits of those that are quantised.
+    counted: Vec<u16>,
     panels: Buffer<u32>,
     exact: Buffer<f32>,
     scales: Buffer<f32>,
@@ -85,6 +88,17 @@ impl Int8 {
                 .unwrap_or(input)
         };
         let kept: Vec<[usize; 2]> = chosen.iter().map(|input| [*input, stand_in(*input)]).collect();
+        let counted = |number: usize, lane: usize| {
+            let input = number * group + lane;
+            lane < group && input < inputs && chosen.binary_search(&input).is_err()
+        };
+        let mut masks = Vec::new();
+        for number in 0..groups {
+            for first in (0..group).step_by(16) {
+                let bit = |lane: usize| u16::from(counted(number, first + lane)) << lane;
+                masks.push((0..16).map(bit).sum());
+            }
+        }
         let padded = (weights.len() / inputs).next_multiple_of(columns);
         let mut layer = Int8 {
             instructions,
@@ -96,6 +110,7 @@ impl Int8 {
             exact: Buffer::zeroed(padded * (kept.len() + groups))?,
             scales: Buffer::zeroed(padded * groups)?,
             kept,
+            counted: masks,
         };
         let mut row = vec![0f32; inputs];
         for (column, weights) in weights.chunks_exact(inputs).enumerate() {
@@ -116,7 +131,11 @@ impl Int8 {
         for (number, weights) in row.chunks(self.group).enumerate() {
             let scale = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
             let quantise = |weight: &f32| {
-                if scale > 0.0 { (weight / scale).round() as i8 } else { 0 }
+                if scale > 0.0 {
+                    (weight / scale).round() as i8
+                } else {
+                    0
+                }
             };
             let sum: i32 = weights.iter().map(|weight| i32::from(quantise(weight))).sum();
             let at = panel * self.groups + number;
@@ -154,21 +173,23 @@ impl Int8 {
             *word = row[*input].to_bits();
         }
         let mut kept = self.kept.iter().peekable();
-        let mut block = [0f32; GROUP];
         let parts = row.chunks(self.group).zip(integers.chunks_exact_mut(group_words));
         for ((number, (part, words)), (offset, scale)) in parts.enumerate().zip(offsets.iter_mut().zip(scales)) {
-            let numbers = &mut block[..part.len()];
-            numbers.copy_from_slice(part);
-            let first = number * self.group;
-            while let Some([input, other]) = kept.next_if(|[input, _]| *input < first + self.group) {
-                numbers[input - first] = row[*other];
-            }
-            // SAFETY: a layer is only made where the processor has at least AVX2; there is a word for four numbers.
-            let [step, low] = unsafe {
-                match self.instructions {
-                    Instructions::Avx512Vnni => quantise_avx512(numbers, words),
-                    _ => quantise_avx2(numbers, words),
+            let [step, low] = if self.instructions == Instructions::Avx512Vnni {
+                let masks = self.group.div_ceil(16);
+                let counted = &self.counted[number * masks..][..masks];
+                // SAFETY: such a layer is only made where the processor has AVX-512.
+                unsafe { quantise_avx512(part, counted, words) }
+            } else {
+                let mut block = [0f32; GROUP];
+                let numbers = &mut block[..part.len()];
+                numbers.copy_from_slice(part);
+                let first = number * self.group;
+                while let Some([input, other]) = kept.next_if(|[input, _]| *input < first + self.group) {
+                    numbers[input - first] = row[*other];
                 }
+                // SAFETY: a layer is only made where the processor has at least AVX2.
+                unsafe { quantise_avx2(numbers, words) }
             };
             (*offset, *scale) = (low.to_bits(), step.to_bits());
         }
@@ -202,28 +223,65 @@ impl Int8 {
     }
 }
 
-/// [`quantise`] for AVX-512.
+/// As [`quantise_avx2`], of the numbers whose bits are set in `counted`. The others become some integer, which is
+/// multiplied by zero weights.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn quantise_avx512(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
-    quantise::<16>(numbers, words)
+unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -> [f32; 2] {
+    let bytes = words.len() * 4;
+    assert!(numbers.len() <= bytes && counted.len() * 16 >= bytes);
+    let (mut low, mut high) = (_mm512_set1_ps(f32::MAX), _mm512_set1_ps(f32::MIN));
+    // Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
+    let mut odd = _mm512_setzero_ps();
+    for (number, part) in numbers.chunks(16).enumerate() {
+        let mask = counted[number];
+        // SAFETY: only the lanes of `part` are read.
+        let x = unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) };
+        low = _mm512_mask_min_ps(low, mask, low, x);
+        high = _mm512_mask_max_ps(high, mask, high, x);
+        odd = _mm512_mask3_fmadd_ps(x, _mm512_setzero_ps(), odd, mask);
+    }
+    let is_odd = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(odd, odd) != 0;
+    let (low, high) = (_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
+    let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
+    if is_odd || step < LEAST_STEP {
+        words.fill(0);
+        // Where nothing is counted, `low` is above `high`.
+        let low = if low > high { 0.0 } else { low };
+        return [0.0, if is_odd { f32::NAN } else { low }];
+    }
+    let (lowest, inverse, half) = (_mm512_set1_ps(low), _mm512_set1_ps(1.0 / step), _mm512_set1_ps(0.5));
+    for (number, part) in numbers.chunks(16).enumerate() {
+        // SAFETY: only the lanes of `part` are read.
+        let x = unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) };
+        // Above 255, and what is not a number in range at all, becomes 255: the conversion saturates.
+        let level = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_sub_ps(x, lowest), inverse, half));
+        let at = number * 16;
+        // SAFETY: bytes from `at` on, as many as the words have.
+        unsafe {
+            let to = words.as_mut_ptr().cast::<i8>().add(at);
+            _mm512_mask_cvtusepi32_storeu_epi8(to, first(bytes - at), level);
+        }
+    }
+    let written = (numbers.len().div_ceil(16) * 4).min(words.len());
+    words[written..].fill(0);
+    [step, low]
 }
 
-/// [`quantise`] for AVX2.
+/// The mask of the first `lanes` lanes.
+fn first(lanes: usize) -> __mmask16 {
+    if lanes >= 16 { !0 } else { (1u16 << lanes) - 1 }
+}
+
+/// Quantises numbers to unsigned 8 bits, four a word: `x = step q + low`. Returns step and low.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn quantise_avx2(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
-    quantise::<8>(numbers, words)
-}
-
-/// Quantises numbers to unsigned 8 bits, four a word: `x = step q + low`. Returns step and low. The order of the
-/// comparisons does not change the result, so all instructions give the same.
-#[inline(always)]
-fn quantise<const LANES: usize>(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
+    const LANES: usize = 8;
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     // Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
     let mut odd = [0f32; LANES];
@@ -239,7 +297,7 @@ fn quantise<const LANES: usize>(numbers: &[f32], words: &mut [u32]) -> [f32; 2] 
     let low = low.iter().chain(rest).fold(f32::INFINITY, |a, b| a.min(*b));
     let high = high.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
     let odd = odd.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>();
-    let step = high / 255.0 - low / 255.0;
+    let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
     if odd.is_nan() || step < LEAST_STEP {
         words.fill(0);
         return [0.0, if odd.is_nan() { f32::NAN } else { low }];

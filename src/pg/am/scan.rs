@@ -8,13 +8,15 @@ use super::text::TextIndex;
 use crate::index::{Hit, Meta, Scan, ScanParams};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
+use crate::pg::sql::profiles;
 use crate::pg::sql::query::Query;
 use crate::pg::store::RelationStore;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 
-/// Strategy number of `text <=> situ.query`; 1 is the class's first operator.
-const QUERY_STRATEGY: u16 = 2;
+/// Strategy number of `text <=> situ.query`; 1 is the class's first operator. `situ.search` uses it over vectors too,
+/// with a query that brings its vector, though no operator of those classes has it.
+pub const QUERY_STRATEGY: u16 = 2;
 
 /// What a scan keeps between calls, owned by the scan's memory context through a callback-free raw pointer that
 /// `amendscan` (or, after an error, the reset callback) gives back.
@@ -66,21 +68,21 @@ unsafe fn read_operand(
 ) -> (Vec<f32>, Option<u64>, u32) {
     // SAFETY: the argument has the type that the strategy's operator declares.
     unsafe {
-        if kind != KeyKind::Text {
+        let asked = if key.sk_strategy == QUERY_STRATEGY {
+            Query::from_argument(key.sk_argument)
+        } else if kind == KeyKind::Text {
+            Query::from_text(kind::read_text(key.sk_argument))
+        } else {
             let vector = kind::read_vector(kind, key.sk_argument);
             return (vector, None, 0);
-        }
-        let query = if key.sk_strategy == QUERY_STRATEGY {
-            Query::from_argument(key.sk_argument)
-        } else {
-            Query::from_text(kind::read_text(key.sk_argument))
         };
+        let query = profiles::resolve(&asked, (*index).rd_id);
+        let probes = query.probes.unwrap_or(0);
+        if kind != KeyKind::Text {
+            return (query.embedding.unwrap_or_default(), None, probes);
+        }
         let text = TextIndex::open(index, meta);
-        (
-            text.embed_query(&query),
-            Some(query.identity()),
-            query.probes.unwrap_or(0),
-        )
+        (text.embed_query(&query), Some(asked.identity()), probes)
     }
 }
 

@@ -116,7 +116,7 @@ impl TextIndex {
         if let Some(vector) = &query.embedding {
             return vector.clone();
         }
-        embed_question(&self.model, query.text.as_deref().unwrap_or_default())
+        embed_question(&self.model, query.words())
     }
 }
 

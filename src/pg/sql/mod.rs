@@ -1,7 +1,10 @@
 //! SQL-callable functions, by topic.
 pub mod control_service;
 pub mod encode;
+pub mod evaluate;
+pub mod leaf;
 pub mod models;
+pub mod profiles;
 pub mod query;
 pub mod search;
 pub mod stat_index;

@@ -35,6 +35,9 @@ pub struct Query {
     /// Lists to read in the first round; none = as calibrated at the build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
+    /// Options that `situ.tune` stored for the index, used where the query itself says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
 }
 
 impl Query {
@@ -65,15 +68,33 @@ impl Query {
             digest.update(value.to_le_bytes());
         }
         digest.update(self.model.as_deref().unwrap_or_default().as_bytes());
+        digest.update(self.profile.as_deref().unwrap_or_default().as_bytes());
         let mut first = [0u8; 8];
         first.copy_from_slice(&digest.finalize()[..8]);
         u64::from_le_bytes(first)
     }
 
+    /// The question in words. Options alone are a template for others ([`Query::asking`]), and cannot be searched.
+    pub fn words(&self) -> &str {
+        match &self.text {
+            Some(text) => text,
+            None => no_question(),
+        }
+    }
+
+    /// These options with another question.
+    pub fn asking(&self, text: String, embedding: Option<Vec<f32>>) -> Query {
+        Query {
+            text: Some(text),
+            embedding,
+            ..self.clone()
+        }
+    }
+
     fn vector(&self, model: &ModelRef) -> Vec<f32> {
         match &self.embedding {
             Some(vector) => vector.clone(),
-            None => embed_question(model, self.text.as_deref().unwrap_or_default()),
+            None => embed_question(model, self.words()),
         }
     }
 }
@@ -94,7 +115,7 @@ impl InOutFuncs for Query {
                 "Use situ.query(text => '...') for a question that begins with a brace.".into(),
             )
         });
-        if query.text.is_none() && query.embedding.is_none() {
+        if query == Query::default() {
             no_question();
         }
         query
@@ -116,10 +137,13 @@ fn no_question() -> ! {
 
 /// `situ.query(...)`.
 #[pg_extern(immutable, parallel_safe, sql = false)]
-fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&str>, probes: Option<i32>) -> Query {
-    if text.is_none() && embedding.is_none() {
-        no_question();
-    }
+fn make_query(
+    text: Option<&str>,
+    embedding: Option<AnyElement>,
+    model: Option<&str>,
+    probes: Option<i32>,
+    profile: Option<&str>,
+) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
             .ok()
@@ -132,13 +156,19 @@ fn make_query(text: Option<&str>, embedding: Option<AnyElement>, model: Option<&
                 )
             })
     });
-    Query {
+    let query = Query {
         text: text.map(str::to_owned),
         // SAFETY: the function is declared with a vector here.
         embedding: embedding.map(|vector| unsafe { read_vector(vector.datum()) }.or_raise()),
         model: model.map(str::to_owned),
         probes,
+        profile: profile.map(str::to_owned),
+    };
+    // Options without a question are a template, for situ.evaluate and the like.
+    if query == Query::default() {
+        no_question();
     }
+    query
 }
 
 /// The cosine distance of the document's nearest chunk to the question, without an index: the document is cut and
@@ -149,6 +179,13 @@ fn document_distance(body: &str, query: &Query) -> Option<f64> {
         && let Some(distance) = distances::recall(query.identity(), body_hash(body))
     {
         return Some(distance);
+    }
+    if let Some(profile) = &query.profile {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("profile \"{profile}\" can be used by a scan of its index only"),
+            "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
+        );
     }
     let model = model_by_name(query.model.as_deref()).or_raise();
     let question = query.vector(&model);

@@ -1,0 +1,166 @@
+//! `situ.make_queries`: questions made from the documents of a text index.
+//!
+//! The table is read twice as the caller: once for the keys and, where the task weighs words, the words of every
+//! document; then the documents that were drawn. Memory holds the keys, the vocabulary and one batch of documents.
+
+use super::relations::{key_column, needed, table_of};
+use crate::eval::random::Random;
+use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
+use crate::pg::am::kind::KeyKind;
+use crate::pg::error::OrRaise;
+use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::sql::leaf::{kind_of, leaves, name_of};
+use crate::pg::sql::profiles::qualified;
+use crate::pg::sql::search::positive;
+use crate::text::sentences;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pgrx::spi::SpiError;
+use std::ops::Range;
+
+/// Documents read in one statement.
+const BATCH: i64 = 500;
+
+/// How the documents of an index are read.
+struct Source {
+    /// Column that names them.
+    key: String,
+    /// `SELECT key, body FROM table ...` without its conditions.
+    select: String,
+}
+
+impl Source {
+    fn of(index: pg_sys::Oid, key: Option<&str>) -> Source {
+        let text = leaves(index).first().map(|leaf| kind_of(*leaf));
+        if text.is_some_and(|kind| kind != KeyKind::Text) {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("index \"{}\" holds vectors: there is no text to make queries of", name_of(index)),
+                "Name an index made with CREATE INDEX ... USING situ over a text column.",
+            );
+        }
+        let key = pgrx::spi::quote_identifier(key_column(index, key));
+        // SAFETY: a catalog function with its three arguments; the server quotes what it returns.
+        let body = unsafe {
+            pgrx::direct_function_call::<String>(
+                pg_sys::pg_get_indexdef_ext,
+                &[index.into_datum(), 1i32.into_datum(), false.into_datum()],
+            )
+        }
+        .unwrap_or_default();
+        let select = format!(
+            "SELECT ({key})::pg_catalog.text AS key, ({body})::pg_catalog.text AS body FROM {}",
+            qualified(table_of(index))
+        );
+        Source { key, select }
+    }
+
+    /// Reads the documents that `condition` chooses with the keys of its parameter, batch by batch.
+    fn each(&self, condition: &str, keys: Option<Vec<String>>, mut take: impl FnMut(String, Option<String>)) {
+        let statement = format!("{} {condition}", self.select);
+        let arguments = keys.map(|keys| vec![keys.into()]).unwrap_or_default();
+        let result = Spi::connect(|client| {
+            let mut cursor = client.try_open_cursor(&statement, &arguments)?;
+            loop {
+                let table = cursor.fetch(BATCH)?;
+                if table.is_empty() {
+                    return Ok::<_, SpiError>(());
+                }
+                for row in table {
+                    if let Some(key) = row.get::<String>(1)? {
+                        take(key, row.get::<String>(2)?);
+                    }
+                }
+            }
+        });
+        if let Err(error) = result {
+            fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
+        }
+    }
+}
+
+fn sentence_ranges(text: &str) -> Vec<Range<usize>> {
+    let spans = sentences(text).into_iter();
+    spans.map(|span| span.start as usize..span.end as usize).collect()
+}
+
+type Made = TableIterator<
+    'static,
+    (
+        name!(id, String),
+        name!(text, String),
+        name!(document_id, String),
+    ),
+>;
+
+/// `situ.make_queries(index, kind, n, seed, key, part_from, part_to)`.
+#[pg_extern(stable, sql = false)]
+fn make_queries(
+    index: Option<pg_sys::Oid>,
+    kind: Option<&str>,
+    n: Option<i32>,
+    seed: Option<i64>,
+    key: Option<&str>,
+    part_from: Option<f64>,
+    part_to: Option<f64>,
+) -> Made {
+    let kind = kind.unwrap_or("span16");
+    let task: Task = kind.parse().or_raise();
+    let wanted = positive("n", n.unwrap_or(200));
+    let part = part_from.unwrap_or(0.0)..part_to.unwrap_or(1.0);
+    if !(0.0 <= part.start && part.start < part.end && part.end <= 1.0) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("part_from = {} and part_to = {} are no part of a text", part.start, part.end),
+            "They are shares of each document's words, 0 <= part_from < part_to <= 1.",
+        );
+    }
+    let source = Source::of(needed("index", index), key);
+    let mut frequencies = Frequencies::default();
+    let mut keys = Vec::new();
+    source.each("", None, |key, body| {
+        if let Some(body) = body {
+            if task == Task::Keyword {
+                frequencies.add(&body);
+            }
+            keys.push(key);
+        }
+    });
+    // The order in which rows lie must not matter.
+    keys.sort_unstable();
+    keys.dedup();
+    let seed = seed.unwrap_or_default() as u64;
+    let mut random = Random::new(seed);
+    random.shuffle(&mut keys);
+    let cut = Cut {
+        words: &white_space_words,
+        sentences: &sentence_ranges,
+    };
+    let mut made: Vec<(String, String)> = Vec::new();
+    let condition = format!("WHERE ({})::pg_catalog.text = ANY ($1)", source.key);
+    for batch in keys.chunks(BATCH as usize) {
+        pgrx::check_for_interrupts!();
+        if made.len() >= wanted {
+            break;
+        }
+        let mut documents = std::collections::HashMap::new();
+        source.each(&condition, Some(batch.to_vec()), |key, body| {
+            if let Some(body) = body {
+                documents.entry(key).or_insert(body);
+            }
+        });
+        for key in batch {
+            let body = documents.get(key).map_or("", String::as_str);
+            // A sequence of its own for each document: others do not change its question.
+            let question = make(task, body, part.clone(), &cut, &frequencies, &mut Random::new(random.bits()));
+            made.extend(question.map(|question| (key.clone(), question)));
+        }
+    }
+    made.truncate(wanted);
+    let rows = made.into_iter().enumerate();
+    let rows: Vec<_> = rows
+        .map(|(place, (document, text))| (format!("{kind}-{}", place + 1), text, document))
+        .collect();
+    TableIterator::new(rows)
+}

@@ -1,0 +1,202 @@
+//! `situ.tune`: which options of `situ.query` serve an index best, chosen on one half of the judged queries, confirmed
+//! on the other, and stored as a profile.
+//!
+//! Without candidates of the caller's own, every accepted bridge that fits the index is tried alone, then feedback
+//! alone and with the best bridge. What wins on the first half is stored only where it also beats plain search on the
+//! second: otherwise the profile is plain search.
+
+use super::ranking::{answers, judged};
+use super::relations::{Asked, key_column, needed, qrels, queries, with_relevant};
+use super::{Judgements, draws};
+use crate::eval::random::Random;
+use crate::eval::report::{Compared, Measure, compared, values};
+use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::sql::profiles;
+use crate::pg::sql::query::Query;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde_json::json;
+
+/// Least queries in each half: fewer choose by chance.
+const LEAST: usize = 5;
+
+/// The queries that a profile is chosen and confirmed on.
+struct Tuning {
+    index: pg_sys::Oid,
+    key: String,
+    measure: Measure,
+    depth: usize,
+    judgements: Judgements,
+    choosing: Vec<Asked>,
+    confirming: Vec<Asked>,
+}
+
+impl Tuning {
+    fn values(&self, half: &[Asked], options: &Query) -> Vec<f64> {
+        let answers = answers(self.index, half, options, self.depth, &self.key);
+        values(self.measure, &judged(half, &answers, &self.judgements))
+    }
+}
+
+/// A candidate with its mean on the choosing half.
+struct Tried {
+    options: Query,
+    value: f64,
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The best of `tried`; of equals the one that was tried first, which is the simpler.
+fn best(tried: &[Tried]) -> usize {
+    let mut best = 0;
+    for (place, candidate) in tried.iter().enumerate() {
+        if tried.get(best).is_some_and(|best| candidate.value > best.value) {
+            best = place;
+        }
+    }
+    best
+}
+
+fn options_json(options: &Query) -> String {
+    // Serialising strings and numbers into memory does not fail.
+    serde_json::to_string(options).unwrap_or_default()
+}
+
+type Tuned = TableIterator<
+    'static,
+    (
+        name!(options, Option<pgrx::JsonB>),
+        name!(value, f64),
+        name!(chosen, bool),
+        name!(confirmed, Option<bool>),
+        name!(held_out, Option<f64>),
+        name!(held_out_plain, Option<f64>),
+        name!(difference, Option<f64>),
+        name!(difference_low, Option<f64>),
+        name!(difference_high, Option<f64>),
+        name!(p, Option<f64>),
+    ),
+>;
+
+/// `situ.tune(index, queries, qrels, name, measure, candidates, depth, key, seed)`.
+#[pg_extern(sql = false)]
+#[allow(clippy::too_many_arguments)] // the arguments of the SQL function
+fn tune(
+    index: Option<pg_sys::Oid>,
+    queries_of: Option<pg_sys::Oid>,
+    qrels_of: Option<pg_sys::Oid>,
+    name: Option<&str>,
+    measure: Option<&str>,
+    candidates: Option<Vec<Option<Query>>>,
+    depth: Option<i32>,
+    key: Option<&str>,
+    seed: Option<i64>,
+) -> Tuned {
+    let index = needed("index", index);
+    let name = name.unwrap_or("best");
+    if name.is_empty() {
+        fail(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "the name of a profile is empty".into(),
+        );
+    }
+    profiles::check_owner(index);
+    let measure_name = measure.unwrap_or("ndcg@10");
+    let Some(measure) = Measure::from_name(measure_name) else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("measure \"{measure_name}\" does not exist"),
+            "Use ndcg@10, map, mrr, recall@10 or another number behind the @.",
+        )
+    };
+    let judgements = qrels(needed("qrels", qrels_of));
+    let mut choosing = with_relevant(queries(needed("queries", queries_of)), &judgements);
+    let draws = draws(seed);
+    Random::new(draws.seed).shuffle(&mut choosing);
+    let confirming = choosing.split_off(choosing.len().div_ceil(2));
+    if confirming.len() < LEAST {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("{} judged queries are too few to choose by", choosing.len() + confirming.len()),
+            "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
+        );
+    }
+    let depth = super::positive("depth", depth.unwrap_or(100)).max(measure.cut().unwrap_or(1));
+    let key = key_column(index, key);
+    let tuning = Tuning { index, key, measure, depth, judgements, choosing, confirming };
+
+    let try_one = |options: Query| {
+        let value = mean(&tuning.values(&tuning.choosing, &options));
+        Tried { options, value }
+    };
+    let mut tried = vec![try_one(Query::default())];
+    match candidates {
+        Some(given) => tried.extend(given.into_iter().flatten().map(try_one)),
+        None => {
+            tried.extend(candidates::bridges(index).into_iter().map(try_one));
+            let bridge = tried.get(best(&tried)).map(|best| best.options.clone()).unwrap_or_default();
+            let mut starts = vec![Query::default()];
+            if bridge != Query::default() {
+                starts.push(bridge);
+            }
+            for start in starts {
+                tried.extend(candidates::feedback(&start).into_iter().map(try_one));
+            }
+        }
+    }
+    let chosen = best(&tried);
+    let plain = tuning.values(&tuning.confirming, &Query::default());
+    let options = tried.get(chosen).map(|best| best.options.clone()).unwrap_or_default();
+    let other = tuning.values(&tuning.confirming, &options);
+    let found = compared(&plain, &other, draws);
+    let confirmed = chosen != 0 && found.is_some_and(|found| found.difference.value > 0.0);
+    let kept = if confirmed { options } else { Query::default() };
+    let figures = json!({
+        "queries": [tuning.choosing.len(), tuning.confirming.len()],
+        "seed": seed.unwrap_or_default(),
+        "confirmed": confirmed,
+        "plain": mean(&plain),
+        "best": mean(&other),
+        "difference": found.map(|found| [found.difference.interval.low, found.difference.value, found.difference.interval.high]),
+        "p": found.map(|found| found.randomisation),
+    });
+    profiles::store(index, name, &options_json(&kept), measure_name, &figures);
+    rows(tried, chosen, confirmed, mean(&plain), found)
+}
+
+fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Option<Compared>) -> Tuned {
+    let rows = tried.into_iter().enumerate().map(|(place, candidate)| {
+        let found = found.filter(|_| place == chosen);
+        (
+            serde_json::to_value(&candidate.options).ok().map(pgrx::JsonB),
+            candidate.value,
+            place == chosen,
+            found.map(|_| confirmed || place == 0),
+            found.map(|found| found.mean.value),
+            found.map(|_| plain),
+            found.map(|found| found.difference.value),
+            found.map(|found| found.difference.interval.low),
+            found.map(|found| found.difference.interval.high),
+            found.map(|found| found.randomisation),
+        )
+    });
+    TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+/// What is tried where the caller names nothing.
+mod candidates {
+    use super::*;
+
+    /// Each accepted bridge of the query side that fits the index's model, alone.
+    pub fn bridges(_index: pg_sys::Oid) -> Vec<Query> {
+        Vec::new()
+    }
+
+    /// The feedback settings that can be added to `start`.
+    pub fn feedback(_start: &Query) -> Vec<Query> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,152 @@
+//! Profiles: options of `situ.query` that `situ.tune` found best for an index, in the table `situ.profiles`.
+//!
+//! A profile is found under the qualified name of its index, because a dump restores tables before indexes exist. The
+//! owner of the index writes it; everybody may use it. A query that names a profile keeps its own options, and takes
+//! from the profile what it does not say.
+
+use super::leaf::name_of;
+use crate::pg::fail::{fail, fail_full, fail_with_hint};
+use crate::pg::sql::query::Query;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+/// The query with the options of its profile; without a profile, itself. `index` is the index that is scanned, whose
+/// profile may be that of the partitioned index it belongs to.
+pub fn resolve(query: &Query, index: pg_sys::Oid) -> Query {
+    let Some(profile) = &query.profile else {
+        return query.clone();
+    };
+    let Some(stored) = options(index, profile) else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("profile \"{profile}\" does not exist for index \"{}\"", name_of(index)),
+            "SELECT * FROM situ.profiles lists them; situ.tune(index, queries, qrels) makes one.",
+        )
+    };
+    merged(query, &stored).unwrap_or_else(|error| {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            format!("profile \"{profile}\" of index \"{}\" cannot be read", name_of(index)),
+            error.to_string(),
+            "Make it again with situ.tune(index, queries, qrels).".into(),
+        )
+    })
+}
+
+/// The fields of `query`, and those of the profile where it has none.
+fn merged(query: &Query, stored: &str) -> Result<Query, serde_json::Error> {
+    let mut own = serde_json::to_value(query)?;
+    let stored: serde_json::Map<String, serde_json::Value> = serde_json::from_str(stored)?;
+    if let Some(own) = own.as_object_mut() {
+        for (name, value) in stored {
+            own.entry(name).or_insert(value);
+        }
+        own.remove("profile");
+    }
+    serde_json::from_value(own)
+}
+
+/// The stored options of a profile, as JSON.
+fn options(index: pg_sys::Oid, profile: &str) -> Option<String> {
+    let statement = "SELECT p.options::pg_catalog.text FROM situ.profiles p \
+                     JOIN pg_catalog.pg_class c ON c.oid = $1 OR c.oid IN \
+                          (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)) \
+                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE p.name = $2 AND p.index = pg_catalog.format('%I.%I', n.nspname, c.relname) \
+                     ORDER BY c.oid = $1 DESC LIMIT 1";
+    Spi::connect(|client| {
+        let mut table = client.select(statement, Some(1), &[index.into(), profile.into()])?;
+        match table.next() {
+            Some(row) => row.get::<String>(1),
+            None => Ok(None),
+        }
+    })
+    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+}
+
+/// The schema-qualified, quoted name of a relation.
+pub fn qualified(relation: pg_sys::Oid) -> String {
+    // SAFETY: catalog look-ups that give null for an OID that is gone; the server quotes the names.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let name = pg_sys::get_rel_name(relation);
+        if schema.is_null() || name.is_null() {
+            fail(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                format!("relation with OID {} does not exist", relation.to_u32()),
+            );
+        }
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        std::ffi::CStr::from_ptr(quoted).to_string_lossy().into_owned()
+    }
+}
+
+/// Fails unless the current user owns the index (as the owner of its table does) or is a superuser.
+pub fn check_owner(index: pg_sys::Oid) {
+    // SAFETY: a catalog look-up.
+    let owns = unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, index, pg_sys::GetUserId()) };
+    if !owns {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of index {}", name_of(index)),
+            "A profile changes what everybody's queries find: the owner of the table stores it.",
+        );
+    }
+}
+
+/// Runs a statement on `situ.profiles` as the owner of that table, who alone may write it. The current user has been
+/// checked before. After an error the abort of the transaction gives the user back.
+fn as_owner(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
+    // SAFETY: the user is set back below, with what was read here.
+    unsafe {
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        let owner = Spi::get_one::<pg_sys::Oid>(
+            "SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'situ.profiles'::pg_catalog.regclass",
+        );
+        let Ok(Some(owner)) = owner else {
+            fail(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                "the extension situ is not installed in this database".into(),
+            )
+        };
+        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        let result = Spi::run_with_args(statement, arguments);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        if let Err(error) = result {
+            fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
+        }
+    }
+}
+
+/// Stores a profile of an index that the current user owns; one of that name is replaced.
+pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figures: &serde_json::Value) {
+    check_owner(index);
+    // SAFETY: the current user of a running statement.
+    let user = unsafe { pg_sys::GetUserId() };
+    as_owner(
+        "INSERT INTO situ.profiles AS p (index, name, options, measure, figures, tuned_by) \
+         VALUES ($1, $2, $3::pg_catalog.jsonb, $4, $5, $6::pg_catalog.regrole) \
+         ON CONFLICT (index, name) DO UPDATE SET (options, measure, figures, tuned_by, tuned_at) = \
+         (excluded.options, excluded.measure, excluded.figures, excluded.tuned_by, pg_catalog.now())",
+        &[
+            qualified(index).into(),
+            name.into(),
+            options.into(),
+            measure.into(),
+            pgrx::JsonB(figures.clone()).into(),
+            user.into(),
+        ],
+    );
+}
+
+/// `situ.drop_profile(index, name)`.
+#[pg_extern(strict, sql = false)]
+fn drop_profile(index: pg_sys::Oid, name: &str) {
+    check_owner(index);
+    as_owner(
+        "DELETE FROM situ.profiles WHERE index = $1 AND name = $2",
+        &[qualified(index).into(), name.into()],
+    );
+}

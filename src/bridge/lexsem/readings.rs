@@ -7,8 +7,6 @@ use crate::model::{Encoder, Read, Role, Sequence};
 
 /// The sequence of a query with one read-out a token of the text, and the ids of those tokens.
 ///
-/// A state is the last layer's, of unit length, as the encoder's spans are.
-///
 /// # Errors
 /// [`BridgeError::Model`] where the tokenizer fails.
 pub fn sequence(encoder: &Encoder, text: &str) -> Result<(Sequence, Vec<u32>), BridgeError> {
@@ -18,7 +16,7 @@ pub fn sequence(encoder: &Encoder, text: &str) -> Result<(Sequence, Vec<u32>), B
     let ids = whole.get(..whole.len().min(room)).unwrap_or_default().to_vec();
     let start = start as u32;
     let tokens = start..start + ids.len() as u32;
-    sequence.read = Read::Spans(tokens.map(|place| place..place + 1).collect());
+    sequence.read = Read::States(tokens.map(|place| place..place + 1).collect());
     Ok((sequence, ids))
 }
 

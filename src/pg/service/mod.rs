@@ -11,6 +11,7 @@
 //! | `channel` | a backend's slot: claim, send, wait, resend, release |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
+//! | `readings` | tokens, token states and vocabulary weights |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `exchange` | items and answers between the main thread and the others |
@@ -50,6 +51,8 @@ pub mod client;
 pub mod documents;
 #[cfg(feature = "pg")]
 pub mod launcher;
+#[cfg(feature = "pg")]
+pub mod readings;
 #[cfg(feature = "pg")]
 pub mod shared;
 #[cfg(feature = "pg")]

@@ -108,8 +108,8 @@ fn passages_of(count: usize, own: usize) -> Vec<Passage> {
     };
     let passage = |place: usize, random: &mut Random| Passage {
         key: place.to_string(),
-        document: place as u32 / 3,
-        ordinal: place as u32 % 3,
+        document: place as u32,
+        ordinal: 0,
         text: text(random),
     };
     (0..count).map(|place| passage(place, &mut random)).collect()
@@ -223,6 +223,17 @@ fn bad_options_and_too_few_passages_are_errors() {
         run(&json!({"scheme": "clr"}), &mut Ends::default(), None),
         Err(BridgeError::NoReading(_))
     ));
+}
+
+#[test]
+fn the_border_is_the_documents() {
+    let mut passages = passages(6);
+    for (place, passage) in passages.iter_mut().enumerate() {
+        (passage.document, passage.ordinal) = (place as u32 / 3, place as u32 % 3);
+    }
+    let maker = Maker::new(&passages, 0.5);
+    let trained = |place: usize| maker.part_text(place, Part::Trained).split_whitespace().count();
+    assert_eq!((0..6).map(trained).collect::<Vec<_>>(), [60, 30, 0, 60, 30, 0]);
 }
 
 #[test]

@@ -28,6 +28,12 @@ pub enum BridgeError {
     /// The encoder cannot read out what a bridge needs.
     #[error("the encoder gives no {0}")]
     NoReading(&'static str),
+    /// Whoever watches a training has ended it.
+    #[error("the training was stopped")]
+    Stopped,
+    /// What the training asked of its surroundings failed.
+    #[error("{0}")]
+    Outside(String),
     /// A kernel failed.
     #[error(transparent)]
     Compute(#[from] crate::compute::ComputeError),

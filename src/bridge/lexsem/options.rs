@@ -32,6 +32,11 @@ pub struct Options {
     /// Power of the metric; 0 for none.
     pub whiten: f64,
     pub ridge: f64,
+    /// For the scheme `clr`: the registered masked language model, the fingerprint that it had, and how many of its
+    /// weights a text keeps (0 for all, as published).
+    pub mlm: Option<String>,
+    pub mlm_fingerprint: Option<String>,
+    pub vocabulary_top: u32,
     /// Relative loss that sentences and pairs may have at most.
     pub guard: f64,
     pub seed: u64,
@@ -56,6 +61,9 @@ impl Default for Options {
             dropout: 0.5,
             whiten: 0.5,
             ridge: 0.3,
+            mlm: None,
+            mlm_fingerprint: None,
+            vocabulary_top: 64,
             guard: 0.005,
             seed: 1,
             threads: 1,

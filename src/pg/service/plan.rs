@@ -93,15 +93,26 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
                 false => Ok(Planned::States(sequence, ids)),
             })
         }
+        Item::FirstState { text } => {
+            let sequence = first_state(encoder, text)?;
+            let first = sequence.ids.first().copied();
+            Ok(Ok(Planned::States(sequence, first.into_iter().collect())))
+        }
         Item::Vocabulary { text, most } => {
-            let mut sequence = encoder.text(Role::Query, text)?;
-            sequence.read = Read::States(std::iter::once(0..1).collect());
+            let sequence = first_state(encoder, text)?;
             Ok(Ok(Planned::Vocabulary(sequence, *most as usize)))
         }
         Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
         Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
     });
     planned.unwrap_or_else(|failure| Err(Reply::Failed(failure)))
+}
+
+/// The sequence of a query of which the first token's state is read.
+fn first_state(encoder: &Encoder, text: &str) -> Result<Sequence, ModelError> {
+    let mut sequence = encoder.text(Role::Query, text)?;
+    sequence.read = Read::States(std::iter::once(0..1).collect());
+    Ok(sequence)
 }
 
 /// The reply to an item, from the vectors of its sequences in order. `since` its arrival and its first batch.

@@ -55,6 +55,17 @@ pub fn states(model: &ModelRef, lane: Lane, texts: &[&str]) -> Result<Vec<TokenS
     ordered(model, lane, &mut items, take)
 }
 
+/// The last layer's state of the first token of a query's sequence.
+pub fn first_state(model: &ModelRef, lane: Lane, text: &str) -> Result<Vec<f32>, ServiceError> {
+    let mut items = std::iter::once(Item::FirstState { text: text.to_owned() });
+    let take = |reply| match reply {
+        Reply::States { values, .. } => Some(values),
+        _ => None,
+    };
+    let found = ordered(model, lane, &mut items, take)?;
+    found.into_iter().next().ok_or_else(unexpected)
+}
+
 /// The vocabulary weights that a masked language model gives each text, the `most` largest (0 for all).
 pub fn vocabulary(
     model: &ModelRef,

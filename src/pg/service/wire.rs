@@ -47,6 +47,8 @@ pub enum Item {
     Tokens { texts: Vec<String> },
     /// A query's tokens and their last layer's states: answered by [`Reply::States`].
     States { text: String },
+    /// The last layer's state of the first token of a query's sequence: answered by [`Reply::States`].
+    FirstState { text: String },
     /// The vocabulary weights of a masked language model for a query, the `most` largest (0 for all): answered by
     /// [`Reply::Vocabulary`].
     Vocabulary { text: String, most: u32 },
@@ -64,7 +66,7 @@ impl Item {
     pub fn bytes(&self) -> usize {
         match self {
             Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
-            Item::States { text } | Item::Vocabulary { text, .. } => text.len(),
+            Item::States { text } | Item::FirstState { text } | Item::Vocabulary { text, .. } => text.len(),
             Item::Tokens { texts } => texts.iter().map(String::len).sum(),
             Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }

@@ -76,11 +76,11 @@ impl Head {
     /// [`ModelError::Compute`] for a state of another length.
     pub fn logits(&self, pool: &Pool, state: &[f32]) -> Result<Vec<f32>, ModelError> {
         let mut inner = vec![0.0f32; self.hidden];
-        Apply::new(pool, 1, self.hidden)?.run(pool, &self.transform, state, &mut inner)?;
+        Apply::new(pool, self.hidden)?.run(pool, &self.transform, state, &mut inner)?;
         inner.iter_mut().for_each(|x| *x = activate(self.activation, *x));
         self.norm.apply(self.level, &mut inner);
         let mut logits = vec![0.0f32; self.vocabulary];
-        Apply::new(pool, 1, self.hidden)?.run(pool, &self.decoder, &inner, &mut logits)?;
+        Apply::new(pool, self.hidden)?.run(pool, &self.decoder, &inner, &mut logits)?;
         Ok(logits)
     }
 }

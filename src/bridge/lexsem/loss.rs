@@ -39,8 +39,8 @@ impl Candidates {
         Ok(Candidates {
             scores: linear(&vectors, dimensions, count)?,
             sums: linear(&transposed, count, dimensions)?,
-            score_memory: Apply::new(pool, most, dimensions)?,
-            sum_memory: Apply::new(pool, most, count)?,
+            score_memory: Apply::new(pool, dimensions)?,
+            sum_memory: Apply::new(pool, count)?,
             count,
             dimensions,
             vectors,

@@ -58,6 +58,7 @@ impl OnCard {
             let ranges = match &sequence.read {
                 Read::Pooled => vec![pooled(manifest.pooling, manifest.normalize, length)],
                 Read::Spans(spans) => spans.iter().map(|span| mean(span.start, span.end, true)).collect(),
+                Read::States(spans) => spans.iter().map(|span| mean(span.start, span.end, false)).collect(),
             };
             requests.push(Request {
                 ids: &sequence.ids,

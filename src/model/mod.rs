@@ -9,6 +9,7 @@ mod device;
 mod encoder;
 mod files;
 mod manifest;
+mod mlm;
 mod modern_bert;
 mod modules;
 mod network;

@@ -111,6 +111,7 @@ pub fn encode(
                             .filter(|vector| !vector.is_empty())
                             .try_for_each(|vector| model.check(vector))?;
                     }
+                    Reply::Tokens(_) | Reply::States { .. } | Reply::Vocabulary(_) => {}
                     Reply::Failed(_) | Reply::Report(_) => {}
                 }
                 sink(number as usize, reply)?;

@@ -12,6 +12,7 @@
 //! | `line` | a call: its slots, one a device where it has much to send, and what goes to which |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
+//! | `readings` | tokens, token states and vocabulary weights |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `exchange` | items and answers between the main thread and the others |
@@ -53,6 +54,8 @@ pub mod documents;
 pub mod launcher;
 #[cfg(feature = "pg")]
 mod line;
+#[cfg(feature = "pg")]
+pub mod readings;
 #[cfg(feature = "pg")]
 pub mod shared;
 #[cfg(feature = "pg")]

@@ -152,7 +152,7 @@ impl Plan {
             .iter()
             .map(|sequence| match &sequence.read {
                 Read::Pooled => 1,
-                Read::Spans(spans) => spans.len(),
+                Read::Spans(spans) | Read::States(spans) => spans.len(),
             })
             .sum()
     }

@@ -3,6 +3,7 @@
 use super::cuda::OnCard;
 use super::files::states;
 use super::manifest::content;
+use super::mlm::Head;
 use super::network::Network;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
@@ -34,6 +35,8 @@ pub enum Read {
     Pooled,
     /// One vector a range of `ids`: the mean over the range's tokens with unit length.
     Spans(Vec<Range<u32>>),
+    /// One vector a range of `ids`: the mean of the last layer's states over the range's tokens, as long as it is.
+    States(Vec<Range<u32>>),
 }
 
 /// Token ids, special tokens included, and what is read out of them.
@@ -48,7 +51,7 @@ impl Sequence {
     pub fn vectors(&self) -> usize {
         match &self.read {
             Read::Pooled => 1,
-            Read::Spans(spans) => spans.len(),
+            Read::Spans(spans) | Read::States(spans) => spans.len(),
         }
     }
 }
@@ -61,6 +64,8 @@ pub struct Encoder {
     query_prefix: Vec<u32>,
     passage_prefix: Vec<u32>,
     place: Place,
+    /// The head of a masked language model, where the weights have one.
+    head: Option<Head>,
 }
 
 /// Where the weights are.
@@ -117,7 +122,9 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, &manifest)?;
-        let place = place(&manifest, &Weights::open(dir)?)?;
+        let weights = Weights::open(dir)?;
+        let place = place(&manifest, &weights)?;
+        let head = Head::load(&manifest, &weights, Level::detect())?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
@@ -140,6 +147,7 @@ impl Encoder {
             query_prefix,
             passage_prefix,
             place,
+            head,
         })
     }
 
@@ -153,10 +161,20 @@ impl Encoder {
 
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
-        match &self.place {
+        let head = self.head.as_ref().map_or(0, Head::memory);
+        head + match &self.place {
             Place::Cpu(network) => network.memory(),
             Place::Card(card) => card.memory(),
         }
+    }
+
+    /// A logit for each entry of the vocabulary, from the last layer's state of one token ([`Read::States`]); `None` where
+    /// the model has no such head. Computed on the processor, wherever the model is.
+    ///
+    /// # Errors
+    /// [`ModelError::Compute`] for a state of another length.
+    pub fn vocabulary_logits(&self, pool: &Pool, state: &[f32]) -> Result<Option<Vec<f32>>, ModelError> {
+        self.head.as_ref().map(|head| head.logits(pool, state)).transpose()
     }
 
     /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
@@ -303,11 +321,13 @@ impl Encoder {
                     }
                     vectors.push(vector);
                 }
-                Read::Spans(spans) => {
+                Read::Spans(spans) | Read::States(spans) => {
                     for span in spans {
                         let mut vector =
                             pooling::mean(rows(start + span.start as usize..start + span.end as usize), hidden);
-                        pooling::normalize(&mut vector);
+                        if matches!(sequence.read, Read::Spans(_)) {
+                            pooling::normalize(&mut vector);
+                        }
                         vectors.push(vector);
                     }
                 }
@@ -334,7 +354,7 @@ impl Encoder {
                 self.manifest.vocabulary
             ));
         }
-        if let Read::Spans(spans) = &sequence.read
+        if let Read::Spans(spans) | Read::States(spans) = &sequence.read
             && let Some(span) = spans
                 .iter()
                 .find(|span| span.start >= span.end || span.end as usize > length)

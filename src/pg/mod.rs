@@ -11,6 +11,8 @@ pub mod error;
 #[cfg(feature = "pg")]
 pub mod fail;
 #[cfg(feature = "pg")]
+pub mod lexsem;
+#[cfg(feature = "pg")]
 pub mod settings;
 #[cfg(feature = "pg")]
 pub mod sql;

@@ -1,4 +1,5 @@
 //! The trained and untrained parts beside the frozen encoder.
+pub mod feedback;
 pub mod situate;
 
 /// What can go wrong in a bridge.

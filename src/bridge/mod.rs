@@ -1,5 +1,6 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod adapter;
+pub mod feedback;
 pub mod file;
 pub mod lexsem;
 pub mod situate;

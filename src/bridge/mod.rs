@@ -1,8 +1,8 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod adapter;
-pub mod feedback;
 pub mod file;
 pub mod lexsem;
+pub mod feedback;
 pub mod situate;
 pub mod train;
 

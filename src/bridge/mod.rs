@@ -1,5 +1,6 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod feedback;
+pub mod gate;
 pub mod situate;
 
 /// What can go wrong in a bridge.

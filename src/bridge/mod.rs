@@ -3,6 +3,7 @@ pub mod adapter;
 pub mod file;
 pub mod lexsem;
 pub mod feedback;
+pub mod gate;
 pub mod situate;
 pub mod train;
 

@@ -3,6 +3,7 @@
 //! Queries run through `situ.search`'s own scan as the caller, so privileges and row security decide what is found,
 //! and the judgements name documents by a column of the indexed table. The arithmetic is that of `crate::eval`.
 
+mod feedback;
 mod made;
 mod ranking;
 mod relations;

@@ -92,7 +92,7 @@ type Made = TableIterator<'static, (name!(id, String), name!(text, String), name
 
 /// `situ.make_queries(index, kind, n, seed, key, part_from, part_to)`.
 #[pg_extern(stable, sql = false)]
-fn make_queries(
+pub fn make_queries(
     index: Option<pg_sys::Oid>,
     kind: Option<&str>,
     n: Option<i32>,

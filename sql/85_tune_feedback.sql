@@ -1,0 +1,24 @@
+-- The calibration of feedback's gate.
+
+CREATE FUNCTION situ.tune_feedback(
+    index regclass,
+    queries regclass DEFAULT NULL,
+    qrels regclass DEFAULT NULL,
+    kind text DEFAULT 'span8',
+    n integer DEFAULT 400,
+    key text DEFAULT NULL,
+    seed bigint DEFAULT 0,
+    OUT strength real,
+    OUT sharp integer,
+    OUT blunt integer,
+    OUT threshold double precision,
+    OUT ndcg double precision,
+    OUT map double precision,
+    OUT mrr double precision,
+    OUT recall double precision,
+    OUT safe boolean,
+    OUT chosen boolean
+) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 14 AS 'MODULE_PATHNAME', 'tune_feedback_wrapper';
+COMMENT ON FUNCTION situ.tune_feedback(regclass, regclass, regclass, text, integer, text, bigint) IS
+    'calibrates feedback => ''gated'' for an index on judged queries, or without them on n spans of its own documents: what each setting changes of nDCG@10, MAP, MRR and recall@100, and which was stored in situ.feedback_gates (none is chosen: feedback is off); for the owner of the index';

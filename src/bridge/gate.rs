@@ -1,0 +1,142 @@
+//! Calibrating the gate of feedback: from what each setting gained on judged queries to the one that is safe.
+//!
+//! A setting is a strength, a number of rows kept in front after a sharp round, and the least sharpness of one; after
+//! any other round ten rows are kept, so that no measure of the first ten changes. It is accepted where no measure
+//! falls on either half of the queries, and of the accepted ones that is taken which gains most. Where none is, ten rows
+//! are always kept, or, where even that gains nothing, feedback is off.
+
+use super::feedback::Gate;
+
+/// Betas (and gammas) that are tried.
+pub const STRENGTHS: [f32; 2] = [0.2, 0.3];
+/// Rows kept in front that are tried; the last is the safe number, which keeps what is measured of the first ten.
+pub const KEEPS: [usize; 3] = [1, 3, 10];
+/// Shares of the queries that count as not sharp.
+const SHARES: [f64; 3] = [0.0, 0.25, 0.5];
+/// Least mean gain of anything that is done: less is rounding.
+const LEAST: f64 = 1e-9;
+
+/// What a setting changed of one query's measures: nDCG@10, average precision, reciprocal rank, recall@100.
+pub type Gains = [f64; 4];
+
+/// One query: how sharp its first round was, and what each strength and number of kept rows gained.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    pub sharpness: f64,
+    pub gains: [[Gains; KEEPS.len()]; STRENGTHS.len()],
+}
+
+/// A setting with its mean gains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tried {
+    pub gate: Gate,
+    pub gains: Gains,
+    /// No measure falls on either half.
+    pub safe: bool,
+}
+
+fn mean(gains: &[Gains]) -> Gains {
+    std::array::from_fn(|m| gains.iter().map(|g| g[m]).sum::<f64>() / gains.len().max(1) as f64)
+}
+
+/// Every setting with its gains, and the chosen gate. The queries should come in random order: the first half and the
+/// second are compared. Without queries feedback is off.
+pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
+    let mut sharpness: Vec<f64> = queries.iter().map(|query| query.sharpness).collect();
+    sharpness.sort_by(f64::total_cmp);
+    let blunt = KEEPS.len() - 1;
+    let mut tried = Vec::new();
+    for (s, &strength) in STRENGTHS.iter().enumerate() {
+        for (k, &sharp) in KEEPS.iter().enumerate() {
+            for share in SHARES {
+                if k == blunt && share > 0.0 {
+                    // The same number of rows on both sides of any threshold.
+                    continue;
+                }
+                let threshold = match sharpness.get((share * sharpness.len() as f64) as usize) {
+                    Some(&threshold) if share > 0.0 => threshold,
+                    _ => 0.0,
+                };
+                let gains: Vec<Gains> = queries
+                    .iter()
+                    .map(|query| query.gains[s][if query.sharpness >= threshold { k } else { blunt }])
+                    .collect();
+                let (first, second) = gains.split_at(gains.len() / 2);
+                let safe = [first, second].iter().all(|half| mean(half).iter().all(|&gain| gain >= -LEAST));
+                let gate = Gate { strength, threshold, sharp, blunt: KEEPS[blunt], off: false };
+                tried.push(Tried { gate, gains: mean(&gains), safe });
+            }
+        }
+    }
+    // Recall counts little beside the others, but it decides where nothing else moves.
+    let value = |tried: &Tried| tried.gains[0] + tried.gains[1] + tried.gains[2] + 0.1 * tried.gains[3];
+    let best = |accept: &dyn Fn(&&Tried) -> bool| {
+        let accepted = tried.iter().filter(accept).filter(|tried| value(tried) > LEAST);
+        accepted.max_by(|a, b| value(a).total_cmp(&value(b))).map(|tried| tried.gate)
+    };
+    let chosen = best(&|tried| tried.safe)
+        .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt))
+        .unwrap_or(Gate { off: true, ..Gate::default() });
+    (chosen, tried)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observation(sharpness: f64, gain: impl Fn(f32, usize) -> Gains) -> Observation {
+        Observation { sharpness, gains: STRENGTHS.map(|strength| KEEPS.map(|keep| gain(strength, keep))) }
+    }
+
+    /// Sharp rounds gain from few kept rows, blunt ones lose: the threshold parts them.
+    #[test]
+    fn the_threshold_parts_sharp_from_blunt() {
+        let queries: Vec<Observation> = (0..100)
+            .map(|at| {
+                let sharp = at % 4 != 0;
+                observation(if sharp { 0.5 } else { 0.1 }, |strength, keep| match (keep, sharp) {
+                    (10, _) => [0.0, 0.001, 0.0, 0.01],
+                    (_, true) => [0.02 * f64::from(strength); 4],
+                    (_, false) => [-0.1; 4],
+                })
+            })
+            .collect();
+        let (gate, tried) = calibrate(&queries);
+        assert_eq!((gate.strength, gate.threshold, gate.blunt, gate.off), (0.3, 0.5, 10, false));
+        assert!(gate.sharp < 10);
+        assert_eq!(tried.len(), STRENGTHS.len() * (2 * SHARES.len() + 1));
+        assert!(tried.iter().any(|tried| !tried.safe), "without a threshold it is not safe");
+    }
+
+    #[test]
+    fn what_helps_only_below_the_top_keeps_the_top() {
+        let queries = vec![
+            observation(0.3, |_, keep| if keep == 10 { [0.0, 0.001, 0.0, 0.01] } else { [-0.01, 0.1, -0.01, 0.1] });
+            20
+        ];
+        let (gate, _) = calibrate(&queries);
+        assert_eq!((gate.sharp, gate.blunt, gate.off), (10, 10, false));
+    }
+
+    #[test]
+    fn what_helps_nowhere_is_off() {
+        let (gate, _) = calibrate(&vec![observation(0.3, |_, _| [-0.01; 4]); 20]);
+        assert!(gate.off);
+        assert!(calibrate(&[]).0.off);
+    }
+
+    /// Good on one half and bad on the other is chance.
+    #[test]
+    fn both_halves_have_to_agree() {
+        let queries: Vec<Observation> = (0..40)
+            .map(|at| {
+                observation(0.3, move |_, keep| match keep {
+                    10 => [0.0, 0.001, 0.0, 0.0],
+                    _ if at < 20 => [0.5; 4],
+                    _ => [-0.1; 4],
+                })
+            })
+            .collect();
+        assert_eq!(calibrate(&queries).0.sharp, 10);
+    }
+}

@@ -128,11 +128,13 @@ class Evaluation:
         s, plain = self.name, f"{self.name}.plain"
         for variant in ("average", "rocchio"):
             self.variants.append(Variant("feedback", variant, plain, f"feedback => '{variant}'"))
-        if self.db.has_function("tune_feedback"):
+        chosen = self.db.has_function("tune_feedback")
+        if chosen:
             self.step(f"{s}: situ.tune_feedback")
             self.db.run(f"SELECT situ.tune_feedback('{plain}', '{s}.tune_queries', '{s}.qrels');")
-            gated = Variant("feedback", "gated", plain, "feedback => 'gated'", default=True, chosen_by_queries=True)
-            self.variants.append(gated)
+        self.variants.append(
+            Variant("feedback", "gated", plain, "feedback => 'gated'", default=True, chosen_by_queries=chosen)
+        )
 
     def tuned(self) -> None:
         """Everything together: what situ.tune finds best."""

@@ -348,7 +348,10 @@ fn partitions_are_judged_as_one_table() {
     );
     let failure = client.failure("SELECT * FROM situ.evaluate('parts_v', 'asked', 'judged')");
     assert_eq!(failure.detail, "The primary key of the table has several columns.");
-    let whole = values(&mut client, "SELECT measure, value FROM situ.evaluate('points_v', 'asked', 'judged')");
+    let whole = values(
+        &mut client,
+        "SELECT measure, value FROM situ.evaluate('points_v', 'asked', 'judged')",
+    );
     let parts = values(
         &mut client,
         "SELECT measure, value FROM situ.evaluate('parts_v', 'asked', 'judged', key => 'id')",

@@ -136,6 +136,43 @@ fn a_profile_gives_what_the_query_does_not_say() {
 }
 
 #[test]
+fn feedback_that_helps_becomes_the_profile() {
+    let mut client = shared().database("profiles_feedback");
+    // Each question in a plane of its own, at 0 degrees. Relevant rows at 7, 8, 9 and 18 to 21 degrees, others at -12 to
+    // -16: the mean of the question and the first three lies at 6, from where 21 is nearer than -12.
+    client.run(
+        "CREATE TABLE angles AS SELECT a, a > 0 AS good FROM unnest(ARRAY[7, 8, 9, 18, 19, 20, 21, -12, -13, -14, -15, -16]) a;
+         CREATE TABLE items (id text PRIMARY KEY, v vector(24));
+         INSERT INTO items SELECT q || ':' || a, (SELECT array_agg(CASE d WHEN 2 * q THEN cosd(a) WHEN 2 * q + 1 THEN sind(a) ELSE 0 END
+           ORDER BY d) FROM generate_series(0, 23) d)::vector FROM generate_series(0, 11) q, angles;
+         CREATE INDEX nearest ON items USING situ (v vector_cosine_ops);
+         CREATE TABLE asked AS SELECT q AS id, 'question' AS text,
+           (SELECT array_agg(CASE d WHEN 2 * q THEN 1 ELSE 0 END ORDER BY d) FROM generate_series(0, 23) d)::vector AS embedding
+           FROM generate_series(0, 11) q;
+         CREATE TABLE judged AS SELECT q AS query_id, q || ':' || a AS document_id FROM generate_series(0, 11) q, angles WHERE good",
+    );
+    client.run("CREATE TABLE tuned AS SELECT * FROM situ.tune('nearest', 'asked', 'judged', measure => 'map')");
+    let row = client
+        .query_one(
+            "SELECT options->'feedback'->>'method', confirmed, held_out, held_out_plain, p FROM tuned WHERE chosen",
+            &[],
+        )
+        .expect("a row");
+    assert_eq!(row.get::<_, String>(0), "average");
+    assert!(row.get::<_, bool>(1));
+    // Plain: precisions 1, 1, 1, 4/9, 5/10, 6/11, 7/12 at the ranks of the relevant rows; with feedback all 1.
+    let plain = (3.0 + 4.0 / 9.0 + 0.5 + 6.0 / 11.0 + 7.0 / 12.0) / 7.0;
+    assert!((row.get::<_, f64>(3) - plain).abs() < 1e-9, "{}", row.get::<_, f64>(3));
+    assert!((row.get::<_, f64>(2) - 1.0).abs() < 1e-9, "{}", row.get::<_, f64>(2));
+    // Six queries that all gain: all signs of one kind or the other.
+    assert!((row.get::<_, f64>(4) - 2.0 / 64.0).abs() < 1e-9);
+    let map: f64 = client.one(
+        "SELECT value FROM situ.evaluate('nearest', 'asked', 'judged', situ.query(profile => 'best')) WHERE measure = 'map'",
+    );
+    assert!((map - 1.0).abs() < 1e-9, "{map}");
+}
+
+#[test]
 fn what_does_not_help_is_not_kept() {
     let mut client = judged("profiles_plain");
     client.run(

@@ -203,15 +203,14 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
+    use crate::bridge::feedback::{Method, Options};
     use crate::pg::sql::leaf::model_of;
     use pgrx::spi::SpiError;
 
     /// Each accepted bridge of the query side that fits the index's model, alone.
     pub fn bridges(index: pg_sys::Oid) -> Vec<Query> {
-        let there = Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('situ.bridges') IS NOT NULL");
-        let model = match model_of(index, &Query::default()) {
-            Some(model) if there == Ok(Some(true)) => model,
-            _ => return Vec::new(),
+        let Some(model) = model_of(index, &Query::default()) else {
+            return Vec::new();
         };
         let statement = "SELECT name FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
                          AND kind IN ('adapter', 'lexsem') \
@@ -230,9 +229,15 @@ mod candidates {
 
     /// The feedback settings that can be added to `start`: each method with its own defaults.
     pub fn feedback(start: &Query) -> Vec<Query> {
-        let methods = ["average", "rocchio", "gated"].into_iter();
+        let methods = [Method::Average, Method::Rocchio, Method::Gated].into_iter();
         methods
-            .filter_map(|method| with(start, json!({ "feedback": { "method": method } })))
+            .map(|method| Query {
+                feedback: Some(Options {
+                    method,
+                    ..Options::default()
+                }),
+                ..start.clone()
+            })
             .collect()
     }
 

@@ -12,6 +12,7 @@ mod manifest;
 mod modern_bert;
 mod modules;
 mod network;
+pub mod situated;
 mod tokenizer;
 mod weights;
 
@@ -94,4 +95,4 @@ impl From<crate::compute::ComputeError> for ModelError {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,0 +1,4 @@
+//! The trained bridge and the residual models: formulas, gradients, training, and the exact layout of sequences.
+mod bridge;
+mod residual;
+mod training;

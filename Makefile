@@ -3,6 +3,7 @@
 #   PG=18|17|16     the server version (default 18)
 #   PG_CONFIG=...   install into this server instead of the checkout's own copy
 #   DEMO=full       the demo takes the whole manual
+#   EVAL=quick       make eval takes a sample of each set
 #   SITU_CACHE, SITU_RUN, CARGO_TARGET_DIR: see scripts/common.sh
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu eval clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -29,6 +30,7 @@ help:
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
+	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -83,6 +85,9 @@ kernels:
 
 bench-gpu:
 	@scripts/gpu.sh all
+
+eval:
+	@scripts/eval.sh
 
 bench-index:
 	@scripts/bench.sh index

@@ -12,11 +12,14 @@ CREATE TYPE situ.evaluation AS (
     difference double precision,
     difference_low double precision,
     difference_high double precision,
+    gain double precision,
+    gain_low double precision,
+    gain_high double precision,
     p double precision,
     p_t double precision
 );
 COMMENT ON TYPE situ.evaluation IS
-    'one measure: its mean over the queries with a 95 % bootstrap interval, that of a second run, the difference query by query, and the p-values of the paired randomisation test and t-test';
+    'one measure: its mean over the queries with a 95 % bootstrap interval, that of a second run, the difference query by query, the relative gain of the means (0.05 = 5 %), and the p-values of the paired randomisation test and t-test';
 
 CREATE FUNCTION situ.evaluate(
     index regclass,
@@ -62,6 +65,12 @@ CREATE FUNCTION situ.evaluate_run(
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100000 ROWS 6 AS 'MODULE_PATHNAME', 'evaluate_run_wrapper';
 COMMENT ON FUNCTION situ.evaluate_run(regclass, regclass, regclass, integer, integer, bigint) IS
     'the measures of a run (query_id, document_id, score), whoever made it, and of a second one';
+
+CREATE FUNCTION situ.compare(base double precision[], other double precision[], seed bigint DEFAULT 0)
+    RETURNS SETOF situ.evaluation
+    LANGUAGE c IMMUTABLE PARALLEL SAFE COST 10000 ROWS 1 AS 'MODULE_PATHNAME', 'compare_wrapper';
+COMMENT ON FUNCTION situ.compare(double precision[], double precision[], bigint) IS
+    'two runs beside each other by the values of the same queries in the same order';
 
 CREATE FUNCTION situ.run(
     index regclass,

@@ -1,4 +1,7 @@
 //! The trained and untrained parts beside the frozen encoder.
+pub mod adapter;
+pub mod file;
+pub mod lexsem;
 pub mod situate;
 pub mod train;
 

@@ -14,8 +14,10 @@ pub mod bridge;
 mod gradient;
 mod linear;
 mod made;
+mod options;
+mod place;
 mod residual;
-pub mod train;
+mod train;
 
 pub use train::train;
 
@@ -44,8 +46,8 @@ pub struct SituateOptions {
     pub chunk_tokens: u32,
     /// Tokens of a window, 0 for the model's limit.
     pub window_tokens: u32,
-    /// rho: the share of the situated vector in `late` and in a mixed `residual`, 0 to 1; below 0 (-1) what the mode's
-    /// default is: 0.25, and for `residual` the template's.
+    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1 is
+    /// the mode's default: 0.25, the template's, and 0.15.
     pub weight: f32,
 }
 
@@ -106,7 +108,11 @@ pub fn plan(
 ) -> Result<Plan, BridgeError> {
     check(options)?;
     let room = encoder.room(Role::Passage).max(1);
-    let header = if options.mode == Situate::Header { room / HEADER_SHARE } else { 0 };
+    let header = if options.mode == Situate::Header {
+        room / HEADER_SHARE
+    } else {
+        0
+    };
     let chunk_tokens = (options.chunk_tokens as usize).min(room - header).max(1);
     let tokens = encoder.tokenize(text)?;
     let chunks = text::chunks(text, headings, chunk_tokens, &tokens.spans);
@@ -157,7 +163,11 @@ fn plan_of(
     options: &SituateOptions,
 ) -> Result<Plan, BridgeError> {
     let room = encoder.room(Role::Passage).max(1);
-    let weight = if options.weight < 0.0 { LATE_WEIGHT } else { options.weight };
+    let weight = if options.weight < 0.0 {
+        LATE_WEIGHT
+    } else {
+        options.weight
+    };
     let mut plan = Plan {
         parts: vec![Parts::default(); chunks.len()],
         sequences: Vec::with_capacity(chunks.len()),
@@ -165,7 +175,19 @@ fn plan_of(
         chunks,
     };
     match options.mode {
-        Situate::None | Situate::Bridge => plan.alone(encoder, text)?,
+        Situate::None => plan.alone(encoder, text)?,
+        Situate::Bridge => {
+            let share = if options.weight < 0.0 {
+                place::SHARE
+            } else {
+                options.weight
+            };
+            plan.combine = Combine::Normalized(share);
+            plan.alone(encoder, text)?;
+            if share > 0.0 {
+                plan.in_places(encoder, title, text)?;
+            }
+        }
         Situate::Header => plan.with_header(encoder, title, text, room / HEADER_SHARE)?,
         Situate::Late => {
             if weight < 1.0 {
@@ -220,10 +242,7 @@ fn header(title: Option<&str>, headings: &[String]) -> String {
 impl Plan {
     /// Read-outs so far.
     fn reads(&self) -> usize {
-        self.sequences
-            .iter()
-            .map(Sequence::vectors)
-            .sum()
+        self.sequences.iter().map(Sequence::vectors).sum()
     }
 
     /// One sequence a chunk: the chunk as a passage.
@@ -233,6 +252,20 @@ impl Plan {
             let passage = chunk.span.of(text).unwrap_or_default();
             self.sequences.push(encoder.text(Role::Passage, passage)?);
             self.parts[number].alone = Some(first + number);
+        }
+        Ok(())
+    }
+
+    /// One short sequence a chunk: the title, the end of the chunk before it, and its beginning.
+    fn in_places(&mut self, encoder: &Encoder, title: Option<&str>, text: &str) -> Result<(), BridgeError> {
+        let first = self.reads();
+        let mut before = None;
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let own = chunk.span.of(text).unwrap_or_default();
+            self.sequences
+                .push(encoder.text(Role::Passage, &place::text(title, before, own))?);
+            self.parts[number].situated = Some(first + number);
+            before = Some(own);
         }
         Ok(())
     }

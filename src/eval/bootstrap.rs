@@ -83,7 +83,10 @@ fn mean_at(values: &[f64], places: &[usize]) -> f64 {
 pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let place = share.clamp(0.0, 1.0) * last as f64;
-    let (below, above) = (*sorted.get(place.floor() as usize)?, *sorted.get(place.ceil() as usize)?);
+    let (below, above) = (
+        *sorted.get(place.floor() as usize)?,
+        *sorted.get(place.ceil() as usize)?,
+    );
     Some(below + (above - below) * place.fract())
 }
 
@@ -109,14 +112,29 @@ mod tests {
         let found = of_mean(&values, Draws::default()).expect("an interval");
         assert!((found.low - 0.451).abs() < 0.006, "{found:?}");
         assert!((found.high - 0.549).abs() < 0.006, "{found:?}");
-        let wide = of_mean(&values, Draws { level: 0.99, ..Draws::default() }).expect("an interval");
+        let wide = of_mean(
+            &values,
+            Draws {
+                level: 0.99,
+                ..Draws::default()
+            },
+        )
+        .expect("an interval");
         assert!(wide.low < found.low && wide.high > found.high);
     }
 
     #[test]
     fn the_same_seed_gives_the_same_interval() {
         let values: Vec<f64> = (0..50).map(|n| f64::from(n * n % 17)).collect();
-        let draws = |seed| of_mean(&values, Draws { seed, ..Draws::default() });
+        let draws = |seed| {
+            of_mean(
+                &values,
+                Draws {
+                    seed,
+                    ..Draws::default()
+                },
+            )
+        };
         assert_eq!(draws(5), draws(5));
         assert_ne!(draws(5), draws(6));
     }
@@ -127,10 +145,16 @@ mod tests {
         let base: Vec<f64> = (0..40).map(|n| 10.0 + f64::from(n * 37 % 40)).collect();
         let more: Vec<f64> = base.iter().map(|value| value + 1.0).collect();
         let found = of_difference(&base, &more, Draws::default()).expect("an interval");
-        assert!((found.low - 1.0).abs() < 1e-9 && (found.high - 1.0).abs() < 1e-9, "{found:?}");
+        assert!(
+            (found.low - 1.0).abs() < 1e-9 && (found.high - 1.0).abs() < 1e-9,
+            "{found:?}"
+        );
         let more: Vec<f64> = base.iter().map(|value| value * 1.1).collect();
         let found = of_gain(&base, &more, Draws::default()).expect("an interval");
-        assert!((found.low - 0.1).abs() < 1e-9 && (found.high - 0.1).abs() < 1e-9, "{found:?}");
+        assert!(
+            (found.low - 0.1).abs() < 1e-9 && (found.high - 0.1).abs() < 1e-9,
+            "{found:?}"
+        );
         assert_eq!(of_gain(&[0.0], &[1.0], Draws::default()), None);
         assert_eq!(of_mean(&[], Draws::default()), None);
     }

@@ -25,7 +25,9 @@ pub fn randomisation(base: &[f64], other: &[f64], draws: usize, seed: u64) -> f6
     let hit = |sum: f64| usize::from(sum.abs() >= least);
     if differences.len() <= EXACT {
         let all = 1usize << differences.len();
-        let hits: usize = (0..all).map(|signs| hit(tossed(&differences, |place| signs >> place & 1 == 1))).sum();
+        let hits: usize = (0..all)
+            .map(|signs| hit(tossed(&differences, |place| signs >> place & 1 == 1)))
+            .sum();
         return hits as f64 / all as f64;
     }
     let mut random = Random::new(seed);
@@ -42,7 +44,9 @@ pub fn randomisation(base: &[f64], other: &[f64], draws: usize, seed: u64) -> f6
 
 fn tossed(differences: &[f64], negative: impl Fn(usize) -> bool) -> f64 {
     let signed = differences.iter().enumerate();
-    signed.map(|(place, value)| if negative(place) { -value } else { *value }).sum()
+    signed
+        .map(|(place, value)| if negative(place) { -value } else { *value })
+        .sum()
 }
 
 /// The p-value of the paired t-test (Student 1908): t = mean(d) / (s / sqrt(n)) of the differences d with n - 1
@@ -173,7 +177,10 @@ mod tests {
     fn drawn_tosses_agree_with_the_t_test_on_many_queries() {
         let base: Vec<f64> = (0..200).map(|n| f64::from(n * 7919 % 101) / 101.0).collect();
         let other: Vec<f64> = (0..200).map(|n| f64::from(n * 104_729 % 97) / 97.0 + 0.03).collect();
-        let (drawn, student) = (randomisation(&base, &other, 20_000, 1), t_test(&base, &other).expect("p"));
+        let (drawn, student) = (
+            randomisation(&base, &other, 20_000, 1),
+            t_test(&base, &other).expect("p"),
+        );
         assert!((drawn - student).abs() < 0.02, "{drawn} {student}");
         let far: Vec<f64> = base.iter().map(|value| value + 1.0).collect();
         assert_eq!(randomisation(&base, &far, 9_999, 1), 1e-4);

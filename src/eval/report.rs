@@ -92,6 +92,8 @@ pub struct Compared {
     pub mean: Mean,
     /// Second minus first, query by query.
     pub difference: Mean,
+    /// Second over first, minus 1; `None` where the first is 0.
+    pub gain: Option<Mean>,
     /// p of the paired randomisation test.
     pub randomisation: f64,
     /// p of the paired t-test; `None` below two queries.
@@ -139,12 +141,23 @@ pub fn compared(base: &[f64], other: &[f64], draws: Draws) -> Option<Compared> {
     Some(Compared {
         mean: mean_of(other, draws)?,
         difference: mean_of(&differences, draws)?,
+        gain: gain_of(base, other, draws),
         randomisation: paired::randomisation(base, other, TOSSES, draws.seed),
         t_test: paired::t_test(base, other),
     })
 }
 
-fn mean_of(values: &[f64], draws: Draws) -> Option<Mean> {
+fn gain_of(base: &[f64], other: &[f64], draws: Draws) -> Option<Mean> {
+    let mean = |values: &[f64]| super::mean(values.iter().copied().map(Some));
+    let start = mean(base).filter(|start| *start > 0.0)?;
+    Some(Mean {
+        value: mean(other)? / start - 1.0,
+        interval: bootstrap::of_gain(base, other, draws)?,
+    })
+}
+
+/// The mean of `values` with its interval; `None` without values.
+pub fn mean_of(values: &[f64], draws: Draws) -> Option<Mean> {
     Some(Mean {
         value: super::mean(values.iter().copied().map(Some))?,
         interval: bootstrap::of_mean(values, draws)?,
@@ -186,6 +199,7 @@ mod tests {
         assert_eq!(row("recall@2").mean.expect("a mean").value, 1.0);
         let compared = row("mrr").compared.expect("a second run");
         assert_eq!((compared.mean.value, compared.difference.value), (1.0, 0.25));
+        assert!((compared.gain.expect("a gain").value - 1.0 / 3.0).abs() < 1e-12);
         // One query differs, so either sign of its toss reaches the sum.
         assert_eq!(compared.randomisation, 1.0);
         let interval = row("mrr").mean.expect("a mean").interval;

@@ -96,7 +96,10 @@ pub fn write_qrels_line(line: &Judgement) -> Result<String, EvalError> {
 pub fn rankings(run: Vec<RunLine>) -> HashMap<String, Vec<(String, f64)>> {
     let mut rankings: HashMap<String, Vec<(String, f64)>> = HashMap::new();
     for line in run {
-        rankings.entry(line.query).or_default().push((line.document, line.score));
+        rankings
+            .entry(line.query)
+            .or_default()
+            .push((line.document, line.score));
     }
     for ranking in rankings.values_mut() {
         ranking.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| b.0.cmp(&a.0)));

@@ -1,9 +1,10 @@
 //! A model on a CUDA card: its tensors by role, and how its vectors are read out.
 
 use super::weights::Weights;
-use super::{Family, Manifest, ModelError, Pooling, Read, Sequence, bert};
+use super::{Family, Manifest, ModelError, Pooling, Read, Sequence, bert, decoder};
 use crate::compute::ComputeError;
 use crate::compute::cuda::bert::{Bert, BertShape};
+use crate::compute::cuda::decoder::{Decoder, DecoderShape};
 use crate::compute::cuda::{Engine, Range, Request, Runner};
 use std::path::Path;
 
@@ -20,29 +21,22 @@ impl OnCard {
         ordinal: u32,
         cache: Option<&Path>,
     ) -> Result<OnCard, ModelError> {
-        if !matches!(manifest.family, Family::Bert | Family::XlmRoberta) {
+        // Before the card is touched: what it cannot run may be run elsewhere.
+        if manifest.family == Family::ModernBert {
             return Err(ModelError::Unsupported {
                 what: "on a card, the family",
-                found: format!("{:?}", manifest.family),
-                supported: "Bert, XlmRoberta",
+                found: "ModernBert".to_owned(),
+                supported: "Bert, XlmRoberta, Qwen3, Mistral",
             });
         }
         let engine = Engine::shared(ordinal, cache)?;
-        let tensors = bert::Tensors::new(manifest, weights);
-        let shape = BertShape {
-            hidden: manifest.hidden,
-            heads: manifest.heads,
-            intermediate: manifest.intermediate,
-            activation: manifest.activation,
-            epsilon: manifest.layer_norm_epsilon,
-            first_place: 0,
-            exact_gelu: false,
+        let runner = match manifest.family {
+            Family::Qwen3 | Family::Mistral => {
+                Runner::new(&engine, Box::new(load_decoder(&engine, manifest, weights)?))?
+            }
+            _ => Runner::new(&engine, Box::new(load_bert(&engine, manifest, weights)?))?,
         };
-        let layers = (0..manifest.layers).map(|layer| tensors.layer(layer));
-        let network = Bert::new(&engine, shape, tensors.embedding()?, layers)?;
-        Ok(OnCard {
-            runner: Runner::new(&engine, Box::new(network))?,
-        })
+        Ok(OnCard { runner })
     }
 
     /// Bytes of the card's memory that the weights take.
@@ -64,6 +58,7 @@ impl OnCard {
             let ranges = match &sequence.read {
                 Read::Pooled | Read::Second | Read::Sum => vec![pooled(manifest.pooling, manifest.normalize, length)],
                 Read::Spans(spans) => spans.iter().map(|span| mean(span.start, span.end, true)).collect(),
+                Read::States(spans) => spans.iter().map(|span| mean(span.start, span.end, false)).collect(),
             };
             requests.push(Request {
                 ids: &sequence.ids,
@@ -74,6 +69,36 @@ impl OnCard {
         requests.retain(|request| !request.ranges.is_empty());
         Ok(self.runner.run(&requests, stop)?)
     }
+}
+
+fn load_bert(engine: &Engine, manifest: &Manifest, weights: &Weights) -> Result<Bert, ModelError> {
+    let tensors = bert::Tensors::new(manifest, weights);
+    let shape = BertShape {
+        hidden: manifest.hidden,
+        heads: manifest.heads,
+        intermediate: manifest.intermediate,
+        activation: manifest.activation,
+        epsilon: manifest.layer_norm_epsilon,
+        first_place: 0,
+        exact_gelu: false,
+    };
+    let layers = (0..manifest.layers).map(|layer| tensors.layer(layer));
+    Bert::new(engine, shape, tensors.embedding()?, layers)
+}
+
+fn load_decoder(engine: &Engine, manifest: &Manifest, weights: &Weights) -> Result<Decoder, ModelError> {
+    let tensors = decoder::Tensors::new(manifest, weights);
+    let shape = DecoderShape {
+        hidden: manifest.hidden,
+        heads: manifest.heads,
+        key_heads: manifest.key_heads,
+        head_size: manifest.head_width,
+        intermediate: manifest.intermediate,
+        epsilon: manifest.layer_norm_epsilon,
+        window: manifest.window,
+    };
+    let layers = (0..manifest.layers).map(|layer| tensors.layer(layer));
+    Decoder::new(engine, shape, tensors.tables()?, layers)
 }
 
 fn mean(start: u32, end: u32, unit: bool) -> Range {

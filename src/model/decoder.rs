@@ -3,6 +3,7 @@
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Precision};
 use crate::compute::cpu::Level;
+use crate::compute::cuda::{bert::LinearWeights, decoder as cuda};
 use crate::compute::heads::Shape;
 use crate::compute::pre_norm::{Layer, PreNorm};
 use crate::compute::{Linear, Norm, RmsNorm, Rope};
@@ -167,4 +168,63 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
         layers,
         norm: Norm::Rms(norm(&names.last_norm())?),
     })
+}
+
+/// The tensors by their roles, as a card takes them.
+pub struct Tensors<'a> {
+    names: Names<'a>,
+    weights: &'a Weights,
+}
+
+impl<'a> Tensors<'a> {
+    pub fn new(manifest: &'a Manifest, weights: &'a Weights) -> Tensors<'a> {
+        let names = Names::new(manifest, weights);
+        Tensors { names, weights }
+    }
+
+    fn read(&self, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
+        self.weights.read(&tensor.0, &tensor.1)
+    }
+
+    fn linear(&self, parts: &[Projection]) -> Result<LinearWeights, ModelError> {
+        let (mut all, mut bias) = (Vec::new(), Vec::new());
+        for part in parts {
+            all.extend(self.read(&part.weight)?);
+            if let Some(shift) = &part.bias {
+                bias.extend(self.read(shift)?);
+            }
+        }
+        Ok(LinearWeights {
+            weight: all,
+            bias: (!bias.is_empty()).then_some(bias),
+        })
+    }
+
+    /// What is not of a layer, with rotations for all positions that the model has.
+    pub fn tables(&self) -> Result<cuda::DecoderWeights, ModelError> {
+        let manifest = self.names.manifest;
+        Ok(cuda::DecoderWeights {
+            words: self.read(&self.names.words())?,
+            norm: self.read(&self.names.last_norm())?,
+            rotations: cuda::rotations(manifest.rope_base, manifest.head_width, manifest.positions),
+        })
+    }
+
+    /// One layer.
+    pub fn layer(&self, number: usize) -> Result<cuda::DecoderLayerWeights, ModelError> {
+        let layer = self.names.layer(number);
+        let head_norms = match &layer.head_norms {
+            [Some(query), Some(key)] => Some((self.read(query)?, self.read(key)?)),
+            _ => None,
+        };
+        Ok(cuda::DecoderLayerWeights {
+            attention_norm: self.read(&layer.attention_norm)?,
+            qkv: self.linear(&layer.qkv)?,
+            head_norms,
+            attention_output: self.linear(&[layer.attention_output])?,
+            feed_forward_norm: self.read(&layer.feed_norm)?,
+            gate_up: self.linear(&layer.gate_up)?,
+            down: self.linear(&[layer.down])?,
+        })
+    }
 }

@@ -1,8 +1,11 @@
 //! What a model runs on.
 
+use super::ModelError;
 use crate::compute::cuda;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The processor, or a CUDA card by its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -12,8 +15,18 @@ pub enum Device {
     Cuda(u32),
 }
 
+impl Device {
+    /// Tokens beyond which a batch gains nothing. A card has two batches of 16,384 tokens under way.
+    pub fn most_tokens(self) -> usize {
+        match self {
+            Device::Cpu => 16 << 10,
+            Device::Cuda(_) => 64 << 10,
+        }
+    }
+}
+
 /// A name that is no device's.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not a device: \"cpu\" or \"cuda:<number>\"")]
 pub struct BadDevice(pub String);
 
@@ -50,6 +63,26 @@ pub use cuda::CardInfo;
 /// postmaster.
 pub fn devices() -> Vec<CardInfo> {
     cuda::cards()
+}
+
+/// A device that is held open: models that are opened on it meanwhile share its kernels, which are found or compiled
+/// once.
+pub struct OpenDevice {
+    _engine: Option<Arc<cuda::Engine>>,
+}
+
+impl OpenDevice {
+    /// Fails where the device cannot run models: no such card, one too old, a library that is missing. `cache` is a
+    /// directory in which a card's compiled kernels are kept; it is made where it is missing. Starts CUDA in this process
+    /// where the device is a card, so never to be called in a postmaster.
+    pub fn open(device: Device, cache: Option<&Path>) -> Result<OpenDevice, ModelError> {
+        Ok(OpenDevice {
+            _engine: match device {
+                Device::Cpu => None,
+                Device::Cuda(ordinal) => Some(cuda::Engine::shared(ordinal, cache)?),
+            },
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! A loaded model: text in, vectors out.
 
 use super::cuda::OnCard;
-use super::files::{read_bytes, states};
+use super::files::states;
 use super::manifest::content;
+use super::mlm::Head;
 use super::network::Network;
-use super::situated::{self, Form, Template};
+use super::situated::Situated;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens};
@@ -39,6 +40,8 @@ pub enum Read {
     Second,
     /// One vector: the sum of what both encoders of a model of two pool.
     Sum,
+    /// One vector a range of `ids`: the mean of the last layer's states over the range's tokens, as long as it is.
+    States(Vec<Range<u32>>),
 }
 
 /// Token ids, special tokens included, and what is read out of them.
@@ -53,32 +56,30 @@ impl Sequence {
     pub fn vectors(&self) -> usize {
         match &self.read {
             Read::Pooled | Read::Second | Read::Sum => 1,
-            Read::Spans(spans) => spans.len(),
+            Read::Spans(spans) | Read::States(spans) => spans.len(),
         }
     }
 }
 
 /// A loaded model. Immutable: shared between threads freely.
 pub struct Encoder {
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
     precision: Precision,
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
-    passage_prefix: Vec<u32>,
+    pub(super) passage_prefix: Vec<u32>,
     place: Place,
-    situated: Option<Situated>,
+    /// What a model that reads chunks in their context has besides.
+    pub(super) situated: Option<Situated>,
+    /// The head of a masked language model, where the weights have one.
+    head: Option<Head>,
 }
 
-/// What a model that reads chunks in their context has besides.
-struct Situated {
-    template: Template,
-    separator: u32,
-    instruction: Vec<u32>,
-    second: Option<Box<Encoder>>,
-}
+/// Loads a model's weights to where they are to be.
+pub(super) type Placing<'a> = &'a dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>;
 
 /// Where the weights are.
-enum Place {
+pub(super) enum Place {
     Cpu(Box<Network>),
     Card(Box<OnCard>),
 }
@@ -119,11 +120,7 @@ impl Encoder {
         }
     }
 
-    fn load(
-        dir: &Path,
-        precision: Precision,
-        place: &dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>,
-    ) -> Result<Encoder, ModelError> {
+    pub(super) fn load(dir: &Path, precision: Precision, place: Placing) -> Result<Encoder, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::NotADirectory(dir.to_path_buf()));
         }
@@ -131,8 +128,10 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, &manifest)?;
-        let situated = Encoder::load_situated(dir, precision, &manifest, &tokenizer, place)?;
-        let place = place(&manifest, &Weights::open(dir)?)?;
+        let situated = Situated::load(dir, precision, &manifest, &tokenizer, place)?;
+        let weights = Weights::open(dir)?;
+        let place = place(&manifest, &weights)?;
+        let head = Head::load(&manifest, &weights, Level::detect())?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
@@ -156,95 +155,8 @@ impl Encoder {
             passage_prefix,
             place,
             situated,
+            head,
         })
-    }
-
-    fn load_situated(
-        dir: &Path,
-        precision: Precision,
-        manifest: &Manifest,
-        tokenizer: &Tokenizer,
-        place: &dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>,
-    ) -> Result<Option<Situated>, ModelError> {
-        let Some(template) = Template::read(dir)? else {
-            return Ok(None);
-        };
-        let unfit = |what: String| {
-            Err(ModelError::Invalid {
-                path: dir.to_path_buf(),
-                what,
-            })
-        };
-        let Some(separator) = tokenizer.special(&template.separator) else {
-            return unfit(format!("its tokenizer has no special token \"{}\"", template.separator));
-        };
-        let second = match template.form {
-            Form::Mix if !manifest.family.is_decoder() => {
-                return unfit("two read-outs need an encoder whose tokens see only what is left of them".to_string());
-            }
-            Form::Mix => None,
-            Form::Sum => {
-                let inner = situated::second(dir);
-                let second = Encoder::load(&inner, precision, place)?;
-                let (own, other) = (read_bytes(&dir.join("tokenizer.json"))?, read_bytes(&inner.join("tokenizer.json"))?);
-                if second.situated.is_some() || second.manifest.hidden != manifest.hidden || own != other {
-                    return unfit("its two encoders differ in their tokenizers or the length of their vectors".to_string());
-                }
-                Some(Box::new(second))
-            }
-        };
-        let instruction = match template.instruction.is_empty() {
-            true => Vec::new(),
-            false => tokenizer.tokens(&template.instruction, usize::MAX)?.ids,
-        };
-        Ok(Some(Situated {
-            template,
-            separator,
-            instruction,
-            second,
-        }))
-    }
-
-    /// How the model reads a chunk together with its context, where it was trained to.
-    pub fn situated(&self) -> Option<&Template> {
-        self.situated.as_ref().map(|situated| &situated.template)
-    }
-
-    /// The sequence of a chunk in its context, from their ids: `CHUNK separator instruction CONTEXT end`, the context cut
-    /// at its tail where the model's limit is reached, never the chunk; without a context where not even the
-    /// separator and the instruction fit. Of [`Form::Mix`] it gives two vectors, the chunk alone and the chunk in its
-    /// context; of [`Form::Sum`] the second encoder's. None where the model has no template.
-    pub fn in_context(&self, chunk: &[u32], context: &[u32]) -> Option<Sequence> {
-        let situated = self.situated.as_ref()?;
-        let (first, mut last) = self.tokenizer.around();
-        let own_end = [situated.separator];
-        if situated.template.form == Form::Mix && last.last() != Some(&situated.separator) {
-            last = &own_end;
-        }
-        let mut ids = [first, &self.passage_prefix].concat();
-        let room = self.manifest.max_tokens.saturating_sub(last.len());
-        ids.extend(chunk);
-        ids.truncate(room);
-        let alone = ids.len() as u32;
-        if ids.len() + 1 + situated.instruction.len() < room {
-            ids.push(situated.separator);
-            ids.extend(&situated.instruction);
-            ids.extend(context);
-            ids.truncate(room);
-        }
-        ids.extend(last);
-        let end = ids.len() as u32;
-        let read = match situated.template.form {
-            // Where nothing follows the chunk, both are read at the end.
-            Form::Mix => Read::Spans(vec![alone..alone + 1, end - 1..end]),
-            Form::Sum => Read::Second,
-        };
-        Some(Sequence { ids, read })
-    }
-
-    /// The second encoder of a model of two.
-    fn second(&self) -> Option<&Encoder> {
-        self.situated.as_ref()?.second.as_deref()
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -257,11 +169,22 @@ impl Encoder {
 
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
-        let own = match &self.place {
-            Place::Cpu(network) => network.memory(),
-            Place::Card(card) => card.memory(),
-        };
+        let head = self.head.as_ref().map_or(0, Head::memory);
+        let own = head
+            + match &self.place {
+                Place::Cpu(network) => network.memory(),
+                Place::Card(card) => card.memory(),
+            };
         own + self.second().map_or(0, Encoder::memory)
+    }
+
+    /// A logit for each entry of the vocabulary, from the last layer's state of one token ([`Read::States`]); `None` where
+    /// the model has no such head. Computed on the processor, wherever the model is.
+    ///
+    /// # Errors
+    /// [`ModelError::Compute`] for a state of another length.
+    pub fn vocabulary_logits(&self, pool: &Pool, state: &[f32]) -> Result<Option<Vec<f32>>, ModelError> {
+        self.head.as_ref().map(|head| head.logits(pool, state)).transpose()
     }
 
     /// Ids and spans of a text: no special tokens, no limit. Text that looks like a special token is plain text.
@@ -347,35 +270,12 @@ impl Encoder {
         self.encode_own(pool, batch, stop)
     }
 
-    /// Every sequence through the encoders that it is for.
-    fn encode_both(
+    pub(super) fn encode_own(
         &self,
-        second: &Encoder,
         pool: &Pool,
         batch: &[Sequence],
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let own: Vec<Sequence> = batch.iter().filter(|s| s.read != Read::Second).map(pooled_or_spans).collect();
-        let others = batch.iter().filter(|s| matches!(s.read, Read::Second | Read::Sum));
-        let others: Vec<Sequence> = others.map(pooled_or_spans).collect();
-        let mut first = self.encode_own(pool, &own, stop)?.into_iter();
-        let mut then = second.encode_own(pool, &others, stop)?.into_iter();
-        let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
-        for sequence in batch {
-            match &sequence.read {
-                Read::Pooled => vectors.extend(first.next()),
-                Read::Spans(spans) => vectors.extend(first.by_ref().take(spans.len())),
-                Read::Second => vectors.extend(then.next()),
-                Read::Sum => {
-                    let both = first.next().zip(then.next());
-                    vectors.extend(both.map(|(a, b)| a.iter().zip(&b).map(|(a, b)| a + b).collect()));
-                }
-            }
-        }
-        Ok(vectors)
-    }
-
-    fn encode_own(&self, pool: &Pool, batch: &[Sequence], stop: &dyn Fn() -> bool) -> Result<Vec<Vec<f32>>, ModelError> {
         let vectors = match &self.place {
             Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
             Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
@@ -446,11 +346,13 @@ impl Encoder {
                     }
                     vectors.push(vector);
                 }
-                Read::Spans(spans) => {
+                Read::Spans(spans) | Read::States(spans) => {
                     for span in spans {
                         let mut vector =
                             pooling::mean(rows(start + span.start as usize..start + span.end as usize), hidden);
-                        pooling::normalize(&mut vector);
+                        if matches!(sequence.read, Read::Spans(_)) {
+                            pooling::normalize(&mut vector);
+                        }
                         vectors.push(vector);
                     }
                 }
@@ -480,7 +382,7 @@ impl Encoder {
         if matches!(sequence.read, Read::Second | Read::Sum) && self.second().is_none() {
             return Err("it is for the second encoder of a model that has one".to_string());
         }
-        if let Read::Spans(spans) = &sequence.read
+        if let Read::Spans(spans) | Read::States(spans) = &sequence.read
             && let Some(span) = spans
                 .iter()
                 .find(|span| span.start >= span.end || span.end as usize > length)
@@ -488,16 +390,5 @@ impl Encoder {
             return Err(format!("range {}..{} of {length} tokens", span.start, span.end));
         }
         Ok(())
-    }
-}
-
-/// The sequence as one of two encoders sees it.
-fn pooled_or_spans(sequence: &Sequence) -> Sequence {
-    Sequence {
-        ids: sequence.ids.clone(),
-        read: match &sequence.read {
-            Read::Spans(spans) => Read::Spans(spans.clone()),
-            _ => Read::Pooled,
-        },
     }
 }

@@ -9,6 +9,7 @@ mod device;
 mod encoder;
 mod files;
 mod manifest;
+mod mlm;
 mod modern_bert;
 mod modules;
 mod network;
@@ -19,7 +20,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
-pub use device::{BadDevice, CardInfo, Device, devices};
+pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
 pub use manifest::{Family, Manifest, Pooling};
 pub use tokenizer::Tokens;

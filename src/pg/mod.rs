@@ -11,7 +11,11 @@ pub mod error;
 #[cfg(feature = "pg")]
 pub mod fail;
 #[cfg(feature = "pg")]
+pub mod lexsem;
+#[cfg(feature = "pg")]
 pub mod settings;
+#[cfg(feature = "pg")]
+pub mod situated;
 #[cfg(feature = "pg")]
 pub mod sql;
 #[cfg(feature = "pg")]

@@ -3,7 +3,7 @@
 use crate::model::Precision;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString};
-use std::path::Path;
+use std::path::PathBuf;
 
 static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static DEFAULT_MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -170,15 +170,23 @@ fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
 
 /// `situ.model_dir` as an absolute path.
 pub fn model_dir() -> String {
-    // SAFETY: the server sets its data directory before any library is loaded, and does not change it.
-    let data = unsafe {
-        match pg_sys::DataDir.is_null() {
-            true => String::new(),
-            false => CStr::from_ptr(pg_sys::DataDir).to_string_lossy().into_owned(),
-        }
-    };
     let directory = text(&MODEL_DIR).unwrap_or_else(|| "situ_models".to_owned());
-    Path::new(&data).join(directory).to_string_lossy().into_owned()
+    data_directory().join(directory).to_string_lossy().into_owned()
+}
+
+/// Where kernels that were compiled for the machine's cards are kept: `situ_kernels` in the data directory.
+pub fn kernel_cache() -> PathBuf {
+    data_directory().join("situ_kernels")
+}
+
+fn data_directory() -> PathBuf {
+    // SAFETY: the server sets its data directory before any library is loaded, and does not change it.
+    unsafe {
+        match pg_sys::DataDir.is_null() {
+            true => PathBuf::new(),
+            false => CStr::from_ptr(pg_sys::DataDir).to_string_lossy().into_owned().into(),
+        }
+    }
 }
 
 /// `situ.default_model`, `None` where it is not set.

@@ -58,12 +58,18 @@ fn measures_by_hand() {
           WHERE measure <> 'milliseconds' GROUP BY measure",
     );
     for (name, mean) in means {
-        let value = found.iter().find(|(measure, _)| *measure == name).expect("the measure").1;
+        let value = found
+            .iter()
+            .find(|(measure, _)| *measure == name)
+            .expect("the measure")
+            .1;
         close(mean, value);
     }
-    assert!(client.one::<f64>(
-        "SELECT min(value) FROM situ.evaluate_queries('points_v', 'asked', 'judged') WHERE measure = 'milliseconds'"
-    ) > 0.0);
+    assert!(
+        client.one::<f64>(
+            "SELECT min(value) FROM situ.evaluate_queries('points_v', 'asked', 'judged') WHERE measure = 'milliseconds'"
+        ) > 0.0
+    );
 }
 
 #[test]
@@ -86,6 +92,25 @@ fn two_runs_beside_each_other() {
     for (place, expected) in expected.into_iter().enumerate() {
         close(row.get::<_, f64>(place), expected);
     }
+    let gain: f64 = client.one("SELECT gain FROM situ.evaluate_run('first', 'judged', 'second') WHERE measure = 'mrr'");
+    close(gain, -0.8);
+    // Differences 1, 2, 3: the randomisation test has p = 2 / 8, Student's t is 2 sqrt(3).
+    let row = client
+        .query_one(
+            "SELECT value, compared, difference, gain, p, p_t FROM situ.compare('{1,1,1}', '{2,3,4}')",
+            &[],
+        )
+        .expect("a row");
+    for (place, expected) in [1.0, 3.0, 2.0, 2.0, 0.25, 1.0 - (12.0f64 / 14.0).sqrt()]
+        .into_iter()
+        .enumerate()
+    {
+        close(row.get::<_, f64>(place), expected);
+    }
+    assert_eq!(
+        client.failure("SELECT * FROM situ.compare('{1}', '{1,2}')").code,
+        "2202E"
+    );
     // The same options twice do not differ.
     let row = client
         .query_one(
@@ -114,7 +139,10 @@ fn documents_are_named_by_any_column() {
     assert_eq!(documents, ["2", "1", "0"]);
     client.run("ALTER TABLE points DROP CONSTRAINT points_pkey");
     let failure = client.failure("SELECT * FROM situ.evaluate('points_v', 'asked', 'judged')");
-    assert_eq!((failure.code.as_str(), failure.hint.as_str()), ("22023", "Name the column: key => 'id'."));
+    assert_eq!(
+        (failure.code.as_str(), failure.hint.as_str()),
+        ("22023", "Name the column: key => 'id'.")
+    );
     let failure = client.failure("SELECT * FROM situ.evaluate('points_v', 'asked', 'judged', key => 'nothing')");
     assert_eq!(failure.code, "42703", "{failure:#?}");
 }
@@ -136,7 +164,9 @@ fn relations_that_do_not_fit() {
     let failure = client.failure("SELECT * FROM situ.evaluate(NULL, 'asked', 'judged')");
     assert_eq!(failure.code, "22004", "{failure:#?}");
     for bad in ["k => 0", "depth => -1"] {
-        let failure = client.failure(&format!("SELECT * FROM situ.evaluate('points_v', 'asked', 'judged', {bad})"));
+        let failure = client.failure(&format!(
+            "SELECT * FROM situ.evaluate('points_v', 'asked', 'judged', {bad})"
+        ));
         assert_eq!(failure.code, "22023", "{failure:#?}");
     }
     client.run("INSERT INTO asked SELECT * FROM asked WHERE id = 0");
@@ -164,7 +194,10 @@ fn documents(name: &str) -> Client {
 #[test]
 fn a_text_index_is_judged_as_search_finds_and_as_the_caller_may_see() {
     let mut client = documents("evaluate_text");
-    let found = values(&mut client, "SELECT measure, value FROM situ.evaluate('docs_body', 'asked', 'judged')");
+    let found = values(
+        &mut client,
+        "SELECT measure, value FROM situ.evaluate('docs_body', 'asked', 'judged')",
+    );
     close(found[3].1, 1.0);
     assert_eq!(found[3].0, "recall@1");
     // The same documents with the same scores as situ.search gives, question by question; equal scores have no order.
@@ -199,32 +232,53 @@ fn a_text_index_is_judged_as_search_finds_and_as_the_caller_may_see() {
 #[test]
 fn questions_are_made_from_the_documents() {
     let mut client = documents("evaluate_made");
-    for (kind, words) in [("span16", Some(16)), ("span8", Some(8)), ("keyword", Some(4)), ("sentence", None)] {
-        let made = format!("SELECT id, text, document_id FROM situ.make_queries('docs_body', '{kind}', n => 8, seed => 3)");
+    for (kind, words) in [
+        ("span16", Some(16)),
+        ("span8", Some(8)),
+        ("keyword", Some(4)),
+        ("sentence", None),
+    ] {
+        let made =
+            format!("SELECT id, text, document_id FROM situ.make_queries('docs_body', '{kind}', n => 8, seed => 3)");
         let rows = client.query(&made, &[]).expect("queries");
         assert_eq!(rows.len(), 8, "{kind}");
-        let again: Vec<(String, String)> = client.query(&made, &[]).expect("queries").iter().map(|row| (row.get(1), row.get(2))).collect();
+        let again: Vec<(String, String)> = client
+            .query(&made, &[])
+            .expect("queries")
+            .iter()
+            .map(|row| (row.get(1), row.get(2)))
+            .collect();
         for (row, again) in rows.iter().zip(&again) {
             let (id, text, document): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             assert!(id.starts_with(kind), "{id}");
-            assert_eq!((&text, &document), (&again.0, &again.1), "the same seed gives the same questions");
+            assert_eq!(
+                (&text, &document),
+                (&again.0, &again.1),
+                "the same seed gives the same questions"
+            );
             if let Some(words) = words {
                 assert_eq!(text.split(' ').count(), words, "{kind}: {text}");
             }
-            let body: String = client.one(&format!("SELECT regexp_replace(body, '\\s+', ' ', 'g') FROM docs WHERE id = {document}"));
+            let body: String = client.one(&format!(
+                "SELECT regexp_replace(body, '\\s+', ' ', 'g') FROM docs WHERE id = {document}"
+            ));
             match kind {
                 "keyword" => assert!(text.split(' ').all(|word| body.contains(word)), "{text}"),
                 _ => assert!(body.contains(&text), "{kind}: {text}"),
             }
         }
-        let other: Vec<String> =
-            client.column(&format!("SELECT text FROM situ.make_queries('docs_body', '{kind}', n => 8, seed => 4)"));
+        let other: Vec<String> = client.column(&format!(
+            "SELECT text FROM situ.make_queries('docs_body', '{kind}', n => 8, seed => 4)"
+        ));
         let first: Vec<String> = rows.iter().map(|row| row.get(1)).collect();
         assert_ne!(first, other, "{kind}: another seed gives other questions");
     }
     let late: Vec<String> =
         client.column("SELECT text FROM situ.make_queries('docs_body', 'sentence', n => 12, part_from => 0.6)");
-    assert!(late.len() == 12 && late.iter().all(|text| text.starts_with("Box ")), "{late:?}");
+    assert!(
+        late.len() == 12 && late.iter().all(|text| text.starts_with("Box ")),
+        "{late:?}"
+    );
     // What is made can be judged at once.
     client.run(
         "CREATE TABLE spans AS SELECT * FROM situ.make_queries('docs_body', 'span16', n => 12);
@@ -234,7 +288,12 @@ fn questions_are_made_from_the_documents() {
         client.one::<i64>("SELECT queries FROM situ.evaluate('docs_body', 'spans', 'span_judged') LIMIT 1"),
         12
     );
-    for (arguments, code) in [("'span1'", "22023"), ("'words'", "22023"), ("n => 0", "22023"), ("part_from => 0.5, part_to => 0.5", "22023")] {
+    for (arguments, code) in [
+        ("'span1'", "22023"),
+        ("'words'", "22023"),
+        ("n => 0", "22023"),
+        ("part_from => 0.5, part_to => 0.5", "22023"),
+    ] {
         let failure = client.failure(&format!("SELECT * FROM situ.make_queries('docs_body', {arguments})"));
         assert_eq!(failure.code, code, "{arguments}: {failure:#?}");
     }
@@ -258,8 +317,14 @@ fn runs_go_through_trec_files() {
     );
     let same: i64 = client.one("SELECT count(*) FROM run JOIN read_back USING (query_id, document_id, rank, score)");
     assert_eq!(same, 25);
-    let direct = values(&mut client, "SELECT measure, value FROM situ.evaluate('points_v', 'asked', 'judged')");
-    let read = values(&mut client, "SELECT measure, value FROM situ.evaluate_run('read_back', 'judged_back')");
+    let direct = values(
+        &mut client,
+        "SELECT measure, value FROM situ.evaluate('points_v', 'asked', 'judged')",
+    );
+    let read = values(
+        &mut client,
+        "SELECT measure, value FROM situ.evaluate_run('read_back', 'judged_back')",
+    );
     assert_eq!(direct, read);
     let failure = client.failure("SELECT * FROM situ.read_run('q Q0 d one 0.5 tag')");
     assert_eq!(

@@ -18,7 +18,9 @@ fn search_over_vectors_gives_the_nearest_rows() {
         ("halfvec_l2_ops", "h", "<->", "-distance"),
         ("halfvec_cosine_ops", "h", "<=>", "1 - distance"),
     ] {
-        client.run(&format!("DROP INDEX IF EXISTS nearest; CREATE INDEX nearest ON items USING situ ({column} {class})"));
+        client.run(&format!(
+            "DROP INDEX IF EXISTS nearest; CREATE INDEX nearest ON items USING situ ({column} {class})"
+        ));
         let kind = if column == "v" { "vector" } else { "halfvec" };
         let truth = client
             .query(
@@ -41,7 +43,10 @@ fn search_over_vectors_gives_the_nearest_rows() {
         for (found, truth) in found.iter().zip(&truth) {
             assert_eq!(found.get::<_, i64>(0), truth.get::<_, i64>(0), "{class}");
             let (distance, exact): (f64, f64) = (found.get(1), truth.get(1));
-            assert!((distance - exact).abs() < 2e-3 * exact.abs().max(1.0), "{class}: {distance} {exact}");
+            assert!(
+                (distance - exact).abs() < 2e-3 * exact.abs().max(1.0),
+                "{class}: {distance} {exact}"
+            );
             assert!(found.get::<_, bool>(2) && found.get::<_, bool>(3), "{class}");
             assert_eq!(found.get::<_, String>(4), "items");
         }
@@ -64,11 +69,15 @@ fn a_question_in_words_is_encoded_for_a_vector_index() {
          UPDATE facts SET v = situ.embed(fact, 'minilm');
          CREATE INDEX facts_v ON facts USING situ (v vector_cosine_ops)",
     );
-    let search = "SELECT f.id FROM situ.search('facts_v', situ.query('What makes dough rise?', model => 'minilm'), k => 1) h
+    let search =
+        "SELECT f.id FROM situ.search('facts_v', situ.query('What makes dough rise?', model => 'minilm'), k => 1) h
                     JOIN facts f ON f.ctid = h.ctid";
     assert_eq!(client.one::<i32>(search), 1);
     assert_eq!(client.one::<i32>(&search.replace(", model => 'minilm'", "")), 1);
-    assert_eq!(client.one::<i32>(&search.replace("situ.query('What makes dough rise?', model => 'minilm')", "'tides'")), 2);
+    assert_eq!(
+        client.one::<i32>(&search.replace("situ.query('What makes dough rise?', model => 'minilm')", "'tides'")),
+        2
+    );
     let failure = client.failure(&search.replace("'minilm'", "'nothing'"));
     assert_eq!(failure.code, "42704", "{failure:#?}");
 }
@@ -97,7 +106,11 @@ fn a_profile_gives_what_the_query_does_not_say() {
         "CREATE TABLE tuned AS SELECT * FROM situ.tune('nearest', 'asked', 'judged',
            candidates => ARRAY[situ.query(probes => 2), situ.query(probes => 40)])",
     );
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM tuned"), 3, "plain search is tried too");
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM tuned"),
+        3,
+        "plain search is tried too"
+    );
     assert!(client.one::<bool>(
         "SELECT index = 'public.nearest' AND tuned_by = 'postgres'::regrole AND measure = 'ndcg@10'
                 AND figures->'queries' = '[30, 30]' FROM situ.profiles WHERE name = 'best'"
@@ -106,7 +119,10 @@ fn a_profile_gives_what_the_query_does_not_say() {
     client.run("UPDATE situ.profiles SET options = '{\"model\": \"nothing\"}'");
     let search = "SELECT count(*) FROM situ.search('nearest', situ.query('words', profile => 'best'$))";
     let failure = client.failure(&search.replace('$', ""));
-    assert_eq!((failure.code.as_str(), failure.message.as_str()), ("42704", "model \"nothing\" is not registered"));
+    assert_eq!(
+        (failure.code.as_str(), failure.message.as_str()),
+        ("42704", "model \"nothing\" is not registered")
+    );
     let failure = client.failure(&search.replace('$', ", model => 'minilm'"));
     assert_eq!(failure.code, "22000", "384 dimensions do not fit 24: {failure:#?}");
     client.run("UPDATE situ.profiles SET options = '{\"nothing\": 1}'");
@@ -128,11 +144,10 @@ fn what_does_not_help_is_not_kept() {
     );
     let stored: String = client.one("SELECT options::text FROM situ.profiles WHERE name = 'mine'");
     assert_eq!(stored, "{}");
-    for (arguments, code) in [
-        ("measure => 'precision@3'", "22023"),
-        ("name => ''", "22023"),
-    ] {
-        let failure = client.failure(&format!("SELECT * FROM situ.tune('nearest', 'asked', 'judged', {arguments})"));
+    for (arguments, code) in [("measure => 'precision@3'", "22023"), ("name => ''", "22023")] {
+        let failure = client.failure(&format!(
+            "SELECT * FROM situ.tune('nearest', 'asked', 'judged', {arguments})"
+        ));
         assert_eq!(failure.code, code, "{failure:#?}");
     }
     client.run("DELETE FROM asked WHERE id > 5");

@@ -14,6 +14,8 @@ const PORT: u16 = 5432;
 /// A running server with a data directory, a socket directory and a model directory of its own.
 pub struct Cluster {
     folder: PathBuf,
+    /// Variables of the server's environment.
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -24,7 +26,19 @@ impl Cluster {
 
     /// As [`Cluster::new`], with further lines in `postgresql.conf`, which win over those of the harness.
     pub fn with(settings: &[(&str, &str)]) -> Cluster {
-        let cluster = Cluster { folder: new_folder() };
+        Cluster::with_environment(settings, |_| Vec::new())
+    }
+
+    /// As [`Cluster::with`], with variables in the server's environment, which may name the cluster's folder.
+    pub fn with_environment(
+        settings: &[(&str, &str)],
+        environment: impl FnOnce(&Path) -> Vec<(String, String)>,
+    ) -> Cluster {
+        let folder = new_folder();
+        let cluster = Cluster {
+            environment: environment(&folder),
+            folder,
+        };
         run(as_server("cp").arg("-a").arg(template()).arg(cluster.data()));
         cluster.prepare(settings);
         cluster.start();
@@ -33,7 +47,10 @@ impl Cluster {
 
     /// A streaming replica of this cluster, up to date with it when this returns.
     pub fn replica(&self) -> Cluster {
-        let replica = Cluster { folder: new_folder() };
+        let replica = Cluster {
+            folder: new_folder(),
+            environment: Vec::new(),
+        };
         run(program("pg_basebackup")
             .args(["-R", "-X", "stream", "-c", "fast", "-U", "postgres", "-p"])
             .arg(PORT.to_string())
@@ -139,6 +156,7 @@ impl Cluster {
     /// When it does not start, with its log.
     pub fn start(&self) {
         let output = program("pg_ctl")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .args(["-w", "-t", "120", "-s", "start", "-D"])
             .arg(self.data())
             .arg("-l")

@@ -1,6 +1,6 @@
 //! `bridge`: a trained residual over the vectors that a frozen encoder gives to the chunks of a document.
 //!
-//! With `b_i` the chunk's own vector and `x_s` those of its sources (three chunks before and three behind it, and the
+//! With `b_i` the chunk's own vector (mixed with that of its place, see `place.rs`) and `x_s` those of its sources (three chunks before and three behind it, and the
 //! mean of the document's chunks with unit length):
 //!
 //! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty one,
@@ -11,21 +11,16 @@
 //! Parameters are one row of numbers, in the order of [`Shape::ranges`], matrices row-major.
 
 use super::linear::{add_scaled, apply, dot, unit};
-use crate::bridge::BridgeError;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use crate::bridge::{BridgeError, file};
+use serde_json::{Map, Value};
 use std::ops::Range;
 
 /// Neighbours on either side.
 const REACH: usize = 3;
 /// Neighbours and the document's mean.
 pub const SOURCES: usize = 2 * REACH + 1;
-/// The entry of the file's metadata that is ours.
-const METADATA: &str = "situ";
-const KIND: &str = "situate";
+/// What the file and the registry call it.
+pub const KIND: &str = "situate";
 const NAMES: [&str; 5] = ["map", "values", "query", "key", "bias"];
 
 /// Dimensions of vectors, and of the space in which chunk and source meet.
@@ -57,6 +52,8 @@ impl Shape {
 pub struct Bridge {
     pub shape: Shape,
     pub numbers: Vec<f32>,
+    /// Share of the place in the chunk's vector, see `place.rs`; 0 where the encoder reads the chunk alone.
+    pub share: f32,
 }
 
 /// The chunks of one document and the mean behind them: everything that a chunk can look at.
@@ -123,7 +120,11 @@ impl<'a> Document<'a> {
         };
         if context {
             for row in 0..=n {
-                apply(&numbers[key.clone()], self.row(row), &mut passed.keys[row * r..(row + 1) * r]);
+                apply(
+                    &numbers[key.clone()],
+                    self.row(row),
+                    &mut passed.keys[row * r..(row + 1) * r],
+                );
             }
         }
         let mut mapped = vec![0.0; d];
@@ -189,69 +190,58 @@ impl Bridge {
         let passed = document.forward(&self.numbers, true);
         match passed.vectors.iter().all(|number| number.is_finite()) {
             true => Ok(passed.vectors.chunks_exact(d).map(<[f32]>::to_vec).collect()),
-            false => Err(BridgeError::NotFinite { what: "situated vector" }),
+            false => Err(BridgeError::NotFinite {
+                what: "situated vector",
+            }),
         }
     }
 
-    /// The bytes of a bridge: a safetensors file with a JSON object in its metadata, to which `more` is added.
+    /// The bytes of a bridge, see [`file`]. `more` is added to the metadata's JSON object.
     ///
     /// # Errors
     /// [`BridgeError::File`] where numbers and shape do not fit each other.
     pub fn write(&self, more: Map<String, Value>) -> Result<Vec<u8>, BridgeError> {
-        let file = |error: safetensors::SafeTensorError| BridgeError::File(error.to_string());
         let (d, r) = (self.shape.dimensions, self.shape.rank);
-        let mut metadata = more;
-        metadata.insert("kind".to_owned(), json!(KIND));
-        metadata.insert("dimensions".to_owned(), json!(d));
         let shapes = [vec![d, d], vec![d, d], vec![r, d], vec![r, d], vec![SOURCES]];
-        let bytes: Vec<u8> = self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        let mut views = Vec::with_capacity(NAMES.len());
+        let mut tensors = Vec::with_capacity(NAMES.len());
         for ((name, shape), range) in NAMES.iter().zip(shapes).zip(self.shape.ranges()) {
-            let part = bytes.get(range.start * 4..range.end * 4).unwrap_or_default();
-            views.push((*name, TensorView::new(Dtype::F32, shape, part).map_err(file)?));
+            tensors.push((*name, shape, self.numbers.get(range).unwrap_or_default()));
         }
-        let entry = HashMap::from([(METADATA.to_owned(), Value::Object(metadata).to_string())]);
-        safetensors::serialize(views, Some(entry)).map_err(file)
+        tensors.push(("share", vec![1], std::slice::from_ref(&self.share)));
+        file::write(KIND, d, more, &tensors)
     }
 
     /// Reads what [`Bridge::write`] wrote.
     ///
     /// # Errors
-    /// [`BridgeError::File`] for other bytes, [`BridgeError::NotFinite`] for numbers that are none.
+    /// [`BridgeError::File`] for other bytes and for numbers that are none.
     pub fn read(bytes: &[u8]) -> Result<Bridge, BridgeError> {
-        let file = |error: safetensors::SafeTensorError| BridgeError::File(error.to_string());
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(file)?;
-        let entry = header.metadata().as_ref().and_then(|entries| entries.get(METADATA));
-        let metadata: Value = entry.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let kind = metadata.get("kind").and_then(Value::as_str).unwrap_or("unknown");
-        if kind != KIND {
-            return Err(BridgeError::File(format!("it is of kind \"{kind}\", not {KIND}")));
-        }
-        let tensors = SafeTensors::deserialize(bytes).map_err(file)?;
-        let query = tensors.tensor("query").map_err(file)?;
-        let &[rank, dimensions] = query.shape() else {
-            return Err(BridgeError::File("tensor \"query\" is not a matrix".to_owned()));
+        let mut tensors = file::Tensors::read(bytes, KIND)?;
+        let dimensions = tensors.description.dimensions;
+        let query = tensors.take_any("query");
+        let Some(([rank, _], _)) = query.as_ref().map(|(shape, numbers)| (shape.as_slice(), numbers)) else {
+            return Err(BridgeError::File(
+                "tensor \"query\" is missing or not a matrix".to_owned(),
+            ));
         };
-        if rank == 0 || dimensions == 0 || dimensions > 1 << 15 || rank > 1 << 15 {
-            return Err(BridgeError::File(format!("its shape {rank} x {dimensions} is out of range")));
+        let rank = *rank;
+        if rank == 0 || query.as_ref().is_none_or(|(shape, _)| shape != &[rank, dimensions]) {
+            return Err(BridgeError::File("tensor \"query\" has another shape".to_owned()));
         }
-        let shape = Shape { dimensions, rank };
-        let mut numbers = Vec::with_capacity(shape.parameters());
-        for (name, range) in NAMES.iter().zip(shape.ranges()) {
-            let tensor = tensors.tensor(name).map_err(file)?;
-            if tensor.dtype() != Dtype::F32 || tensor.data().len() != range.len() * 4 {
-                return Err(BridgeError::File(format!("tensor \"{name}\" has another type or shape")));
-            }
-            numbers.extend(tensor.data().as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)));
+        let d = dimensions;
+        let mut numbers = tensors.take("map", &[d, d])?;
+        numbers.extend(tensors.take("values", &[d, d])?);
+        numbers.extend(query.into_iter().flat_map(|(_, numbers)| numbers));
+        numbers.extend(tensors.take("key", &[rank, d])?);
+        numbers.extend(tensors.take("bias", &[SOURCES])?);
+        let share = tensors.take("share", &[1])?.first().copied().unwrap_or_default();
+        if !(0.0..=1.0).contains(&share) {
+            return Err(BridgeError::File(format!("share {share} is not in 0 to 1")));
         }
-        match numbers.iter().all(|number| number.is_finite()) {
-            true => Ok(Bridge { shape, numbers }),
-            false => Err(BridgeError::NotFinite { what: "bridge" }),
-        }
+        Ok(Bridge {
+            shape: Shape { dimensions, rank },
+            numbers,
+            share,
+        })
     }
-}
-
-/// Hex SHA-256 of a bridge's bytes: vectors of one bridge are not compared with those of another.
-pub fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

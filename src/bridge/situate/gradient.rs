@@ -39,18 +39,29 @@ pub fn loss(
             count: document.count,
         })
         .collect();
-    let passed: Vec<Passed> = documents.iter().map(|document| document.forward(numbers, context)).collect();
-    let vectors: Vec<&[f32]> = passed.iter().flat_map(|passed| passed.vectors.chunks_exact(d)).collect();
+    let passed: Vec<Passed> = documents
+        .iter()
+        .map(|document| document.forward(numbers, context))
+        .collect();
+    let vectors: Vec<&[f32]> = passed
+        .iter()
+        .flat_map(|passed| passed.vectors.chunks_exact(d))
+        .collect();
     let mut changes = vec![0.0f32; vectors.len() * d];
     let mut total = 0.0f64;
     let part = 1.0 / (targets.len().max(1) as f32 * temperature);
     for target in targets {
-        let mut scores: Vec<f32> = vectors.iter().map(|vector| dot(target.query, vector) / temperature).collect();
+        let mut scores: Vec<f32> = vectors
+            .iter()
+            .map(|vector| dot(target.query, vector) / temperature)
+            .collect();
         let largest = scores.iter().copied().fold(f32::MIN, f32::max);
         let own = scores[target.passage];
         let sum: f64 = scores.iter().map(|score| f64::from((score - largest).exp())).sum();
         total += sum.ln() - f64::from(own - largest);
-        scores.iter_mut().for_each(|score| *score = ((*score - largest).exp() as f64 / sum) as f32);
+        scores
+            .iter_mut()
+            .for_each(|score| *score = ((*score - largest).exp() as f64 / sum) as f32);
         scores[target.passage] -= 1.0;
         for (change, score) in changes.chunks_exact_mut(d).zip(&scores) {
             add_scaled(change, score * part, target.query);

@@ -18,7 +18,9 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `out += factor * row`.
 pub fn add_scaled(out: &mut [f32], factor: f32, row: &[f32]) {
-    out.iter_mut().zip(row).for_each(|(out, number)| *out += factor * number);
+    out.iter_mut()
+        .zip(row)
+        .for_each(|(out, number)| *out += factor * number);
 }
 
 /// `out = W x`, `W` row-major with a row for each number of `out`.

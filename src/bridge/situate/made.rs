@@ -3,7 +3,7 @@
 //! A sentence asks for its own passage among its neighbours, so it teaches what tells a passage from the rest of its
 //! document. It is not a question that a person asks: a gain on made pairs need not carry over.
 
-use super::train::Random;
+use super::options::Random;
 use crate::bridge::train::data::{Pair, Passage};
 use crate::text::sentences;
 
@@ -19,7 +19,9 @@ pub fn pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
     for (number, passage) in passages.iter().enumerate() {
         let all = sentences(&passage.text);
         let fit = all.iter().filter_map(|span| span.of(&passage.text));
-        let mut fit: Vec<&str> = fit.filter(|text| WORDS.contains(&text.split_whitespace().count())).collect();
+        let mut fit: Vec<&str> = fit
+            .filter(|text| WORDS.contains(&text.split_whitespace().count()))
+            .collect();
         if all.len() < 2 {
             continue;
         }

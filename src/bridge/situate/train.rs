@@ -1,13 +1,15 @@
 //! Training of the bridge: passages with their documents, pairs of query and passage, documents held out.
 //!
-//! Two are trained on the same pairs with the same optimiser: the bridge, and the chunk-only control (`V = 0`). What is
+//! Two are trained on the same pairs with the same optimiser: the bridge, and the chunk-only control (`V = 0`, no
+//! places). What is
 //! stored is the better of the two on the held-out pairs; both figures are kept. Where the document adds nothing the
 //! bridge is a map of the passage's vector and says so.
 
 use super::bridge::{Bridge, Document, Shape, with_mean};
 use super::gradient::{Rows, Target, loss};
 use super::linear::dot;
-use super::made;
+use super::options::{Options, Random};
+use super::{made, place};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Vectors, Watch};
 use crate::model::Role;
@@ -22,84 +24,11 @@ const BATCH_QUERIES: usize = 128;
 /// Of so many documents one is held out.
 const HELD_OUT: u64 = 8;
 
-/// How a bridge is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    /// Passes over the pairs, at most: the best one on held-out pairs is kept.
-    pub epochs: u32,
-    /// Step size of Adam.
-    pub rate: f32,
-    /// `tau` of InfoNCE.
-    pub temperature: f32,
-    /// Weight of the squares of `M` and `V` in the loss.
-    pub decay: f32,
-    /// Rank of the attention's matrices.
-    pub rank: usize,
-    pub seed: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            epochs: 8,
-            rate: 1e-4,
-            temperature: 0.05,
-            decay: 3e-3,
-            rank: 64,
-            seed: 1,
-        }
-    }
-}
-
-impl Options {
-    fn check(&self) -> Result<(), BridgeError> {
-        let positive = |x: f32| x.is_finite() && x > 0.0;
-        let wrong = |name, value: String, range| Err(BridgeError::Option { name, value, range });
-        match self {
-            _ if !(1..=1000).contains(&self.epochs) => wrong("epochs", self.epochs.to_string(), "1 to 1000"),
-            _ if !positive(self.rate) => wrong("rate", self.rate.to_string(), "above 0"),
-            _ if !positive(self.temperature) => wrong("temperature", self.temperature.to_string(), "above 0"),
-            _ if !(self.decay >= 0.0) => wrong("decay", self.decay.to_string(), "0 or above"),
-            _ if !(1..=1024).contains(&self.rank) => wrong("rank", self.rank.to_string(), "1 to 1024"),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Pseudo-random numbers (splitmix64): the same on every machine.
-pub(super) struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Below `bound`, which is above 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-
-    fn symmetric(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            items.swap(last, self.below(last + 1));
-        }
-    }
-}
-
 /// A run of consecutive passages of one document: all of it, unless it is too long for a batch.
 struct Run {
     passages: Range<usize>,
-    /// Rows with the mean behind them.
-    rows: Vec<f32>,
+    /// Rows with the mean behind them: of the chunks alone for the control, mixed with their places for the bridge.
+    rows: [Vec<f32>; 2],
     /// Indices of the pairs whose passage is one of these.
     pairs: Vec<usize>,
     held_out: bool,
@@ -159,7 +88,11 @@ pub fn train(
     };
     options.check()?;
     let made = pairs.is_empty();
-    let pairs = if made { made::pairs(passages, options.seed) } else { pairs.to_vec() };
+    let pairs = if made {
+        made::pairs(passages, options.seed)
+    } else {
+        pairs.to_vec()
+    };
     let material = Material::gather(passages, pairs, options, encode)?;
     let resumed: Option<Checkpoint> = checkpoint.and_then(|bytes| postcard::from_bytes(bytes).ok());
     let fits = |state: &State| state.numbers.len() == material.shape.parameters();
@@ -194,6 +127,7 @@ pub fn train(
     let stored = Bridge {
         shape: material.shape,
         numbers: better.best.clone(),
+        share: if used { place::SHARE } else { 0.0 },
     };
     Ok(Trained {
         weights: stored.write(more)?,
@@ -211,16 +145,34 @@ impl Material {
     ) -> Result<Material, BridgeError> {
         let outside = pairs.iter().find(|pair| pair.passage as usize >= passages.len());
         if let Some(pair) = outside {
-            return Err(BridgeError::Outside(format!("passage {} of a pair does not exist", pair.passage)));
+            return Err(BridgeError::Outside(format!(
+                "passage {} of a pair does not exist",
+                pair.passage
+            )));
         }
         let mut order: Vec<usize> = (0..passages.len()).collect();
         order.sort_by_key(|&at| (passages[at].document, passages[at].ordinal));
         let texts: Vec<&str> = order.iter().map(|&at| passages[at].text.as_str()).collect();
         let vectors = encode.embed(Role::Passage, &texts)?;
+        let at = |place: usize| order.get(place).map(|&at| &passages[at]);
+        let before = |place: usize| {
+            at(place.checked_sub(1)?).filter(|other| Some(other.document) == at(place).map(|own| own.document))
+        };
+        let places: Vec<String> = texts
+            .iter()
+            .enumerate()
+            .map(|(place, text)| place::text(None, before(place).map(|other| other.text.as_str()), text))
+            .collect();
+        let places: Vec<&str> = places.iter().map(String::as_str).collect();
+        let situated = encode.embed(Role::Passage, &places)?;
         let texts: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
         let queries = encode.embed(Role::Query, &texts)?;
         let d = vectors.dimensions;
-        for (vectors, count) in [(&vectors, passages.len()), (&queries, pairs.len())] {
+        for (vectors, count) in [
+            (&vectors, passages.len()),
+            (&situated, passages.len()),
+            (&queries, pairs.len()),
+        ] {
             if vectors.dimensions != d || d == 0 || vectors.values.len() != count * d {
                 return Err(BridgeError::Vectors {
                     expected: count,
@@ -228,8 +180,14 @@ impl Material {
                 });
             }
             if !vectors.values.iter().all(|number| number.is_finite()) {
-                return Err(BridgeError::NotFinite { what: "training vectors" });
+                return Err(BridgeError::NotFinite {
+                    what: "training vectors",
+                });
             }
+        }
+        let mut placed = vectors.values.clone();
+        for (own, other) in placed.chunks_exact_mut(d).zip(situated.values.chunks_exact(d)) {
+            place::mix(own, other);
         }
         let shape = Shape {
             dimensions: d,
@@ -243,12 +201,17 @@ impl Material {
         let mut start = 0;
         while start < order.len() {
             let document = passages[order[start]].document;
-            let same = order[start..].iter().take_while(|&&at| passages[at].document == document);
+            let same = order[start..]
+                .iter()
+                .take_while(|&&at| passages[at].document == document);
             let end = start + same.take(BATCH_PASSAGES).count();
             let hashed = Random(options.seed ^ (u64::from(document) << 20)).next();
             runs.push(Run {
-                rows: with_mean(d, &vectors.values[start * d..end * d]),
-                pairs: order[start..end].iter().flat_map(|&at| of_passage[at].iter().copied()).collect(),
+                rows: [&vectors.values, &placed].map(|rows| with_mean(d, &rows[start * d..end * d])),
+                pairs: order[start..end]
+                    .iter()
+                    .flat_map(|&at| of_passage[at].iter().copied())
+                    .collect(),
                 passages: start..end,
                 held_out: hashed.is_multiple_of(HELD_OUT),
             });
@@ -256,7 +219,10 @@ impl Material {
         }
         // From here on a pair's passage is its place in the order of the runs.
         let mut place = vec![0u32; passages.len()];
-        order.iter().enumerate().for_each(|(at, &passage)| place[passage] = at as u32);
+        order
+            .iter()
+            .enumerate()
+            .for_each(|(at, &passage)| place[passage] = at as u32);
         let pairs = pairs.into_iter().map(|pair| Pair {
             passage: place[pair.passage as usize],
             ..pair
@@ -297,7 +263,7 @@ impl Material {
         for run in &runs {
             let document = Document {
                 shape: self.shape,
-                rows: &run.rows,
+                rows: &run.rows[usize::from(context)],
                 count: run.passages.len(),
             };
             vectors.extend(document.forward(numbers, context).vectors);
@@ -311,7 +277,11 @@ impl Material {
                 let score = dot(query, &vectors[own * d..(own + 1) * d]);
                 let before = |(at, row): (usize, &[f32])| at != own && dot(query, row) >= score;
                 let rank = vectors.chunks_exact(d).enumerate().filter(|&at| before(at)).count();
-                total += if rank < 10 { 1.0 / (rank as f64 + 2.0).log2() } else { 0.0 };
+                total += if rank < 10 {
+                    1.0 / (rank as f64 + 2.0).log2()
+                } else {
+                    0.0
+                };
                 count += 1;
             }
             start += run.passages.len();
@@ -338,7 +308,11 @@ impl Material {
             let asked = together.iter().flat_map(|&run| self.runs[run].pairs.iter().copied());
             let mut asked: Vec<usize> = asked.collect();
             random.shuffle(&mut asked);
-            steps.extend(asked.chunks(BATCH_QUERIES).map(|part| (together.to_vec(), part.to_vec())));
+            steps.extend(
+                asked
+                    .chunks(BATCH_QUERIES)
+                    .map(|part| (together.to_vec(), part.to_vec())),
+            );
             rest = others;
         }
         random.shuffle(&mut steps);
@@ -359,7 +333,7 @@ impl Material {
                 }
                 state.adam(&gradient, self.options.rate);
                 watch.step(&Progress {
-                    step: state.step + if state.context { all } else { 0 },
+                    step: state.step.min(all) + if state.context { all } else { 0 },
                     steps: 2 * all,
                     loss,
                     held_out: held_out.take(),
@@ -388,7 +362,7 @@ impl Material {
             starts.push((run.passages.clone(), start));
             start += run.passages.len();
             documents.push(Rows {
-                rows: &run.rows,
+                rows: &run.rows[usize::from(state.context)],
                 count: run.passages.len(),
             });
         }
@@ -402,7 +376,15 @@ impl Material {
         };
         let targets: Vec<Target> = pairs.iter().filter_map(target).collect();
         let temperature = self.options.temperature;
-        let found = loss(self.shape, &state.numbers, &documents, &targets, temperature, state.context, gradient);
+        let found = loss(
+            self.shape,
+            &state.numbers,
+            &documents,
+            &targets,
+            temperature,
+            state.context,
+            gradient,
+        );
         // Decay acts on the maps: the attention's matrices have no size of their own in the output.
         let end = self.shape.ranges()[1].end;
         for (gradient, number) in gradient[..end].iter_mut().zip(&state.numbers) {
@@ -420,7 +402,9 @@ impl State {
             let mut random = Random(material.options.seed);
             let [_, _, query, key, _] = shape.ranges();
             // Scores of unit vectors spread by about 1/3, so that sources begin nearly equal and can part.
-            numbers[query.start..key.end].iter_mut().for_each(|number| *number = random.symmetric() * 0.35);
+            numbers[query.start..key.end]
+                .iter_mut()
+                .for_each(|number| *number = random.symmetric() * 0.35);
         }
         let zeros = vec![0.0; numbers.len()];
         State {
@@ -449,4 +433,3 @@ impl State {
         }
     }
 }
-

@@ -1,2 +1,5 @@
-//! Training of bridges.
+//! Training of bridges: what trainers are given, and what they share.
+pub mod adam;
 pub mod data;
+pub mod loss;
+pub mod matrix;

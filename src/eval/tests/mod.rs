@@ -63,10 +63,16 @@ fn measures_agree_with_trec_eval() {
 fn what_is_written_is_read_again() {
     let lines = trec::read_run(RUN).expect("a run");
     assert_eq!(lines.len(), 242);
-    let text: Vec<String> = lines.iter().map(|line| trec::write_run_line(line).expect("a line")).collect();
+    let text: Vec<String> = lines
+        .iter()
+        .map(|line| trec::write_run_line(line).expect("a line"))
+        .collect();
     assert_eq!(trec::read_run(&text.join("\n")).expect("a run"), lines);
     let lines = trec::read_qrels(QRELS).expect("judgements");
-    let text: Vec<String> = lines.iter().map(|line| trec::write_qrels_line(line).expect("a line")).collect();
+    let text: Vec<String> = lines
+        .iter()
+        .map(|line| trec::write_qrels_line(line).expect("a line"))
+        .collect();
     assert_eq!(trec::read_qrels(&text.join("\n")).expect("judgements"), lines);
 }
 
@@ -77,16 +83,31 @@ fn spoilt_files_say_what_is_wrong() {
         message("q Q0 d 1 0.5 tag\n\nq Q0 e 2 0.25"),
         "line 3 of the run has 5 fields, not 6 (query Q0 document rank score tag)"
     );
-    assert_eq!(message("q Q0 d 1 high tag"), "line 1 of the run: score \"high\" is not a number");
-    assert_eq!(message("q Q0 d 1 NaN tag"), "line 1 of the run: score \"NaN\" is not a number");
-    assert_eq!(message("q Q0 d x 1 tag"), "line 1 of the run: rank \"x\" is not a number");
+    assert_eq!(
+        message("q Q0 d 1 high tag"),
+        "line 1 of the run: score \"high\" is not a number"
+    );
+    assert_eq!(
+        message("q Q0 d 1 NaN tag"),
+        "line 1 of the run: score \"NaN\" is not a number"
+    );
+    assert_eq!(
+        message("q Q0 d x 1 tag"),
+        "line 1 of the run: rank \"x\" is not a number"
+    );
     assert_eq!(
         message("q Q0 d 1 1 tag\nq Q0 d 2 1 tag"),
         "line 2 of the run: document \"d\" stands twice under query \"q\""
     );
     let message = |text: &str| trec::read_qrels(text).expect_err("an error").to_string();
-    assert_eq!(message("q 0 d"), "line 1 of the qrels has 3 fields, not 4 (query 0 document grade)");
-    assert_eq!(message("q 0 d yes"), "line 1 of the qrels: grade \"yes\" is not a number");
+    assert_eq!(
+        message("q 0 d"),
+        "line 1 of the qrels has 3 fields, not 4 (query 0 document grade)"
+    );
+    assert_eq!(
+        message("q 0 d yes"),
+        "line 1 of the qrels: grade \"yes\" is not a number"
+    );
     let line = |document: &str| RunLine {
         query: "q".into(),
         document: document.into(),
@@ -150,24 +171,38 @@ fn spans_are_words_of_the_text_and_of_the_part() {
     for seed in 0..50 {
         // Words 12 to 23 of 24.
         let span = question("span4", TEXT, 0.5..1.0, &none, seed).expect("a span");
-        assert!("herring. Rain fell. Nobody on board had seen the lighthouse burn before.".contains(&span), "{span}");
+        assert!(
+            "herring. Rain fell. Nobody on board had seen the lighthouse burn before.".contains(&span),
+            "{span}"
+        );
     }
     assert_eq!(question("span16", TEXT, 0.5..1.0, &none, 0), None, "12 words are left");
     assert_eq!(question("span8", "", 0.0..1.0, &none, 0), None);
-    assert_eq!(question("span8", TEXT, 0.0..1.0, &none, 7), question("span8", TEXT, 0.0..1.0, &none, 7));
+    assert_eq!(
+        question("span8", TEXT, 0.0..1.0, &none, 7),
+        question("span8", TEXT, 0.0..1.0, &none, 7)
+    );
 }
 
 #[test]
 fn keywords_by_hand() {
     let mut frequencies = Frequencies::default();
-    for text in [TEXT, "The old lighthouse and the old sea", "Herring and the sea", "The rain and the sea"] {
+    for text in [
+        TEXT,
+        "The old lighthouse and the old sea",
+        "Herring and the sea",
+        "The rain and the sea",
+    ] {
         frequencies.add(text);
     }
     // idf = ln(5 / (1 + df)): the 0, sea ln(5/4), old, herring, rain, lighthouse ln(5/3), others ln(5/2).
     // "fish" twice: 2 ln 5 = 3.22; "old" three times: 3 ln(5/3) = 1.53; "ferry" ln(5/2) = 0.92; "gull" ln 5 = 1.61;
     // "sea" four times: 4 ln(5/4) = 0.89; "The" 0; "of" is too short and "1984" no word.
     let text = "The old sea of old ferry fish. Fish old sea sea sea gull the the of 1984.";
-    assert_eq!(question("keyword", text, 0.0..1.0, &frequencies, 0).as_deref(), Some("fish gull old ferry"));
+    assert_eq!(
+        question("keyword", text, 0.0..1.0, &frequencies, 0).as_deref(),
+        Some("fish gull old ferry")
+    );
     assert_eq!(question("keyword", "too few words", 0.0..1.0, &frequencies, 0), None);
 }
 

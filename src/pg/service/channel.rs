@@ -134,6 +134,19 @@ impl Channel {
         Ok(claim(shared, device, lane).map(|number| Channel::on(shared, lane, number, model)))
     }
 
+    /// A further slot for a call whose slots are on the `used` devices: on another one of `situ.devices` that has a worker.
+    /// `None` where there is none, or where half of its slots are taken, so that calls with many slots never keep others
+    /// out.
+    pub fn open_beside(model: &str, used: &[usize]) -> Option<Channel> {
+        let shared = Shared::get()?;
+        let mut others = (0..shared.listed()).filter(|device| {
+            let state = &shared.devices()[*device];
+            !used.contains(device) && state.worker_runs() && !state.is_lost()
+        });
+        let number = others.find_map(|device| claim_beside(shared, device))?;
+        Some(Channel::on(shared, Lane::Bulk, number, model))
+    }
+
     fn on(shared: &'static Shared, lane: Lane, number: usize, model: &str) -> Channel {
         let slot = shared.slot(number);
         slot.model.set(model);
@@ -166,6 +179,32 @@ impl Channel {
     /// Items that wait for an answer.
     pub fn in_flight(&self) -> usize {
         self.sent.len()
+    }
+
+    /// Bytes of the requests that wait for an answer.
+    pub fn outstanding(&self) -> usize {
+        self.sent_bytes
+    }
+
+    /// Number of the device that the slot belongs to.
+    pub fn device_number(&self) -> usize {
+        self.number % self.shared.devices().len()
+    }
+
+    /// Whether a worker is there to serve the slot.
+    pub fn is_served(&self) -> bool {
+        self.device().worker_runs()
+    }
+
+    /// Measured tokens a second of the device; `None` before the first measurement.
+    pub fn speed(&self) -> Option<u64> {
+        let speed = self.device().account.counters.speed.load(Ordering::Relaxed);
+        (speed > 0).then_some(speed)
+    }
+
+    /// Time since the last answer, or since the first request was sent.
+    pub fn since_answer(&self) -> Duration {
+        self.last_answer.elapsed()
     }
 
     /// Sends a request without waiting: what does not fit goes with the next [`Channel::poll`].
@@ -304,17 +343,8 @@ impl Channel {
         }
     }
 
-    /// Waits until something may have happened. Raises the server's error when the statement is cancelled.
-    pub fn wait(&mut self) -> Result<(), ServiceError> {
-        let timeout = settings::request_timeout();
-        let mut most = Duration::from_secs(1);
-        if timeout > 0 {
-            let left = Duration::from_millis(timeout as u64).saturating_sub(self.last_answer.elapsed());
-            if left.is_zero() {
-                return Err(ServiceError::Timeout { milliseconds: timeout });
-            }
-            most = most.min(left);
-        }
+    /// Before a wait: fails where requests have waited for a worker for too long.
+    pub fn check_worker(&mut self) -> Result<(), ServiceError> {
         if self.device().worker_runs() {
             self.no_worker_since = None;
         } else if self.no_worker_since.get_or_insert_with(Instant::now).elapsed() > self.patience() {
@@ -322,16 +352,31 @@ impl Channel {
                 last_error: self.device().last_error.get(),
             });
         }
-        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-        // SAFETY: this process's own latch.
-        unsafe {
-            let milliseconds = most.as_millis().max(1) as i64;
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, shared::wait_event());
-            pg_sys::ResetLatch(pg_sys::MyLatch);
-        }
-        pgrx::check_for_interrupts!();
         Ok(())
     }
+}
+
+/// Waits until something may have happened on any channel of this process; `idle` is the time since the call's last
+/// answer, for `situ.request_timeout`. Raises the server's error when the statement is cancelled.
+pub fn wait(idle: Duration) -> Result<(), ServiceError> {
+    let timeout = settings::request_timeout();
+    let mut most = Duration::from_secs(1);
+    if timeout > 0 {
+        let left = Duration::from_millis(timeout as u64).saturating_sub(idle);
+        if left.is_zero() {
+            return Err(ServiceError::Timeout { milliseconds: timeout });
+        }
+        most = most.min(left);
+    }
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: this process's own latch.
+    unsafe {
+        let milliseconds = most.as_millis().max(1) as i64;
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, shared::wait_event());
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+    Ok(())
 }
 
 impl Drop for Channel {
@@ -387,16 +432,32 @@ fn claim_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, Servi
     Ok(choices.into_iter().find_map(|device| claim(shared, device, lane)))
 }
 
-/// Claims a free slot of a device and of the lane's share: some slots are kept for the query lane, so that bulk senders
-/// can never keep queries out.
+/// Slots of `count` that bulk senders may have: some are kept for the query lane, so that they can never keep queries out.
+fn bulk_share(count: usize) -> usize {
+    count - (count / 8).max(2).min(count / 2)
+}
+
+/// Claims one of the first half of a device's bulk slots.
+fn claim_beside(shared: &'static Shared, device: usize) -> Option<usize> {
+    let slots = shared.slots_of(device);
+    let half = bulk_share(slots.len()) / 2;
+    let own = slots.into_iter().take(half).find(|number| take(shared, *number))?;
+    Some(occupy(shared, own, Lane::Bulk))
+}
+
+/// Claims a free slot of a device and of the lane's share.
 fn claim(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
     let mut slots = shared.slots_of(device);
-    let count = slots.len();
-    let kept = (count / 8).max(2).min(count / 2);
+    let share = bulk_share(slots.len());
     let own = match lane {
         Lane::Query => slots.rev().find(|number| take(shared, *number)),
-        Lane::Bulk => slots.by_ref().take(count - kept).find(|number| take(shared, *number)),
+        Lane::Bulk => slots.by_ref().take(share).find(|number| take(shared, *number)),
     }?;
+    Some(occupy(shared, own, lane))
+}
+
+/// Writes the owner into a slot that was taken, and returns its number.
+fn occupy(shared: &'static Shared, own: usize, lane: Lane) -> usize {
     let slot = shared.slot(own);
     // SAFETY: set in every backend; `MyLatch` lies in the server's process table.
     let (pid, latch, user, database) = unsafe {
@@ -424,7 +485,7 @@ fn claim(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
     }
     HELD.lock().push(own);
     slot.state.store(ACTIVE, Ordering::SeqCst);
-    Some(own)
+    own
 }
 
 fn take(shared: &Shared, number: usize) -> bool {

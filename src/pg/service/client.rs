@@ -1,8 +1,9 @@
 //! The backend's end of the encoder service: lists of items, texts, documents.
 
 use super::channel::Channel;
+use super::line::Line;
 use super::shared::Shared;
-use super::wire::{ModelKey, Request, encode_request};
+use super::wire::ModelKey;
 use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
 use crate::model::{Precision, Role};
@@ -74,58 +75,6 @@ pub struct SituatedPassage {
 /// Takes the replies of [`encode`]: item number (from 0, in the order of the items) and reply.
 pub type ReplySink<'a> = &'a mut dyn FnMut(usize, Reply) -> Result<(), ServiceError>;
 
-/// A channel together with the model that it asks.
-pub(super) struct Line {
-    channel: Channel,
-    key: ModelKey,
-    lane: Lane,
-}
-
-impl Line {
-    pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Line, ServiceError> {
-        Ok(Line {
-            key: model.key(),
-            channel: Channel::open(lane, &model.name)?,
-            lane,
-        })
-    }
-
-    pub(super) fn send(&mut self, number: u64, item: Item) -> Result<(), ServiceError> {
-        let request = Request {
-            generation: self.channel.generation(),
-            number,
-            lane: self.lane,
-            model: self.key.clone(),
-            item,
-        };
-        let message = encode_request(&request).map_err(|_| ServiceError::TooLarge {
-            bytes: request.item.bytes(),
-        })?;
-        self.channel.send(number, message);
-        Ok(())
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.channel.has_room()
-    }
-
-    pub(super) fn in_flight(&self) -> usize {
-        self.channel.in_flight()
-    }
-
-    /// The next answer that is there; an item that failed is an error of the whole call.
-    pub(super) fn poll(&mut self) -> Result<Option<(u64, Reply)>, ServiceError> {
-        match self.channel.poll()? {
-            Some((_, Reply::Failed(failure))) => Err(failure.into()),
-            answer => Ok(answer),
-        }
-    }
-
-    pub(super) fn wait(&mut self) -> Result<(), ServiceError> {
-        self.channel.wait()
-    }
-}
-
 /// Sends a list of items and takes the replies, in any order. Keeps a bounded number of items in flight. The first
 /// item that fails ends the call. Reacts to a cancel within milliseconds: the server's error is raised, the slot freed.
 pub fn encode(
@@ -162,6 +111,7 @@ pub fn encode(
                             .filter(|vector| !vector.is_empty())
                             .try_for_each(|vector| model.check(vector))?;
                     }
+                    Reply::Tokens(_) | Reply::States { .. } | Reply::Vocabulary(_) => {}
                     Reply::Failed(_) | Reply::Report(_) => {}
                 }
                 sink(number as usize, reply)?;
@@ -185,11 +135,7 @@ pub fn ask_each(model: &ModelRef, item: Item) -> Result<Vec<(String, Report)>, S
         if device.worker_runs()
             && let Some(channel) = Channel::open_on(Lane::Query, &model.name, number)?
         {
-            let line = Line {
-                key: model.key(),
-                channel,
-                lane: Lane::Query,
-            };
+            let line = Line::on(model, Lane::Query, channel);
             reports.push((device.name.get(), report(line, item.clone())?));
         }
     }
@@ -291,4 +237,49 @@ pub fn chunk_document(
     })?;
     let starts = segments.iter().map(|segment| segment.span.start);
     Ok(super::documents::number(starts.zip(parts)))
+}
+
+/// Most chunks of a document that go to the encoder together; a multiple of the windows that models are trained with.
+const MOST_CHUNKS: usize = 64;
+
+/// The vectors of the chunks of one document that the caller has cut, in order. Chunks hold more than white space.
+pub fn situate_chunks(
+    model: &ModelRef,
+    title: Option<&str>,
+    chunks: &[&str],
+    options: &SituateOptions,
+) -> Result<Vec<SituatedPassage>, ServiceError> {
+    let runs: Vec<&[&str]> = chunks.chunks(MOST_CHUNKS).collect();
+    let mut found = vec![Vec::new(); runs.len()];
+    let mut items = runs.iter().map(|run| {
+        let (mut text, mut spans) = (String::new(), Vec::with_capacity(run.len()));
+        for chunk in *run {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            let start = text.len() as u32;
+            text.push_str(&chunk[..chunk.floor_char_boundary(MOST_TEXT / MOST_CHUNKS)]);
+            spans.push(Span {
+                start,
+                end: text.len() as u32,
+            });
+        }
+        Item::Situate {
+            title: title.map(str::to_owned),
+            headings: Vec::new(),
+            text,
+            options: options.clone(),
+            chunks: spans,
+        }
+    });
+    encode(model, Lane::Bulk, &mut items, &mut |number, reply| match reply {
+        Reply::Passages(passages) => {
+            if let Some(place) = found.get_mut(number) {
+                *place = passages;
+            }
+            Ok(())
+        }
+        _ => Err(ServiceError::Protocol("chunks were answered with something else".to_owned())),
+    })?;
+    Ok(super::documents::number(found.into_iter().map(|passages| (0, passages))))
 }

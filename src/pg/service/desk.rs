@@ -10,7 +10,6 @@
 //! its reply. When a leader leaves, its followers wait again, so nobody depends on another's staying. A query does not
 //! follow a bulk item that has not started.
 
-use super::device::Device;
 use super::exchange::{Answer, Outbox, Settings, Work};
 use super::failure::{Failure, Kind};
 use super::jobs::{Batch, Finished, Next, Outcome, Piece, State};
@@ -19,6 +18,7 @@ use super::models::Model;
 use super::plan::{cost, finish, plan};
 use super::wire::{Item, ModelKey, Reply, Report, encode_reply};
 use crate::compute::Pool;
+use crate::model::Device;
 use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -1,6 +1,6 @@
 //! Many documents through the service at once.
 
-use super::client::Line;
+use super::line::Line;
 use super::wire::Passage;
 use super::{Item, Lane, ModelRef, Reply, ServiceError, SituatedPassage};
 use crate::bridge::situate::SituateOptions;
@@ -111,6 +111,7 @@ impl Documents {
                 headings: segment.headings,
                 text,
                 options: self.options.clone(),
+                chunks: Vec::new(),
             };
             self.line.send(self.next, item)?;
             self.next += 1;

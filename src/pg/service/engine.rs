@@ -107,7 +107,7 @@ impl Engine {
         let speed = model.speed.load(Ordering::Relaxed) as f64;
         match self.desk.settings.batch_tokens.load(Ordering::Relaxed) {
             0 if speed == 0.0 => FIRST_BATCH,
-            0 => ((speed * BATCH_SECONDS) as usize).clamp(256, 16 << 10),
+            0 => ((speed * BATCH_SECONDS) as usize).clamp(256, self.desk.device.most_tokens()),
             tokens => tokens,
         }
     }

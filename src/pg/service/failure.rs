@@ -1,6 +1,7 @@
 //! Errors that cross a process border: the worker writes them into a reply, the backend raises them.
 
 use crate::bridge::BridgeError;
+use crate::compute::ComputeError;
 use crate::model::ModelError;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +83,12 @@ impl From<&ModelError> for Failure {
             ),
             E::Tokenizer(_) => (Kind::BadModel, Some(MODEL_HINT)),
             E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
+            E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
+            E::Compute(ComputeError::DeviceMemory { .. }) => (
+                Kind::Memory,
+                Some("Lower situ.model_memory or situ.batch_tokens, or give the card to this server alone."),
+            ),
+            E::Compute(ComputeError::Memory { .. }) => (Kind::Memory, None),
             E::Sequence { .. } | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
         };
         Failure {
@@ -100,5 +107,20 @@ impl From<&BridgeError> for Failure {
             BridgeError::Option { .. } => Failure::new(Kind::Argument, error.to_string()),
             _ => Failure::new(Kind::Internal, error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_card_says_is_told_apart() {
+        let kind = |error: ComputeError| Failure::from(&ModelError::Compute(error)).kind;
+        assert_eq!(kind(ComputeError::DeviceLost("gone".to_owned())), Kind::DeviceLost);
+        assert_eq!(kind(ComputeError::DeviceMemory { bytes: 1 }), Kind::Memory);
+        assert_eq!(kind(ComputeError::Memory { bytes: 1 }), Kind::Memory);
+        // A call that was refused says nothing about the card.
+        assert_eq!(kind(ComputeError::Device("refused".to_owned())), Kind::Internal);
     }
 }

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// Pause before the first new start, doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest for a device that does not work, since a missing library or an old card does not heal by itself. A reload
+/// of the configuration tries it at once.
+const LOST_PAUSE: Duration = Duration::from_secs(300);
 /// How often a worker that starts or ends is looked at.
 const ENDING: Duration = Duration::from_millis(20);
 /// A worker that lived this long was a success.
@@ -60,6 +63,7 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
         if BackgroundWorker::sighup_received() {
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            children.iter_mut().for_each(Child::try_at_once);
         }
         // The one behind those of the setting is for when one of them is lost.
         let lost = shared.devices()[..shared.listed()].iter().any(DeviceState::is_lost);
@@ -96,6 +100,11 @@ impl Child {
         }
     }
 
+    fn try_at_once(&mut self) {
+        self.next_start = Instant::now();
+        self.pause = FIRST_PAUSE;
+    }
+
     /// Starts the worker where it is `wanted` and does not run; says when to look again.
     fn look(&mut self, shared: &'static Shared, wanted: bool) -> Duration {
         let Some(state) = shared.devices().get(self.number) else {
@@ -105,10 +114,10 @@ impl Child {
             && stopped(handle)
         {
             self.running = None;
-            self.pause = if since.elapsed() >= SUCCESS {
-                FIRST_PAUSE
-            } else {
-                longer(self.pause)
+            self.pause = match since.elapsed() >= SUCCESS {
+                true => FIRST_PAUSE,
+                false if state.is_lost() => (self.pause * 2).min(LOST_PAUSE),
+                false => longer(self.pause),
             };
             self.next_start = Instant::now() + self.pause;
             add(&state.account.counters.restarts, 1);

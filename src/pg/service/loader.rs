@@ -3,7 +3,6 @@
 //! one under calibration.
 
 use super::desk::Desk;
-use super::device::Device;
 use super::exchange::Work;
 use super::failure::{Failure, Kind};
 use super::models::{self, Model};
@@ -11,7 +10,7 @@ use super::plan::guarded;
 use super::threads::spawn;
 use super::wire::{Item, ModelKey, Reply, Report};
 use crate::model::calibrate::{Calibration, calibrate};
-use crate::model::{ModelError, Precision};
+use crate::model::{Device, ModelError, Precision};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

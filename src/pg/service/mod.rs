@@ -9,8 +9,10 @@
 //! | `statistics` | counters and texts in shared memory |
 //! | `shared` | the layout of the shared memory, slots and their ownership rules |
 //! | `channel` | a backend's slot: claim, send, wait, resend, release |
+//! | `line` | a call: its slots, one a device where it has much to send, and what goes to which |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
+//! | `readings` | tokens, token states and vocabulary weights |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `exchange` | items and answers between the main thread and the others |
@@ -51,6 +53,10 @@ pub mod documents;
 #[cfg(feature = "pg")]
 pub mod launcher;
 #[cfg(feature = "pg")]
+mod line;
+#[cfg(feature = "pg")]
+pub mod readings;
+#[cfg(feature = "pg")]
 pub mod shared;
 #[cfg(feature = "pg")]
 pub mod worker;
@@ -60,7 +66,7 @@ pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
 pub use client::{
-    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_document,
+    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_chunks, situate_document,
 };
 
 /// Why a request was not answered.

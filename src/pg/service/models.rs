@@ -1,9 +1,9 @@
 //! The models that a worker has in memory: loaded on first use, verified against their fingerprint.
 
-use super::device::Device;
 use super::failure::{Failure, Kind};
 use super::wire::ModelKey;
-use crate::model::{Encoder, ModelError, Precision};
+use crate::compute::ComputeError;
+use crate::model::{Device, Encoder, ModelError, Precision};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -49,15 +49,16 @@ pub fn resolve(root: &str, path: &str) -> Result<PathBuf, Failure> {
 
 /// Loads a model; once more where its files were touched meanwhile (a link or a change of mode counts).
 ///
+/// A card computes in bf16, whatever `precision` says. A model that a card cannot run (its family, the sizes of its heads) is
+/// run on the processor instead. Kernels come from the card that the worker holds open.
+///
 /// The only place where the service opens a model.
 pub fn open(directory: &Path, device: Device, precision: Precision) -> Result<Encoder, ModelError> {
-    let once = || match device {
-        Device::Cpu => Encoder::open_with(directory, precision),
-        Device::Cuda(_) => Err(ModelError::Unsupported {
-            what: "device",
-            found: device.to_string(),
-            supported: "cpu",
-        }),
+    let once = || match Encoder::open_on(directory, device, precision, None) {
+        Err(ModelError::Unsupported { .. } | ModelError::Compute(ComputeError::Shape(_))) if device != Device::Cpu => {
+            Encoder::open_with(directory, precision)
+        }
+        result => result,
     };
     for _ in 0..OPENINGS {
         match once() {
@@ -196,7 +197,7 @@ impl Models {
             let one = serde_json::json!({
                 "path": model.key.path,
                 "fingerprint": model.key.fingerprint,
-                "precision": model.key.precision.name(),
+                "precision": model.encoder.precision().name(),
                 "bytes": model.bytes,
                 "requests": loaded.requests,
                 "tokens_per_second": model.speed.load(Ordering::Relaxed),

@@ -3,8 +3,10 @@
 use super::failure::{Failure, Kind};
 use super::models::Model;
 use super::wire::{Item, Passage, Reply, Report};
+use crate::bridge::lexsem::{readings, weigh};
 use crate::bridge::situate::{self, Plan};
-use crate::model::{Encoder, ModelError, Sequence, calibrate};
+use crate::compute::Pool;
+use crate::model::{Encoder, ModelError, Read, Role, Sequence, calibrate};
 use crate::text;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -16,6 +18,10 @@ const WARM_TEXTS: usize = 16;
 pub enum Planned {
     One(Sequence),
     Document(Plan),
+    /// A sequence with the ids of those tokens whose states are read.
+    States(Sequence, Vec<u32>),
+    /// A sequence whose first token's state is read, and the weights that are wanted.
+    Vocabulary(Sequence, usize),
     /// Sequences whose vectors nobody wants.
     Warm(Vec<Sequence>),
 }
@@ -23,7 +29,7 @@ pub enum Planned {
 impl Planned {
     pub fn sequences(&self) -> &[Sequence] {
         match self {
-            Planned::One(sequence) => std::slice::from_ref(sequence),
+            Planned::One(sequence) | Planned::States(sequence, _) | Planned::Vocabulary(sequence, _) => std::slice::from_ref(sequence),
             Planned::Document(plan) => &plan.sequences,
             Planned::Warm(sequences) => sequences,
         }
@@ -49,8 +55,13 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             headings,
             text,
             options,
+            chunks,
         } => {
-            let plan = situate::plan(encoder, title.as_deref(), headings, text, options);
+            let title = title.as_deref();
+            let plan = match chunks.is_empty() {
+                true => situate::plan(encoder, title, headings, text, options),
+                false => situate::plan_chunks(encoder, title, text, chunks, options),
+            };
             let plan = plan.map_err(|error| Failure::from(&error))?;
             Ok(match plan.sequences.is_empty() {
                 true => Err(Reply::Passages(Vec::new())),
@@ -71,10 +82,42 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             });
             Ok(Err(Reply::Passages(passages.collect())))
         }
+        Item::Tokens { texts } => {
+            let ids = texts.iter().map(|text| Ok(encoder.tokenize(text)?.ids));
+            let ids: Result<Vec<_>, ModelError> = ids.collect();
+            Ok(Err(Reply::Tokens(ids?)))
+        }
+        Item::States { text } => {
+            let planned = readings::sequence(encoder, text);
+            let (sequence, ids) = planned.map_err(|error| Failure::from(&error))?;
+            Ok(match ids.is_empty() {
+                true => Err(Reply::States {
+                    ids,
+                    values: Vec::new(),
+                }),
+                false => Ok(Planned::States(sequence, ids)),
+            })
+        }
+        Item::FirstState { text } => {
+            let sequence = first_state(encoder, text)?;
+            let first = sequence.ids.first().copied();
+            Ok(Ok(Planned::States(sequence, first.into_iter().collect())))
+        }
+        Item::Vocabulary { text, most } => {
+            let sequence = first_state(encoder, text)?;
+            Ok(Ok(Planned::Vocabulary(sequence, *most as usize)))
+        }
         Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
         Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
     });
     planned.unwrap_or_else(|failure| Err(Reply::Failed(failure)))
+}
+
+/// The sequence of a query of which the first token's state is read.
+fn first_state(encoder: &Encoder, text: &str) -> Result<Sequence, ModelError> {
+    let mut sequence = encoder.text(Role::Query, text)?;
+    sequence.read = Read::States(std::iter::once(0..1).collect());
+    Ok(sequence)
 }
 
 /// The reply to an item, from the vectors of its sequences in order. `since` its arrival and its first batch.
@@ -85,6 +128,19 @@ pub fn finish(planned: Planned, model: &Model, vectors: Vec<Vec<Vec<f32>>>, sinc
             Some(vector) => Reply::Vector(vector),
             None => Reply::Failed(Failure::new(Kind::Internal, "the model gave no vector")),
         },
+        Planned::States(_, ids) => Reply::States {
+            ids,
+            values: flat.flatten().collect(),
+        },
+        Planned::Vocabulary(_, most) => {
+            let state = flat.next().unwrap_or_default();
+            let weights = guarded(|| match model.encoder.vocabulary_logits(&Pool::new(1)?, &state)? {
+                Some(logits) => Ok(weigh::clr(&logits, most)),
+                None => Err(Failure::new(Kind::Argument, "the model has no masked-language-model head")
+                    .hint("Register a BertForMaskedLM whose weights hold cls.predictions.*.")),
+            });
+            weights.map_or_else(Reply::Failed, Reply::Vocabulary)
+        }
         Planned::Document(plan) => {
             let vectors: Vec<Vec<f32>> = flat.collect();
             match guarded(|| situate::finish(plan, &vectors).map_err(|error| Failure::from(&error))) {
@@ -108,6 +164,12 @@ pub fn finish(planned: Planned, model: &Model, vectors: Vec<Vec<Vec<f32>>>, sinc
                 tokens_per_second: tokens as f64 / since[1].as_secs_f64().max(1e-9),
             })
         }
+    }
+}
+
+impl From<crate::compute::ComputeError> for Failure {
+    fn from(error: crate::compute::ComputeError) -> Failure {
+        Failure::from(ModelError::from(error))
     }
 }
 

@@ -26,10 +26,11 @@
 //!   Whoever waits resets its latch first and looks at the rings after that.
 //! - No lock is held anywhere: a process that dies holds nothing up.
 
-use super::device::{self, Device, MOST_DEVICES};
+use super::device::{self, MOST_DEVICES};
 use super::exchange::Account;
 use super::ring::{Positions, Ring};
 use super::statistics::{Progress, TextCell};
+use crate::model::Device;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::settings;
 use pgrx::{pg_guard, pg_sys};
@@ -155,7 +156,7 @@ fn slots_in(bytes: usize, devices: usize) -> usize {
 
 /// The devices of `situ.devices` and, where no processor is among them, the one that steps in for cards: a worker each.
 fn devices() -> (Vec<Device>, usize) {
-    let listed = match device::parse(&settings::devices(), &device::cards()) {
+    let listed = match device::parse(&settings::devices(), device::cards()) {
         Ok(listed) => listed,
         Err(error) => fail_with_hint(
             pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,

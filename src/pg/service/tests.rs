@@ -2,14 +2,13 @@
 //! happens when senders leave.
 
 use super::desk::Desk;
-use super::device::Device;
 use super::engine::{Engine, plan_ahead};
 use super::exchange::{Account, Answer, Outbox, Sender, Settings, Work};
 use super::statistics::{Progress, get};
 use super::threads::spawn;
 use super::wire::{Item, Lane, ModelKey, Reply, Report, decode_reply};
 use crate::compute::Pool;
-use crate::model::{Encoder, Manifest, Precision, Role};
+use crate::model::{Device, Encoder, Manifest, Precision, Role};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;

@@ -1,7 +1,10 @@
 //! Threads of the worker: started with all signals blocked, since those belong to the main thread.
 
 /// Starts a thread.
-pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<T>> {
     // SAFETY: plain calls of libc on local sets; the old mask is put back. A thread inherits the mask of its creator.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();

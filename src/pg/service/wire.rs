@@ -36,6 +36,8 @@ pub enum Item {
         headings: Vec<String>,
         text: String,
         options: SituateOptions,
+        /// Chunks that the caller has cut; empty: the worker cuts them.
+        chunks: Vec<Span>,
     },
     /// The chunks of such a piece without their vectors: answered by [`Reply::Passages`] with empty vectors.
     Chunks {
@@ -43,6 +45,15 @@ pub enum Item {
         text: String,
         chunk_tokens: u32,
     },
+    /// Token ids of texts, without special tokens: answered by [`Reply::Tokens`].
+    Tokens { texts: Vec<String> },
+    /// A query's tokens and their last layer's states: answered by [`Reply::States`].
+    States { text: String },
+    /// The last layer's state of the first token of a query's sequence: answered by [`Reply::States`].
+    FirstState { text: String },
+    /// The vocabulary weights of a masked language model for a query, the `most` largest (0 for all): answered by
+    /// [`Reply::Vocabulary`].
+    Vocabulary { text: String, most: u32 },
     /// Measures the model in every precision of the processor: answered by [`Report::Calibrated`]. `again`: also where
     /// the worker has measured the same files before.
     Calibrate { again: bool },
@@ -57,6 +68,8 @@ impl Item {
     pub fn bytes(&self) -> usize {
         match self {
             Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
+            Item::States { text } | Item::FirstState { text } | Item::Vocabulary { text, .. } => text.len(),
+            Item::Tokens { texts } => texts.iter().map(String::len).sum(),
             Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }
     }
@@ -120,6 +133,15 @@ pub enum Report {
 pub enum Reply {
     Vector(Vec<f32>),
     Passages(Vec<Passage>),
+    /// Ids of each text.
+    Tokens(Vec<Vec<u32>>),
+    /// Ids, and a row of numbers for each.
+    States {
+        ids: Vec<u32>,
+        values: Vec<f32>,
+    },
+    /// Ids, ascending, and their weights.
+    Vocabulary(Vec<(u32, f32)>),
     Report(Report),
     Failed(Failure),
 }
@@ -130,6 +152,13 @@ enum ReplyHeader {
     Passages {
         dimensions: u32,
         passages: Vec<(Span, u32)>,
+    },
+    Tokens(Vec<Vec<u32>>),
+    States {
+        ids: Vec<u32>,
+    },
+    Vocabulary {
+        ids: Vec<u32>,
     },
     Report(Report),
     Failed(Failure),
@@ -186,6 +215,12 @@ pub fn decode_request(message: &[u8]) -> Result<Request, BadMessage> {
 pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
     match reply {
         Reply::Vector(vector) => frame(&(number, ReplyHeader::Vector), &[vector]),
+        Reply::Tokens(tokens) => frame(&(number, ReplyHeader::Tokens(tokens.clone())), &[]),
+        Reply::States { ids, values } => frame(&(number, ReplyHeader::States { ids: ids.clone() }), &[values]),
+        Reply::Vocabulary(weights) => {
+            let (ids, values): (Vec<u32>, Vec<f32>) = weights.iter().copied().unzip();
+            frame(&(number, ReplyHeader::Vocabulary { ids }), &[&values])
+        }
         Reply::Failed(failure) => frame(&(number, ReplyHeader::Failed(failure.clone())), &[]),
         Reply::Report(report) => frame(&(number, ReplyHeader::Report(report.clone())), &[]),
         Reply::Passages(passages) => {
@@ -208,6 +243,15 @@ pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
     let ((number, header), numbers): ((u64, ReplyHeader), Vec<f32>) = unframe(message)?;
     let reply = match header {
         ReplyHeader::Vector => Reply::Vector(numbers),
+        ReplyHeader::Tokens(tokens) => Reply::Tokens(tokens),
+        ReplyHeader::States { ids } if ids.is_empty() != numbers.is_empty() || numbers.len() % ids.len().max(1) != 0 => {
+            return Err(BadMessage("the states of a reply do not fit its tokens".to_owned()));
+        }
+        ReplyHeader::States { ids } => Reply::States { ids, values: numbers },
+        ReplyHeader::Vocabulary { ids } if ids.len() != numbers.len() => {
+            return Err(BadMessage("the weights of a reply do not fit its tokens".to_owned()));
+        }
+        ReplyHeader::Vocabulary { ids } => Reply::Vocabulary(ids.into_iter().zip(numbers).collect()),
         ReplyHeader::Failed(failure) => Reply::Failed(failure),
         ReplyHeader::Report(report) => Reply::Report(report),
         ReplyHeader::Passages { dimensions, passages } => {
@@ -346,6 +390,16 @@ mod tests {
             Reply::Passages(vec![passage(0, vec![1.0, 2.0]), passage(9, vec![3.0, 4.0])]),
             Reply::Passages(vec![passage(4, Vec::new())]),
             Reply::Passages(Vec::new()),
+            Reply::Tokens(vec![vec![1, 70_000], Vec::new()]),
+            Reply::States {
+                ids: vec![5, 5],
+                values: vec![1.0, 2.0, 3.0, 4.0],
+            },
+            Reply::States {
+                ids: Vec::new(),
+                values: Vec::new(),
+            },
+            Reply::Vocabulary(vec![(2, 0.5), (9, 1.5)]),
             Reply::Report(Report::Unloaded {
                 models: 2,
                 bytes: 1 << 40,
@@ -364,6 +418,11 @@ mod tests {
         for length in 4..bytes.len() {
             assert!(decode_reply(&bytes[4..length]).is_err(), "{length}");
         }
+        let states = Reply::States {
+            ids: vec![1, 2],
+            values: vec![1.0; 3],
+        };
+        assert!(decode_reply(&encode_reply(1, &states).expect("encodes")[4..]).is_err());
         let uneven = Reply::Passages(vec![passage(0, vec![1.0]), passage(1, vec![1.0, 2.0])]);
         assert!(encode_reply(1, &uneven).is_err());
     }

@@ -5,7 +5,7 @@
 //! room in its ring, nothing more is taken from it.
 
 use super::desk::Desk;
-use super::device::{self, Device};
+use super::device;
 use super::engine::{Engine, plan_ahead, threads};
 use super::exchange::{Answer, Outbox, Sender, Settings, Work};
 use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
@@ -13,6 +13,7 @@ use super::statistics::{add, get, put};
 use super::threads::spawn;
 use super::wire::{Assembler, Outgoing, decode_request};
 use crate::compute::Pool;
+use crate::model::Device;
 use crate::pg::settings;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
@@ -187,7 +188,8 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
     if settings::test_lost_device(number) {
         return Err(End::Lost("a test wants it so".to_owned()));
     }
-    device::probe(device).map_err(End::Lost)?;
+    // Held until the process ends: the models on a card share what was opened here.
+    let _open = device::open(device, settings::kernel_cache()).map_err(End::Lost)?;
     let (read_end, write_end) = pipe()?;
     let settings = Settings::default();
     follow_settings(&settings);

@@ -10,9 +10,11 @@ mod runs;
 mod tune;
 
 use crate::eval::bootstrap::Draws;
-use crate::eval::report::{Measure, Ranked, Row, report};
+use crate::eval::report::{Compared, Mean, Measure, Ranked, Row, compared, mean_of, report};
+use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
 use crate::pg::sql::search::positive;
+use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use ranking::{Answer, answers, judged};
@@ -69,10 +71,29 @@ fn draws(seed: Option<i64>) -> Draws {
     }
 }
 
+type Columns = (
+    Option<String>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    i64,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+    Option<f64>,
+);
+
 type Evaluation = TableIterator<
     'static,
     (
-        name!(measure, String),
+        name!(measure, Option<String>),
         name!(value, Option<f64>),
         name!(low, Option<f64>),
         name!(high, Option<f64>),
@@ -83,31 +104,57 @@ type Evaluation = TableIterator<
         name!(difference, Option<f64>),
         name!(difference_low, Option<f64>),
         name!(difference_high, Option<f64>),
+        name!(gain, Option<f64>),
+        name!(gain_low, Option<f64>),
+        name!(gain_high, Option<f64>),
         name!(p, Option<f64>),
         name!(p_t, Option<f64>),
     ),
 >;
 
 fn rows(report: Vec<Row>) -> Evaluation {
-    let rows = report.into_iter().map(|row| {
-        let compared = row.compared;
-        (
-            row.measure.name(),
-            row.mean.map(|mean| mean.value),
-            row.mean.map(|mean| mean.interval.low),
-            row.mean.map(|mean| mean.interval.high),
-            row.queries as i64,
-            compared.map(|second| second.mean.value),
-            compared.map(|second| second.mean.interval.low),
-            compared.map(|second| second.mean.interval.high),
-            compared.map(|second| second.difference.value),
-            compared.map(|second| second.difference.interval.low),
-            compared.map(|second| second.difference.interval.high),
-            compared.map(|second| second.randomisation),
-            compared.and_then(|second| second.t_test),
-        )
-    });
+    let rows = report
+        .into_iter()
+        .map(|row| columns(Some(row.measure.name()), row.queries, row.mean, row.compared));
     TableIterator::new(rows.collect::<Vec<_>>())
+}
+
+fn columns(name: Option<String>, queries: usize, mean: Option<Mean>, compared: Option<Compared>) -> Columns {
+    let gain = compared.and_then(|second| second.gain);
+    (
+        name,
+        mean.map(|mean| mean.value),
+        mean.map(|mean| mean.interval.low),
+        mean.map(|mean| mean.interval.high),
+        queries as i64,
+        compared.map(|second| second.mean.value),
+        compared.map(|second| second.mean.interval.low),
+        compared.map(|second| second.mean.interval.high),
+        compared.map(|second| second.difference.value),
+        compared.map(|second| second.difference.interval.low),
+        compared.map(|second| second.difference.interval.high),
+        gain.map(|gain| gain.value),
+        gain.map(|gain| gain.interval.low),
+        gain.map(|gain| gain.interval.high),
+        compared.map(|second| second.randomisation),
+        compared.and_then(|second| second.t_test),
+    )
+}
+
+/// `situ.compare(base, other, seed)`: two runs by the values of the same queries in the same order.
+#[pg_extern(immutable, sql = false)]
+fn compare(base: Option<Vec<f64>>, other: Option<Vec<f64>>, seed: Option<i64>) -> Evaluation {
+    let (base, other) = (needed("base", base), needed("other", other));
+    if base.len() != other.len() {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_ARRAY_ELEMENT_ERROR,
+            format!("{} values cannot be compared with {}", base.len(), other.len()),
+            "Give the values of the same queries in the same order.",
+        );
+    }
+    let draws = draws(seed);
+    let row = columns(None, base.len(), mean_of(&base, draws), compared(&base, &other, draws));
+    TableIterator::new(vec![row])
 }
 
 /// `situ.evaluate(index, queries, qrels, query, compare, k, depth, key, seed)`.

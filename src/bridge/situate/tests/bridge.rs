@@ -3,16 +3,22 @@
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::{Bridge, SOURCES, Shape, with_mean};
 use crate::bridge::situate::gradient::{Rows, Target, loss};
-use crate::bridge::situate::train::Random;
+use crate::bridge::situate::options::Random;
 use serde_json::Map;
 
 fn numbers(count: usize, range: f32, random: &mut Random) -> Vec<f32> {
-    (0..count).map(|_| (random.below(2001) as f32 / 1000.0 - 1.0) * range).collect()
+    (0..count)
+        .map(|_| (random.below(2001) as f32 / 1000.0 - 1.0) * range)
+        .collect()
 }
 
 fn bridge(shape: Shape, range: f32) -> Bridge {
     let numbers = numbers(shape.parameters(), range, &mut Random(3));
-    Bridge { shape, numbers }
+    Bridge {
+        shape,
+        numbers,
+        share: 0.0,
+    }
 }
 
 #[test]
@@ -21,10 +27,17 @@ fn without_weights_a_vector_is_only_normalised() {
     let none = Bridge {
         shape,
         numbers: vec![0.0; shape.parameters()],
+        share: 0.0,
     };
-    assert_eq!(none.apply(&[&[3.0, 4.0], &[0.0, 0.0]]).unwrap(), [[0.6, 0.8], [0.0, 0.0]]);
+    assert_eq!(
+        none.apply(&[&[3.0, 4.0], &[0.0, 0.0]]).unwrap(),
+        [[0.6, 0.8], [0.0, 0.0]]
+    );
     assert!(none.apply(&[]).unwrap().is_empty());
-    assert!(matches!(none.apply(&[&[1.0]]), Err(BridgeError::Vectors { expected: 2, found: 1 })));
+    assert!(matches!(
+        none.apply(&[&[1.0]]),
+        Err(BridgeError::Vectors { expected: 2, found: 1 })
+    ));
 }
 
 /// The formula of the head comment in f64, written down again source by source.
@@ -38,18 +51,30 @@ fn vectors_are_those_of_the_formula() {
     let [map, values, query, key, bias] = shape.ranges();
     let times = |range: &std::ops::Range<usize>, x: &[f64]| -> Vec<f64> {
         let rows = bridge.numbers[range.clone()].chunks_exact(x.len());
-        rows.map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
+        rows.map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum())
+            .collect()
     };
     let wide = |row: &[f32]| -> Vec<f64> { row.iter().map(|x| f64::from(*x)).collect() };
-    let mut mean: Vec<f64> = (0..5).map(|d| chunks.iter().map(|row| f64::from(row[d])).sum()).collect();
+    let mut mean: Vec<f64> = (0..5)
+        .map(|d| chunks.iter().map(|row| f64::from(row[d])).sum())
+        .collect();
     let length = mean.iter().map(|x| x * x).sum::<f64>().sqrt();
     mean.iter_mut().for_each(|x| *x /= length);
     for i in 0..9usize {
         let own = wide(chunks[i]);
         // Before: 1, 2, 3 back; behind: 1, 2, 3 on; then the mean.
-        let places = [i.checked_sub(1), i.checked_sub(2), i.checked_sub(3), Some(i + 1), Some(i + 2), Some(i + 3)];
-        let mut sources: Vec<Option<Vec<f64>>> =
-            places.iter().map(|at| at.filter(|&at| at < 9).map(|at| wide(chunks[at]))).collect();
+        let places = [
+            i.checked_sub(1),
+            i.checked_sub(2),
+            i.checked_sub(3),
+            Some(i + 1),
+            Some(i + 2),
+            Some(i + 3),
+        ];
+        let mut sources: Vec<Option<Vec<f64>>> = places
+            .iter()
+            .map(|at| at.filter(|&at| at < 9).map(|at| wide(chunks[at])))
+            .collect();
         sources.push(Some(mean.clone()));
         assert_eq!(sources.len(), SOURCES);
         let asked = times(&query, &own);
@@ -57,8 +82,11 @@ fn vectors_are_those_of_the_formula() {
             let score: f64 = asked.iter().zip(times(&key, x)).map(|(a, b)| a * b).sum();
             (score / 3f64.sqrt() + f64::from(bridge.numbers[bias.start + s])).exp()
         };
-        let weights: Vec<f64> =
-            sources.iter().enumerate().map(|(s, x)| x.as_ref().map_or(0.0, |x| weight(s, x))).collect();
+        let weights: Vec<f64> = sources
+            .iter()
+            .enumerate()
+            .map(|(s, x)| x.as_ref().map_or(0.0, |x| weight(s, x)))
+            .collect();
         let sum = 1.0 + weights.iter().sum::<f64>();
         let mut context = vec![0.0; 5];
         for (x, weight) in sources.iter().zip(&weights) {
@@ -91,8 +119,9 @@ fn gradients_are_those_of_differences() {
     let shape = Shape { dimensions: 5, rank: 3 };
     let mut bridge = bridge(shape, 0.4);
     let mut random = Random(11);
-    let documents: Vec<(Vec<f32>, usize)> =
-        [5usize, 1, 3].map(|count| (with_mean(5, &numbers(count * 5, 1.0, &mut random)), count)).to_vec();
+    let documents: Vec<(Vec<f32>, usize)> = [5usize, 1, 3]
+        .map(|count| (with_mean(5, &numbers(count * 5, 1.0, &mut random)), count))
+        .to_vec();
     let rows: Vec<Rows> = documents
         .iter()
         .map(|(rows, count)| Rows { rows, count: *count })
@@ -119,7 +148,10 @@ fn gradients_are_those_of_differences() {
             bridge.numbers[at] = kept;
             largest = largest.max(difference.abs());
             let found = f64::from(gradient[at]);
-            assert!((difference - found).abs() < 1e-3, "parameter {at}: {difference} {found}");
+            assert!(
+                (difference - found).abs() < 1e-3,
+                "parameter {at}: {difference} {found}"
+            );
         }
         assert!(largest > 0.05, "the gradients must be seen");
     }
@@ -136,7 +168,7 @@ fn a_file_gives_the_bridge_back_and_others_are_refused() {
     let mut broken = bridge.clone();
     broken.numbers[3] = f32::NAN;
     let bytes = broken.write(Map::new()).unwrap();
-    assert!(matches!(Bridge::read(&bytes), Err(BridgeError::NotFinite { .. })));
+    assert!(matches!(Bridge::read(&bytes), Err(BridgeError::File(_))));
     let mut more = bridge.write(Map::new()).unwrap();
     let place = more.windows(7).position(|seven| seven == b"situate").unwrap();
     more[place..place + 7].copy_from_slice(b"unknown");

@@ -36,7 +36,10 @@ impl Source {
         if text.is_some_and(|kind| kind != KeyKind::Text) {
             fail_with_hint(
                 PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-                format!("index \"{}\" holds vectors: there is no text to make queries of", name_of(index)),
+                format!(
+                    "index \"{}\" holds vectors: there is no text to make queries of",
+                    name_of(index)
+                ),
                 "Name an index made with CREATE INDEX ... USING situ over a text column.",
             );
         }
@@ -85,14 +88,7 @@ fn sentence_ranges(text: &str) -> Vec<Range<usize>> {
     spans.map(|span| span.start as usize..span.end as usize).collect()
 }
 
-type Made = TableIterator<
-    'static,
-    (
-        name!(id, String),
-        name!(text, String),
-        name!(document_id, String),
-    ),
->;
+type Made = TableIterator<'static, (name!(id, String), name!(text, String), name!(document_id, String))>;
 
 /// `situ.make_queries(index, kind, n, seed, key, part_from, part_to)`.
 #[pg_extern(stable, sql = false)]
@@ -112,7 +108,10 @@ fn make_queries(
     if !(0.0 <= part.start && part.start < part.end && part.end <= 1.0) {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("part_from = {} and part_to = {} are no part of a text", part.start, part.end),
+            format!(
+                "part_from = {} and part_to = {} are no part of a text",
+                part.start, part.end
+            ),
             "They are shares of each document's words, 0 <= part_from < part_to <= 1.",
         );
     }
@@ -153,7 +152,14 @@ fn make_queries(
         for key in batch {
             let body = documents.get(key).map_or("", String::as_str);
             // A sequence of its own for each document: others do not change its question.
-            let question = make(task, body, part.clone(), &cut, &frequencies, &mut Random::new(random.bits()));
+            let question = make(
+                task,
+                body,
+                part.clone(),
+                &cut,
+                &frequencies,
+                &mut Random::new(random.bits()),
+            );
             made.extend(question.map(|question| (key.clone(), question)));
         }
     }

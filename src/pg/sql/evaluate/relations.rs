@@ -197,7 +197,11 @@ pub fn table_of(index: pg_sys::Oid) -> pg_sys::Oid {
 pub fn key_column(index: pg_sys::Oid, named: Option<&str>) -> String {
     let table = table_of(index);
     if let Some(named) = named {
-        need_columns(table, &[named], "key is the column whose values the judgements name as document_id.");
+        need_columns(
+            table,
+            &[named],
+            "key is the column whose values the judgements name as document_id.",
+        );
         return named.to_owned();
     }
     let statement = "SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_index i \

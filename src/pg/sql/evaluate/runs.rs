@@ -24,7 +24,9 @@ impl Describe for EvalError {
     }
     fn hint(&self) -> Option<String> {
         Some(match self {
-            EvalError::Task(_) => "Use span16, span8 (or another length, span2 to span256), keyword or sentence.".into(),
+            EvalError::Task(_) => {
+                "Use span16, span8 (or another length, span2 to span256), keyword or sentence.".into()
+            }
             EvalError::Blank(_) => "Name documents and queries without white space in what is written.".into(),
             _ => "Fields are separated by white space, one document a line.".into(),
         })
@@ -85,14 +87,7 @@ fn read_run(text: &str) -> RunLines {
     TableIterator::new(rows)
 }
 
-type Judgements = TableIterator<
-    'static,
-    (
-        name!(query_id, String),
-        name!(document_id, String),
-        name!(grade, f64),
-    ),
->;
+type Judgements = TableIterator<'static, (name!(query_id, String), name!(document_id, String), name!(grade, f64))>;
 
 /// `situ.read_qrels(text)`.
 #[pg_extern(immutable, strict, parallel_safe, sql = false)]

@@ -120,13 +120,24 @@ fn tune(
     if confirming.len() < LEAST {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("{} judged queries are too few to choose by", choosing.len() + confirming.len()),
+            format!(
+                "{} judged queries are too few to choose by",
+                choosing.len() + confirming.len()
+            ),
             "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
         );
     }
     let depth = super::positive("depth", depth.unwrap_or(100)).max(measure.cut().unwrap_or(1));
     let key = key_column(index, key);
-    let tuning = Tuning { index, key, measure, depth, judgements, choosing, confirming };
+    let tuning = Tuning {
+        index,
+        key,
+        measure,
+        depth,
+        judgements,
+        choosing,
+        confirming,
+    };
 
     let try_one = |options: Query| {
         let value = mean(&tuning.values(&tuning.choosing, &options));
@@ -137,7 +148,10 @@ fn tune(
         Some(given) => tried.extend(given.into_iter().flatten().map(try_one)),
         None => {
             tried.extend(candidates::bridges(index).into_iter().map(try_one));
-            let bridge = tried.get(best(&tried)).map(|best| best.options.clone()).unwrap_or_default();
+            let bridge = tried
+                .get(best(&tried))
+                .map(|best| best.options.clone())
+                .unwrap_or_default();
             let mut starts = vec![Query::default()];
             if bridge != Query::default() {
                 starts.push(bridge);
@@ -189,14 +203,45 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
+    use crate::pg::sql::leaf::model_of;
+    use pgrx::spi::SpiError;
 
     /// Each accepted bridge of the query side that fits the index's model, alone.
-    pub fn bridges(_index: pg_sys::Oid) -> Vec<Query> {
-        Vec::new()
+    pub fn bridges(index: pg_sys::Oid) -> Vec<Query> {
+        let there = Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('situ.bridges') IS NOT NULL");
+        let model = match model_of(index, &Query::default()) {
+            Some(model) if there == Ok(Some(true)) => model,
+            _ => return Vec::new(),
+        };
+        let statement = "SELECT name FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
+                         AND kind IN ('adapter', 'lexsem') \
+                         AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
+        let names = Spi::connect(|client| {
+            let table = client.select(statement, None, &[model.fingerprint.as_str().into()])?;
+            let names = table.map(|row| row.get::<String>(1)).filter_map(Result::transpose);
+            names.collect::<Result<Vec<_>, SpiError>>()
+        });
+        let names = names.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()));
+        names
+            .into_iter()
+            .filter_map(|name| with(&Query::default(), json!({ "bridge": name })))
+            .collect()
     }
 
-    /// The feedback settings that can be added to `start`.
-    pub fn feedback(_start: &Query) -> Vec<Query> {
-        Vec::new()
+    /// The feedback settings that can be added to `start`: each method with its own defaults.
+    pub fn feedback(start: &Query) -> Vec<Query> {
+        let methods = ["average", "rocchio", "gated"].into_iter();
+        methods
+            .filter_map(|method| with(start, json!({ "feedback": { "method": method } })))
+            .collect()
+    }
+
+    /// `start` with further fields.
+    fn with(start: &Query, more: serde_json::Value) -> Option<Query> {
+        let mut fields = serde_json::to_value(start).ok()?;
+        for (name, value) in more.as_object()? {
+            fields.as_object_mut()?.insert(name.clone(), value.clone());
+        }
+        serde_json::from_value(fields).ok()
     }
 }

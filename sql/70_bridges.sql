@@ -1,0 +1,61 @@
+-- The registry of bridges: parts that were trained beside a frozen encoder.
+
+CREATE TABLE situ.bridges (
+    name text PRIMARY KEY CHECK (name <> ''),
+    kind text NOT NULL,
+    model text NOT NULL,
+    fingerprint text NOT NULL,
+    dimensions integer NOT NULL,
+    owner regrole NOT NULL,
+    state text NOT NULL CHECK (state IN ('accepted', 'rejected')),
+    recipe jsonb NOT NULL,
+    figures jsonb NOT NULL,
+    hash text NOT NULL,
+    trained_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    weights bytea NOT NULL
+);
+-- Uncompressed, so that a query reads the few slices it needs.
+ALTER TABLE situ.bridges ALTER COLUMN weights SET STORAGE EXTERNAL;
+COMMENT ON TABLE situ.bridges IS
+    'trained bridges: kind, the model and the fingerprint of the encoder they were trained over, recipe, held-out figures and weights (safetensors); dumped with the database';
+GRANT SELECT (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, trained_at)
+    ON situ.bridges TO PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('situ.bridges', '');
+
+CREATE FUNCTION situ.bridges_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'situ_bridges_changed';
+COMMENT ON FUNCTION situ.bridges_changed() IS 'makes every backend read the registry of bridges again';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON situ.bridges
+    FOR EACH STATEMENT EXECUTE FUNCTION situ.bridges_changed();
+ALTER TABLE situ.bridges ENABLE ALWAYS TRIGGER changed;
+
+CREATE FUNCTION situ.import_bridge(
+    name text,
+    weights bytea,
+    model text DEFAULT NULL,
+    replace boolean DEFAULT false
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'import_bridge_wrapper';
+COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, boolean) IS
+    'stores a bridge from the bytes of its safetensors file, for the model it was trained over, and returns its kind; replace: also where the caller owns one of that name';
+
+CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'export_bridge_wrapper';
+COMMENT ON FUNCTION situ.export_bridge(text) IS
+    'the bytes of a bridge''s safetensors file; for its owner and superusers';
+
+CREATE FUNCTION situ.drop_bridge(name text) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'drop_bridge_wrapper';
+COMMENT ON FUNCTION situ.drop_bridge(text) IS 'removes a bridge; for its owner and superusers';
+
+CREATE FUNCTION situ.apply_bridge(
+    name text,
+    embedding @extschema:vector@.vector,
+    text text DEFAULT NULL
+) RETURNS @extschema:vector@.vector
+    LANGUAGE c STABLE PARALLEL SAFE COST 1000 AS 'MODULE_PATHNAME', 'apply_bridge_wrapper';
+COMMENT ON FUNCTION situ.apply_bridge(text, @extschema:vector@.vector, text) IS
+    'what a bridge makes of a vector of its model: a query''s, or a passage''s for a bridge of the passage side; text: the query in words, where the bridge reads it';

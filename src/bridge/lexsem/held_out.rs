@@ -1,0 +1,222 @@
+//! What a bridge is judged by: queries from words that training never saw, and pairs that it never saw.
+
+use crate::bridge::train::loss::Candidates;
+use super::queries::{Made, Maker, Part, Random};
+use super::{LexSem, Readings, entries};
+use crate::bridge::BridgeError;
+use crate::bridge::train::data::Pair;
+use crate::compute::Pool;
+use serde_json::{Map, Value, json};
+
+/// Words of the pieces.
+const LONG_SPAN: usize = 16;
+const SHORT_SPAN: usize = 8;
+/// Keywords of a keyword query.
+const KEYWORDS: usize = 4;
+/// Fewest words of a sentence.
+const SENTENCE_WORDS: usize = 6;
+/// Queries of a task by which the best epoch is chosen, and by which the bridge is judged.
+const CHOOSING: usize = 500;
+const JUDGING: usize = 1500;
+
+/// Encoded queries, each with its passage's position among the candidates.
+#[derive(Default)]
+pub struct Encoded {
+    pub vectors: Vec<f32>,
+    pub readings: Vec<Reading>,
+    pub targets: Vec<u32>,
+}
+
+/// [`Readings`] that own their content.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub ids: Vec<u32>,
+    pub states: Vec<f32>,
+    pub vocabulary: Vec<(u32, f32)>,
+}
+
+impl Reading {
+    pub fn borrow(&self) -> Readings<'_> {
+        Readings {
+            ids: &self.ids,
+            states: &self.states,
+            vocabulary: &self.vocabulary,
+        }
+    }
+}
+
+/// Which measure a task has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measure {
+    /// Share of queries whose passage comes first.
+    Recall1,
+    /// nDCG of the first ten, with the query's one passage as the only relevant one.
+    Ndcg10,
+}
+
+impl Measure {
+    fn name(self) -> &'static str {
+        match self {
+            Measure::Recall1 => "recall@1",
+            Measure::Ndcg10 => "ndcg@10",
+        }
+    }
+
+    fn of(self, ranks: &[u32]) -> f64 {
+        let gain = |rank: &u32| match (self, rank) {
+            (Measure::Recall1, 0) => 1.0,
+            (Measure::Recall1, _) => 0.0,
+            (Measure::Ndcg10, rank) if *rank < 10 => 1.0 / (f64::from(*rank) + 2.0).log2(),
+            (Measure::Ndcg10, _) => 0.0,
+        };
+        ranks.iter().map(gain).sum::<f64>() / ranks.len().max(1) as f64
+    }
+}
+
+/// One kind of query.
+pub struct Task {
+    name: &'static str,
+    measure: Measure,
+    choosing: Encoded,
+    judging: Encoded,
+    /// Of the plain vectors, on the choosing and the judging queries.
+    plain: [f64; 2],
+}
+
+/// Texts of a task, before they are encoded.
+pub struct TaskTexts {
+    name: &'static str,
+    measure: Measure,
+    choosing: Vec<Made>,
+    judging: Vec<Made>,
+}
+
+/// Queries from the held-out words of the passages at `from` (positions), which all are candidates.
+pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 4], random: &mut Random) -> Vec<TaskTexts> {
+    let mut tasks = Vec::new();
+    for (kind, name) in names.into_iter().enumerate() {
+        let mut order = from.to_vec();
+        random.shuffle(&mut order);
+        let mut found = Vec::new();
+        for (number, passage) in order.into_iter().enumerate() {
+            let part = Part::HeldOut;
+            found.extend(match kind {
+                0 => maker.span(passage, part, LONG_SPAN, random),
+                1 => maker.span(passage, part, SHORT_SPAN, random),
+                2 => maker.keyword_query(passage, part, KEYWORDS, number % 2 == 1, random),
+                _ => maker.sentence(passage, part, SENTENCE_WORDS, random),
+            });
+            if found.len() == CHOOSING + JUDGING {
+                break;
+            }
+        }
+        let measure = if kind == 3 { Measure::Ndcg10 } else { Measure::Recall1 };
+        tasks.extend(task(name, measure, found));
+    }
+    tasks
+}
+
+/// The user's pairs as a task.
+pub fn pairs(pairs: &[Pair], random: &mut Random) -> Option<TaskTexts> {
+    let mut found: Vec<Made> = pairs
+        .iter()
+        .map(|pair| Made {
+            passage: pair.passage,
+            text: pair.query.clone(),
+        })
+        .collect();
+    random.shuffle(&mut found);
+    found.truncate(CHOOSING + JUDGING);
+    task("pairs", Measure::Ndcg10, found)
+}
+
+/// A quarter is for choosing, the rest for judging.
+fn task(name: &'static str, measure: Measure, mut found: Vec<Made>) -> Option<TaskTexts> {
+    let judging = found.split_off(found.len() / 4);
+    (!found.is_empty()).then_some(TaskTexts {
+        name,
+        measure,
+        choosing: found,
+        judging,
+    })
+}
+
+impl TaskTexts {
+    /// Encodes the texts with `encode` and takes the plain vectors' measure.
+    pub fn encode(
+        self,
+        pool: &Pool,
+        candidates: &Candidates,
+        encode: &mut dyn FnMut(&[Made]) -> Result<Encoded, BridgeError>,
+    ) -> Result<Task, BridgeError> {
+        let (choosing, judging) = (encode(&self.choosing)?, encode(&self.judging)?);
+        let plain = |part: &Encoded| -> Result<f64, BridgeError> {
+            Ok(self
+                .measure
+                .of(&candidates.ranks(pool, &part.vectors, &part.targets)?))
+        };
+        Ok(Task {
+            plain: [plain(&choosing)?, plain(&judging)?],
+            name: self.name,
+            measure: self.measure,
+            choosing,
+            judging,
+        })
+    }
+}
+
+/// The corrected vectors of queries, row-major.
+pub fn corrected(bridge: &LexSem, queries: &Encoded) -> Result<Vec<f32>, BridgeError> {
+    let mut vectors = Vec::with_capacity(queries.vectors.len());
+    let rows = queries.vectors.chunks_exact(bridge.dimensions.max(1));
+    for (vector, reading) in rows.zip(&queries.readings) {
+        let parts = entries(bridge, reading.borrow())?;
+        let parts = parts.iter().map(|(place, weight)| (bridge.row(*place), *weight));
+        vectors.extend(bridge.apply(vector, parts)?);
+    }
+    Ok(vectors)
+}
+
+/// What a bridge makes of the tasks.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Mean relative gain over the tasks whose queries share words with their passage.
+    pub gain: f64,
+    /// Smallest relative gain of the tasks that are to be kept: sentences and pairs.
+    pub guard: f64,
+    /// By task: measure, plain, with the bridge, gain, queries.
+    pub figures: Map<String, Value>,
+}
+
+/// Measures a bridge on the choosing or the judging queries of each task.
+pub fn measure(
+    pool: &Pool,
+    candidates: &Candidates,
+    bridge: &LexSem,
+    tasks: &[Task],
+    judging: bool,
+) -> Result<Verdict, BridgeError> {
+    let (mut gains, mut guard, mut figures) = (Vec::new(), f64::INFINITY, Map::new());
+    for task in tasks {
+        let (queries, plain) = match judging {
+            true => (&task.judging, task.plain[1]),
+            false => (&task.choosing, task.plain[0]),
+        };
+        let ranks = candidates.ranks(pool, &corrected(bridge, queries)?, &queries.targets)?;
+        let score = task.measure.of(&ranks);
+        let gain = if plain > 0.0 { score / plain - 1.0 } else { 0.0 };
+        match task.measure {
+            Measure::Recall1 => gains.push(gain),
+            Measure::Ndcg10 => guard = guard.min(gain),
+        }
+        let entry = json!({
+            "measure": task.measure.name(), "plain": plain, "bridge": score, "gain": gain, "queries": ranks.len(),
+        });
+        figures.insert(task.name.to_owned(), entry);
+    }
+    Ok(Verdict {
+        gain: gains.iter().sum::<f64>() / gains.len().max(1) as f64,
+        guard: if guard.is_finite() { guard } else { 0.0 },
+        figures,
+    })
+}

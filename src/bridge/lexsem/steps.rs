@@ -1,0 +1,217 @@
+//! One step of the training: vectors, loss, gradients, update.
+
+use super::held_out::{Encoded, Reading};
+use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::adam::Adam;
+use super::options::Options;
+use super::queries::Random;
+use super::{Fusion, LexSem, Scheme, entries, fuse, weigh};
+use crate::bridge::BridgeError;
+use crate::compute::Pool;
+use std::collections::HashMap;
+
+/// Moments of everything that is trained.
+pub struct Optimiser {
+    rows: Adam,
+    bias: Adam,
+    scale: Adam,
+    projection: Adam,
+    shift: Adam,
+}
+
+impl Optimiser {
+    pub fn new(bridge: &LexSem) -> Optimiser {
+        Optimiser {
+            rows: Adam::new(bridge.rows.len()),
+            bias: Adam::new(bridge.bias.len()),
+            scale: Adam::new(1),
+            projection: Adam::new(bridge.gate.projection.len()),
+            shift: Adam::new(bridge.gate.shift.len()),
+        }
+    }
+
+    fn all(&mut self) -> [&mut Adam; 5] {
+        [
+            &mut self.rows,
+            &mut self.bias,
+            &mut self.scale,
+            &mut self.projection,
+            &mut self.shift,
+        ]
+    }
+
+    /// The moments, for a checkpoint.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for adam in [&self.rows, &self.bias, &self.scale, &self.projection, &self.shift] {
+            bytes.extend(adam.steps.to_le_bytes());
+            for number in adam.first.iter().chain(&adam.second) {
+                bytes.extend(number.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Takes the moments of [`Optimiser::bytes`]; false where they are of another bridge.
+    pub fn restore(&mut self, bytes: &[u8]) -> bool {
+        let wanted: usize = self.all().iter().map(|adam| 4 + 8 * adam.first.len()).sum();
+        if bytes.len() != wanted {
+            return false;
+        }
+        let mut words = bytes.as_chunks::<4>().0.iter();
+        for adam in self.all() {
+            adam.steps = words.next().map_or(0, |word| u32::from_le_bytes(*word));
+            for (number, word) in adam.first.iter_mut().chain(&mut adam.second).zip(words.by_ref()) {
+                *number = f32::from_le_bytes(*word);
+            }
+        }
+        true
+    }
+}
+
+/// Gradients of a batch. Rows are gathered by place.
+pub struct Gradients {
+    pub loss: f64,
+    pub rows: HashMap<usize, Vec<f32>>,
+    pub bias: Vec<f32>,
+    pub scale: f32,
+    pub projection: Vec<f32>,
+    pub shift: Vec<f32>,
+}
+
+/// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the metric.
+#[allow(clippy::too_many_arguments)]
+pub fn gradients(
+    pool: &Pool,
+    bridge: &LexSem,
+    candidates: &Candidates,
+    queries: &Encoded,
+    starts: &[f32],
+    batch: &[usize],
+    options: &Options,
+    random: &mut Random,
+) -> Result<Gradients, BridgeError> {
+    let d = bridge.dimensions;
+    let start = |query: usize| starts.get(query * d..(query + 1) * d).unwrap_or_default();
+    let (mut parts, mut fused, mut vectors, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for &query in batch {
+        let (Some(reading), Some(target)) = (queries.readings.get(query), queries.targets.get(query)) else {
+            continue;
+        };
+        let mut used = entries(bridge, reading.borrow())?;
+        if options.dropout > 0.0 {
+            used.retain_mut(|(_, weight)| {
+                *weight /= 1.0 - options.dropout;
+                random.unit() >= f64::from(options.dropout)
+            });
+        }
+        let mut z = bridge.bias.clone();
+        for (place, weight) in &used {
+            z.iter_mut()
+                .zip(bridge.row(*place))
+                .for_each(|(sum, x)| *sum += weight * x);
+        }
+        let one = fuse::forward(bridge.fusion, start(query), &z);
+        vectors.extend_from_slice(&one.output);
+        targets.push(*target);
+        fused.push(one);
+        parts.push((used, reading));
+    }
+    let (loss, by_output) = candidates.loss(pool, &vectors, &targets, options.tau)?;
+    let mut gradients = Gradients {
+        loss,
+        rows: HashMap::new(),
+        bias: vec![0.0; d],
+        scale: 0.0,
+        projection: vec![0.0; bridge.gate.projection.len()],
+        shift: vec![0.0; bridge.gate.shift.len()],
+    };
+    for (((used, reading), fused), by_output) in parts.iter().zip(&fused).zip(by_output.chunks_exact(d)) {
+        let by_z = fuse::backward(bridge.fusion, fused, by_output);
+        gradients.bias.iter_mut().zip(&by_z).for_each(|(sum, g)| *sum += g);
+        for (place, weight) in used {
+            let row = gradients.rows.entry(*place).or_insert_with(|| vec![0.0; d]);
+            row.iter_mut().zip(&by_z).for_each(|(sum, g)| *sum += weight * g);
+        }
+        by_weights(bridge, used, reading, &by_z, options.dropout, &mut gradients);
+    }
+    Ok(gradients)
+}
+
+/// Adds the gradient by the scheme's own parameters.
+fn by_weights(
+    bridge: &LexSem,
+    used: &[(usize, f32)],
+    reading: &Reading,
+    by_z: &[f32],
+    dropout: f32,
+    gradients: &mut Gradients,
+) {
+    let by_weight = |place: usize| -> f32 { bridge.row(place).iter().zip(by_z).map(|(x, g)| x * g).sum() };
+    let kept = 1.0 / (1.0 - dropout);
+    match bridge.scheme {
+        Scheme::Slr => {
+            gradients.scale += used.iter().map(|(place, _)| kept * by_weight(*place)).sum::<f32>();
+        }
+        Scheme::Llr => {
+            let shift = bridge.gate.shift.first().copied().unwrap_or_default();
+            let d = bridge.dimensions;
+            for (id, _, position) in weigh::llr_positions(&reading.ids, &reading.states, &bridge.gate.projection, shift)
+            {
+                let place = bridge.place(id);
+                // Weights of 0 are not among the used, nor are those that were left out.
+                let Some(place) = place.filter(|place| used.iter().any(|(other, _)| other == place)) else {
+                    continue;
+                };
+                let g = kept * by_weight(place);
+                let state = reading.states.get(position * d..(position + 1) * d).unwrap_or_default();
+                let sums = gradients.projection.iter_mut();
+                sums.zip(state).for_each(|(sum, h)| *sum += g * h);
+                gradients.shift.iter_mut().for_each(|sum| *sum += g);
+            }
+        }
+        Scheme::Bag | Scheme::SlrPaper | Scheme::LlrPaper | Scheme::Clr => {}
+    }
+}
+
+/// One step over a batch of training queries; gives the batch's mean loss.
+#[allow(clippy::too_many_arguments)]
+pub fn step(
+    pool: &Pool,
+    bridge: &mut LexSem,
+    optimiser: &mut Optimiser,
+    candidates: &Candidates,
+    queries: &Encoded,
+    starts: &[f32],
+    batch: &[usize],
+    options: &Options,
+    random: &mut Random,
+) -> Result<f64, BridgeError> {
+    let gradients = gradients(pool, bridge, candidates, queries, starts, batch, options, random)?;
+    let (rate, d) = (options.rate, bridge.dimensions);
+    optimiser.all().into_iter().for_each(Adam::begin);
+    for (place, gradient) in &gradients.rows {
+        let rows = &mut bridge.rows;
+        optimiser.rows.update(rows, place * d, gradient, rate, options.decay);
+    }
+    // A sum's bias would pull every query, with words or without, to one place.
+    if bridge.fusion != Fusion::Sum {
+        let bias = &mut bridge.bias;
+        optimiser.bias.update(bias, 0, &gradients.bias, rate, options.decay);
+    }
+    let gate = &mut bridge.gate;
+    match bridge.scheme {
+        Scheme::Slr => {
+            let scale = std::slice::from_mut(&mut gate.scale);
+            optimiser.scale.update(scale, 0, &[gradients.scale], rate, 0.0);
+        }
+        Scheme::Llr => {
+            optimiser
+                .projection
+                .update(&mut gate.projection, 0, &gradients.projection, rate, 0.0);
+            optimiser.shift.update(&mut gate.shift, 0, &gradients.shift, rate, 0.0);
+        }
+        Scheme::Bag | Scheme::SlrPaper | Scheme::LlrPaper | Scheme::Clr => {}
+    }
+    Ok(gradients.loss)
+}

@@ -1,0 +1,465 @@
+//! Training: made queries and the user's pairs against all passages, early stopping on what is held out.
+
+use super::held_out::{self, Encoded, Reading, Task, Verdict};
+use crate::bridge::train::loss::Candidates;
+use super::options::Options;
+use super::queries::{Made, Maker, Part, Random};
+use super::steps::{Optimiser, step};
+use super::whiten::Spread;
+use super::{LexSem, Scheme, file, weigh};
+use crate::bridge::BridgeError;
+use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::compute::Pool;
+use crate::model::Role;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+/// Texts that are encoded in one request.
+const ENCODED_AT_ONCE: usize = 2048;
+/// Epochs without a better one after which training ends.
+const PATIENCE: usize = 2;
+/// One document in this many keeps its pairs for judging.
+const HELD_OUT_DOCUMENTS: u32 = 5;
+/// Fewest passages.
+const FEWEST_PASSAGES: usize = 8;
+/// Steps between two reports of progress.
+const REPORT_STEPS: usize = 8;
+
+/// What training and judging take from the user's rows.
+struct Material {
+    dimensions: usize,
+    /// Of all passages, row-major.
+    passages: Vec<f32>,
+    training: Encoded,
+    /// Tokens that have a row, and the rarity of each.
+    tokens: Vec<u32>,
+    rarity: Vec<f32>,
+    /// Passages that training knows, by position; all, but for those of documents that are left out.
+    known: Vec<usize>,
+}
+
+/// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on from a
+/// checkpoint ends as if it had not been interrupted.
+///
+/// # Errors
+/// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few passages,
+/// [`BridgeError::File`] for a checkpoint of another training, and what `encode` and `watch` fail with.
+pub fn train(
+    passages: &[Passage],
+    pairs: &[Pair],
+    options: &Value,
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+    checkpoint: Option<&[u8]>,
+) -> Result<Trained, BridgeError> {
+    let options = Options::from_json(options)?;
+    if passages.len() < FEWEST_PASSAGES {
+        return Err(BridgeError::TooLittle(format!("{} passages", passages.len())));
+    }
+    let pool = Pool::new(options.threads)?;
+    let maker = Maker::new(passages, options.held_out);
+    let (used, kept): (Vec<Pair>, Vec<Pair>) = pairs.iter().cloned().partition(|pair| {
+        let document = passages.get(pair.passage as usize).map_or(0, |passage| passage.document);
+        document % HELD_OUT_DOCUMENTS != 0
+    });
+    let material = material(passages, &used, &maker, &options, encode, watch)?;
+    let candidates = Candidates::new(
+        &pool,
+        material.passages.clone(),
+        material.dimensions,
+        options.batch,
+    )?;
+    let tasks = tasks(&pool, passages, &kept, &maker, &material, &candidates, &options, encode)?;
+    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options)?;
+    if let Some(bytes) = checkpoint {
+        training.resume(bytes)?;
+    }
+    training.run(watch)?;
+    training.finish(used.len())
+}
+
+/// Reads texts out: vectors, tokens and what else the scheme needs.
+fn encode_made(
+    made: &[Made],
+    dimensions: usize,
+    scheme: Scheme,
+    encode: &mut dyn Encode,
+) -> Result<Encoded, BridgeError> {
+    let mut encoded = Encoded::default();
+    for part in made.chunks(ENCODED_AT_ONCE) {
+        let texts: Vec<&str> = part.iter().map(|made| made.text.as_str()).collect();
+        let vectors = encode.embed(Role::Query, &texts)?;
+        let ids = encode.tokens(&texts)?;
+        if vectors.dimensions != dimensions
+            || vectors.values.len() != dimensions * texts.len()
+            || ids.len() != texts.len()
+        {
+            return Err(BridgeError::Vectors {
+                expected: texts.len() * dimensions,
+                found: vectors.values.len(),
+            });
+        }
+        encoded.vectors.extend(vectors.values);
+        let readings = readings(&texts, ids, scheme, encode)?;
+        encoded.readings.extend(readings);
+        encoded.targets.extend(part.iter().map(|made| made.passage));
+    }
+    Ok(encoded)
+}
+
+fn readings(
+    texts: &[&str],
+    ids: Vec<Vec<u32>>,
+    scheme: Scheme,
+    encode: &mut dyn Encode,
+) -> Result<Vec<Reading>, BridgeError> {
+    let mut readings: Vec<Reading> = ids
+        .into_iter()
+        .map(|ids| Reading {
+            ids,
+            ..Reading::default()
+        })
+        .collect();
+    match scheme {
+        Scheme::Llr => {
+            for (reading, state) in readings.iter_mut().zip(encode.states(texts)?) {
+                reading.ids = state.ids;
+                reading.states = state.values;
+            }
+        }
+        Scheme::Clr => {
+            for (reading, vocabulary) in readings.iter_mut().zip(encode.vocabulary(texts)?) {
+                reading.vocabulary = vocabulary;
+            }
+        }
+        _ => {}
+    }
+    Ok(readings)
+}
+
+fn material(
+    passages: &[Passage],
+    pairs: &[Pair],
+    maker: &Maker<'_>,
+    options: &Options,
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+) -> Result<Material, BridgeError> {
+    let mut random = Random::new(options.seed);
+    let unseen = |passage: &Passage| {
+        // Documents, not passages: neighbours share their words.
+        let share = f64::from(passage.document.wrapping_mul(2_654_435_769) >> 8) / f64::from(1u32 << 24);
+        share < options.unseen
+    };
+    let known: Vec<usize> = (0..passages.len()).filter(|place| !unseen(&passages[*place])).collect();
+    let is_known: Vec<bool> = passages.iter().map(|passage| !unseen(passage)).collect();
+    let mut made = maker.training(options.spans, options.keywords, &mut random);
+    made.extend(pairs.iter().map(|pair| Made {
+        passage: pair.passage,
+        text: pair.query.clone(),
+    }));
+    made.retain(|made| is_known.get(made.passage as usize).copied().unwrap_or(false));
+    random.shuffle(&mut made);
+    made.truncate(options.most_queries);
+    let (mut vectors, mut dimensions) = (Vec::new(), 0);
+    for (number, part) in passages.chunks(ENCODED_AT_ONCE).enumerate() {
+        let texts: Vec<&str> = part.iter().map(|passage| passage.text.as_str()).collect();
+        let found = encode.embed(Role::Passage, &texts)?;
+        if number > 0 && found.dimensions != dimensions {
+            return Err(BridgeError::Vectors {
+                expected: dimensions,
+                found: found.dimensions,
+            });
+        }
+        dimensions = found.dimensions;
+        vectors.extend(found.values);
+        watch.step(&Progress::default())?;
+    }
+    if dimensions == 0 || vectors.len() != passages.len() * dimensions {
+        return Err(BridgeError::Vectors {
+            expected: passages.len() * dimensions,
+            found: vectors.len(),
+        });
+    }
+    // A passage's length says nothing here: the index compares by angle.
+    for vector in vectors.chunks_exact_mut(dimensions) {
+        crate::compute::pooling::normalize(vector);
+    }
+    let mut training = Encoded::default();
+    for part in made.chunks(ENCODED_AT_ONCE) {
+        let found = encode_made(part, dimensions, options.scheme, encode)?;
+        training.vectors.extend(found.vectors);
+        training.readings.extend(found.readings);
+        training.targets.extend(found.targets);
+        watch.step(&Progress::default())?;
+    }
+    if training.targets.is_empty() {
+        return Err(BridgeError::TooLittle("no query could be made of the passages".to_owned()));
+    }
+    let (tokens, rarity) = vocabulary(maker, &known, &training, options.scheme, encode)?;
+    Ok(Material {
+        dimensions,
+        passages: vectors,
+        training,
+        tokens,
+        rarity,
+        known,
+    })
+}
+
+/// Tokens that the training's queries use, and how rare each is in the passages' trained parts.
+fn vocabulary(
+    maker: &Maker<'_>,
+    known: &[usize],
+    training: &Encoded,
+    scheme: Scheme,
+    encode: &mut dyn Encode,
+) -> Result<(Vec<u32>, Vec<f32>), BridgeError> {
+    let used = training.readings.iter().flat_map(|reading| {
+        let ids = reading.ids.iter().copied().filter(|_| scheme != Scheme::Clr);
+        ids.chain(reading.vocabulary.iter().map(|entry| entry.0))
+    });
+    let mut tokens: Vec<u32> = used.collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    let mut holding: HashMap<u32, u32> = HashMap::new();
+    for part in known.chunks(ENCODED_AT_ONCE) {
+        let texts: Vec<&str> = part
+            .iter()
+            .map(|place| maker.part_text(*place, Part::Trained))
+            .collect();
+        for ids in encode.tokens(&texts)? {
+            for id in weigh::present(&ids) {
+                *holding.entry(id).or_default() += 1;
+            }
+        }
+    }
+    let count = |token: &u32| holding.get(token).copied().unwrap_or(0);
+    let rarity = tokens
+        .iter()
+        .map(|token| weigh::rarity(known.len(), count(token)))
+        .collect();
+    Ok((tokens, rarity))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn tasks(
+    pool: &Pool,
+    passages: &[Passage],
+    pairs: &[Pair],
+    maker: &Maker<'_>,
+    material: &Material,
+    candidates: &Candidates,
+    options: &Options,
+    encode: &mut dyn Encode,
+) -> Result<Vec<Task>, BridgeError> {
+    let mut random = Random::new(options.seed ^ 0x5eed);
+    let names = ["span16", "span8", "keyword", "sentence"];
+    let mut texts = held_out::made(maker, &material.known, names, &mut random);
+    let unseen: Vec<usize> = (0..passages.len())
+        .filter(|place| material.known.binary_search(place).is_err())
+        .collect();
+    if !unseen.is_empty() {
+        let names = ["unseen_span16", "unseen_span8", "unseen_keyword", "unseen_sentence"];
+        texts.extend(held_out::made(maker, &unseen, names, &mut random));
+    }
+    texts.extend(held_out::pairs(pairs, &mut random));
+    if texts.is_empty() {
+        return Err(BridgeError::TooLittle("no query could be held out".to_owned()));
+    }
+    let mut encode_texts = |made: &[Made]| encode_made(made, material.dimensions, options.scheme, encode);
+    texts
+        .into_iter()
+        .map(|task| task.encode(pool, candidates, &mut encode_texts))
+        .collect()
+}
+
+/// The loop's state.
+struct Training<'a> {
+    pool: &'a Pool,
+    material: &'a Material,
+    candidates: &'a Candidates,
+    tasks: &'a [Task],
+    options: &'a Options,
+    bridge: LexSem,
+    optimiser: Optimiser,
+    /// Training queries after the metric, row-major.
+    starts: Vec<f32>,
+    epoch: usize,
+    loss: f64,
+    best: LexSem,
+    best_epoch: usize,
+    verdict: Verdict,
+}
+
+impl<'a> Training<'a> {
+    fn new(
+        pool: &'a Pool,
+        material: &'a Material,
+        candidates: &'a Candidates,
+        tasks: &'a [Task],
+        options: &'a Options,
+    ) -> Result<Training<'a>, BridgeError> {
+        let mut bridge = LexSem::identity(
+            options.scheme,
+            options.fusion,
+            material.dimensions,
+            material.tokens.clone(),
+            material.rarity.clone(),
+        );
+        let measure = |bridge: &LexSem| held_out::measure(pool, candidates, bridge, tasks, false);
+        let mut verdict = measure(&bridge)?;
+        if options.whiten > 0.0 {
+            let known: Vec<f32> = material
+                .known
+                .iter()
+                .flat_map(|place| &material.passages[place * material.dimensions..][..material.dimensions])
+                .copied()
+                .collect();
+            let spread = Spread::of(&known, material.dimensions);
+            bridge.metric = spread.and_then(|spread| spread.metric(options.whiten, options.ridge));
+            let whitened = measure(&bridge)?;
+            // Without the rows it need not be better yet, but it must not lose what is to be kept.
+            if whitened.guard >= -options.guard {
+                verdict = whitened;
+            } else {
+                bridge.metric = None;
+            }
+        }
+        let mut starts = Vec::with_capacity(material.training.vectors.len());
+        for vector in material.training.vectors.chunks_exact(material.dimensions) {
+            starts.extend(bridge.start(vector)?);
+        }
+        Ok(Training {
+            optimiser: Optimiser::new(&bridge),
+            best: bridge.clone(),
+            pool,
+            material,
+            candidates,
+            tasks,
+            options,
+            bridge,
+            starts,
+            epoch: 0,
+            loss: 0.0,
+            best_epoch: 0,
+            verdict,
+        })
+    }
+
+    fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
+        let count = self.material.training.targets.len();
+        let batches = count.div_ceil(self.options.batch);
+        while self.epoch < self.options.epochs && self.epoch - self.best_epoch <= PATIENCE {
+            let mut random = Random::new(self.options.seed.wrapping_add(1 + self.epoch as u64));
+            let mut order: Vec<usize> = (0..count).collect();
+            random.shuffle(&mut order);
+            let mut loss = 0.0;
+            for (number, batch) in order.chunks(self.options.batch).enumerate() {
+                loss += step(
+                    self.pool,
+                    &mut self.bridge,
+                    &mut self.optimiser,
+                    self.candidates,
+                    &self.material.training,
+                    &self.starts,
+                    batch,
+                    self.options,
+                    &mut random,
+                )?;
+                if number % REPORT_STEPS == 0 {
+                    watch.step(&Progress {
+                        step: (self.epoch * batches + number + 1) as u64,
+                        steps: (self.options.epochs * batches) as u64,
+                        loss: loss / (number + 1) as f64,
+                        held_out: Some(self.verdict.gain),
+                    })?;
+                }
+            }
+            self.epoch += 1;
+            self.loss = loss / batches.max(1) as f64;
+            let verdict = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false)?;
+            if verdict.guard >= -self.options.guard && verdict.gain > self.verdict.gain {
+                self.best = self.bridge.clone();
+                self.best_epoch = self.epoch;
+                self.verdict = verdict;
+            }
+            watch.checkpoint(&self.checkpoint()?)?;
+        }
+        Ok(())
+    }
+
+    /// The state between two epochs.
+    fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
+        let state = json!({
+            "epoch": self.epoch, "loss": self.loss, "best_epoch": self.best_epoch,
+            "gain": self.verdict.gain, "guard": self.verdict.guard,
+        });
+        let entry = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
+        let bridge = file::write(&self.bridge, entry("training", state))?;
+        let best = file::write(&self.best, Map::new())?;
+        let moments = self.optimiser.bytes();
+        let mut bytes = Vec::with_capacity(bridge.len() + best.len() + moments.len() + 16);
+        for part in [&bridge, &best] {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part);
+        }
+        bytes.extend(moments);
+        Ok(bytes)
+    }
+
+    fn resume(&mut self, bytes: &[u8]) -> Result<(), BridgeError> {
+        let damaged = || BridgeError::File("the checkpoint is of another training, or damaged".to_owned());
+        let mut rest = bytes;
+        let mut next = || -> Option<&[u8]> {
+            let (length, behind) = rest.split_first_chunk::<8>()?;
+            let (part, behind) = behind.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+            rest = behind;
+            Some(part)
+        };
+        let (bridge, best) = (next().ok_or_else(damaged)?, next().ok_or_else(damaged)?);
+        let layout = file::Layout::parse(bridge)?;
+        let state = layout.metadata.get("training").ok_or_else(damaged)?;
+        let number = |name: &str| state.get(name).and_then(Value::as_f64).ok_or_else(damaged);
+        let (bridge, best) = (file::read(bridge)?, file::read(best)?);
+        let same = |other: &LexSem| {
+            other.tokens == self.bridge.tokens && other.scheme == self.bridge.scheme && other.metric == self.bridge.metric
+        };
+        if !same(&bridge) || !same(&best) || !self.optimiser.restore(rest) {
+            return Err(damaged());
+        }
+        (self.bridge, self.best) = (bridge, best);
+        self.epoch = number("epoch")? as usize;
+        self.best_epoch = number("best_epoch")? as usize;
+        self.loss = number("loss")?;
+        self.verdict.gain = number("gain")?;
+        self.verdict.guard = number("guard")?;
+        Ok(())
+    }
+
+    /// Judges the best epoch on queries that chose nothing.
+    fn finish(self, pairs: usize) -> Result<Trained, BridgeError> {
+        let verdict = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true)?;
+        let accepted = verdict.gain > 0.0 && verdict.guard >= -self.options.guard;
+        let figures = json!({
+            "tasks": verdict.figures,
+            "gain": verdict.gain,
+            "guard": verdict.guard,
+            "epoch": self.best_epoch,
+            "epochs": self.epoch,
+            "loss": self.loss,
+            "passages": self.material.known.len(),
+            "queries": self.material.training.targets.len(),
+            "pairs": pairs,
+            "rows": self.best.tokens.len(),
+            "whiten": self.best.metric.is_some(),
+            "held_out": self.options.held_out,
+        });
+        let more = Map::from_iter([("options".to_owned(), json!(self.options)), ("figures".to_owned(), figures.clone())]);
+        Ok(Trained {
+            weights: file::write(&self.best, more)?,
+            figures,
+            accepted,
+        })
+    }
+}

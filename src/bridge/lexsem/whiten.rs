@@ -1,0 +1,110 @@
+//! The metric in which a query is compared: directions in which the passages vary much count less.
+//!
+//! With `C` the covariance of the passages' vectors and `m` the mean of its eigenvalues, the metric is
+//! `S = (C + ridge m I)^(-power)`, scaled to a largest eigenvalue of 1; a query's vector becomes `e S`, of unit length.
+//! A query that is a piece of a passage differs from it mostly along the directions in which all passages differ; at power
+//! 1/2 the passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
+
+use super::{eigen, unit};
+use crate::bridge::BridgeError;
+
+/// Passages that the covariance is taken of, spread evenly.
+const MOST_PASSAGES: usize = 20_000;
+
+/// The passages' spread: directions and how much they vary.
+pub struct Spread {
+    dimensions: usize,
+    values: Vec<f64>,
+    /// Columns are directions.
+    directions: Vec<f64>,
+}
+
+impl Spread {
+    /// Of row-major vectors. `None` for fewer than two, or where they hold something that is not finite.
+    pub fn of(vectors: &[f32], dimensions: usize) -> Option<Spread> {
+        let count = vectors.len() / dimensions.max(1);
+        if count < 2 {
+            return None;
+        }
+        let step = count.div_ceil(MOST_PASSAGES);
+        let rows = || vectors.chunks_exact(dimensions).step_by(step);
+        let used = count.div_ceil(step) as f64;
+        let mut mean = vec![0.0f64; dimensions];
+        for row in rows() {
+            mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) / used);
+        }
+        let mut covariance = vec![0.0f64; dimensions * dimensions];
+        let mut centred = vec![0.0f64; dimensions];
+        for row in rows() {
+            for ((to, x), mean) in centred.iter_mut().zip(row).zip(&mean) {
+                *to = f64::from(*x) - mean;
+            }
+            for (i, line) in covariance.chunks_exact_mut(dimensions).enumerate() {
+                let factor = centred[i] / used;
+                let lower = line.iter_mut().zip(&centred).take(i + 1);
+                lower.for_each(|(sum, x)| *sum += factor * x);
+            }
+        }
+        for i in 0..dimensions {
+            for j in 0..i {
+                covariance[j * dimensions + i] = covariance[i * dimensions + j];
+            }
+        }
+        let (values, directions) = eigen::symmetric(&covariance, dimensions)?;
+        Some(Spread {
+            dimensions,
+            values,
+            directions,
+        })
+    }
+
+    /// `S`, row-major. `None` for power 0 or where the vectors do not vary.
+    pub fn metric(&self, power: f64, ridge: f64) -> Option<Vec<f32>> {
+        let n = self.dimensions;
+        let mean = self.values.iter().map(|value| value.max(0.0)).sum::<f64>() / n as f64;
+        if power <= 0.0 || mean <= 0.0 {
+            return None;
+        }
+        let factors: Vec<f64> = self
+            .values
+            .iter()
+            .map(|value| (value.max(0.0) + ridge.max(1e-6) * mean).powf(-power))
+            .collect();
+        let most = factors.iter().copied().fold(0.0, f64::max);
+        let mut metric = vec![0.0f32; n * n];
+        let mut scaled = vec![0.0f64; n];
+        for i in 0..n {
+            let row = &self.directions[i * n..(i + 1) * n];
+            for ((to, x), factor) in scaled.iter_mut().zip(row).zip(&factors) {
+                *to = x * factor / most;
+            }
+            for j in 0..=i {
+                let other = &self.directions[j * n..(j + 1) * n];
+                let sum: f64 = scaled.iter().zip(other).map(|(a, b)| a * b).sum();
+                metric[i * n + j] = sum as f32;
+                metric[j * n + i] = sum as f32;
+            }
+        }
+        Some(metric)
+    }
+}
+
+/// `vector S` with unit length.
+pub fn apply(metric: &[f32], vector: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0f32; vector.len()];
+    for (x, row) in vector.iter().zip(metric.chunks_exact(vector.len().max(1))) {
+        out.iter_mut().zip(row).for_each(|(sum, s)| *sum += x * s);
+    }
+    unit(out)
+}
+
+/// Checks that a metric has the dimensions' shape.
+pub(super) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError> {
+    match metric.len() == dimensions * dimensions {
+        true => Ok(()),
+        false => Err(BridgeError::Vectors {
+            expected: dimensions * dimensions,
+            found: metric.len(),
+        }),
+    }
+}

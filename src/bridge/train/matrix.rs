@@ -1,0 +1,51 @@
+//! Products of row-major matrices whose parts change with every step.
+
+use crate::bridge::BridgeError;
+use crate::compute::apply::Apply;
+use crate::compute::cpu::Level;
+use crate::compute::{Linear, Pool, Precision};
+
+/// `A^T`: `columns` rows from rows of `columns` numbers.
+pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
+    let rows = a.len() / columns.max(1);
+    let mut out = vec![0.0f32; rows * columns];
+    for (number, row) in a.chunks_exact(columns.max(1)).enumerate() {
+        for (column, x) in row.iter().enumerate() {
+            out[column * rows + number] = *x;
+        }
+    }
+    out
+}
+
+/// `A B^T`: rows of `inner` numbers each, a result of one row a row of `A` and one column a row of `B`.
+///
+/// # Errors
+/// [`BridgeError::Compute`] for shapes that do not fit, or where memory is short.
+pub fn product(pool: &Pool, a: &[f32], b: &[f32], inner: usize) -> Result<Vec<f32>, BridgeError> {
+    let columns = b.len() / inner.max(1);
+    let linear = Linear::new(Level::detect(), Precision::F32, b, &vec![0.0; columns], inner)?;
+    let mut out = vec![0.0f32; a.len() / inner.max(1) * columns];
+    Apply::new(pool, inner)?.run(pool, &linear, a, &mut out)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_by_hand() {
+        let pool = Pool::new(2).unwrap();
+        assert_eq!(
+            transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+            [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]
+        );
+        // (1 2; 3 4) (5 6; 7 8)^T = (17 23; 39 53).
+        let found = product(&pool, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2).unwrap();
+        assert_eq!(found, [17.0, 23.0, 39.0, 53.0]);
+        assert!(matches!(
+            product(&pool, &[1.0; 3], &[1.0; 2], 2),
+            Err(BridgeError::Compute(_))
+        ));
+    }
+}

@@ -104,7 +104,7 @@ pub struct Situated {
 
 impl Situated {
     /// Of a directory without a template, none.
-    pub fn load(
+    pub(super) fn load(
         dir: &Path,
         precision: Precision,
         manifest: &Manifest,

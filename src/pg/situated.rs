@@ -73,7 +73,11 @@ fn find(name: &str) -> Option<Row> {
                 let column = columns[at].filter(|column| nulls.get(*column) == Some(&false))?;
                 values.get(column).copied()
             };
-            let text = |at: usize| value(at).and_then(|datum| String::from_datum(datum, false)).unwrap_or_default();
+            let text = |at: usize| {
+                value(at)
+                    .and_then(|datum| String::from_datum(datum, false))
+                    .unwrap_or_default()
+            };
             match value(5) {
                 Some(weights) if text(0) == name => {
                     // Fetched while the snapshot keeps the parts that lie out of line.
@@ -114,7 +118,10 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("bridge \"{name}\" was not trained for model \"{}\"", model.name),
-            format!("It is for the fingerprint {fingerprint}, the model has {}.", model.fingerprint),
+            format!(
+                "It is for the fingerprint {fingerprint}, the model has {}.",
+                model.fingerprint
+            ),
             "Train it again with this model.".into(),
         )
     }
@@ -127,7 +134,9 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
     let kind = match kind.as_str() {
         KIND => Bridge::read(&bytes).map(Kind::Situate),
         "adapter" => Adapter::read(&bytes).map(Kind::Adapter),
-        other => Err(BridgeError::File(format!("bridges of kind \"{other}\" do not change passages"))),
+        other => Err(BridgeError::File(format!(
+            "bridges of kind \"{other}\" do not change passages"
+        ))),
     };
     if let Ok(Kind::Adapter(adapter)) = &kind
         && adapter.side != Side::Passage

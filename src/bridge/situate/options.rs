@@ -18,6 +18,8 @@ pub struct Options {
     /// Rank of the attention's matrices.
     pub rank: usize,
     pub seed: u64,
+    /// Whether the document is looked at; without, the chunk-only control alone is trained.
+    pub document: bool,
 }
 
 impl Default for Options {
@@ -29,6 +31,7 @@ impl Default for Options {
             decay: 3e-3,
             rank: 64,
             seed: 1,
+            document: true,
         }
     }
 }

@@ -13,7 +13,7 @@ const BEFORE: usize = 12;
 /// Words of the chunk.
 const OWN: usize = 16;
 /// Share of the place's vector.
-pub const SHARE: f32 = 0.15;
+pub const SHARE: f32 = 0.1;
 
 /// The text that is read for the place of a chunk.
 pub fn text(title: Option<&str>, before: Option<&str>, chunk: &str) -> String {
@@ -61,7 +61,7 @@ mod tests {
     fn mixed_vectors_have_unit_length() {
         let mut own = [1.0, 0.0];
         mix(&mut own, &[0.0, 1.0]);
-        let length = (0.85f32 * 0.85 + 0.15 * 0.15).sqrt();
-        assert!((own[0] - 0.85 / length).abs() < 1e-6 && (own[1] - 0.15 / length).abs() < 1e-6);
+        let length = (0.9f32 * 0.9 + 0.1 * 0.1).sqrt();
+        assert!((own[0] - 0.9 / length).abs() < 1e-6 && (own[1] - 0.1 / length).abs() < 1e-6);
     }
 }

@@ -83,7 +83,7 @@ pub fn train(
         given => serde_json::from_value(given.clone()).map_err(|error| BridgeError::Option {
             name: "options",
             value: error.to_string(),
-            range: "epochs, rate, temperature, decay, rank, seed",
+            range: "epochs, rate, temperature, decay, rank, seed, document",
         })?,
     };
     options.check()?;
@@ -101,22 +101,29 @@ pub fn train(
         None => (None, State::new(&material, false)),
     };
     let plain = material.figure(&vec![0.0; material.shape.parameters()], false);
-    loop {
-        material.run(&mut current, control.as_ref(), watch)?;
-        if current.context {
+    while !current.context {
+        material.run(&mut current, None, watch)?;
+        control = Some(current.clone());
+        if !material.options.document {
             break;
         }
-        control = Some(std::mem::replace(&mut current, State::new(&material, true)));
+        current = State::new(&material, true);
     }
-    let bridge = current;
     let Some(control) = control else {
         return Err(BridgeError::File("the checkpoint lacks the control".to_owned()));
     };
-    let used = bridge.best_figure > control.best_figure;
-    let better = if used { &bridge } else { &control };
+    if current.context {
+        material.run(&mut current, Some(&control), watch)?;
+    }
+    let bridge = Some(current).filter(|state| state.context);
+    let better = bridge
+        .as_ref()
+        .filter(|bridge| bridge.best_figure > control.best_figure);
+    let used = better.is_some();
+    let better = better.unwrap_or(&control);
     let figures = json!({
         "measure": "nDCG@10 of held-out pairs among the passages of held-out documents",
-        "plain": plain, "control": control.best_figure, "bridge": bridge.best_figure,
+        "plain": plain, "control": control.best_figure, "bridge": bridge.as_ref().map(|bridge| bridge.best_figure),
         "document": used, "epochs": better.best_epoch,
         "pairs": if made { "made" } else { "given" },
         "trained_pairs": material.count(false), "held_out_pairs": material.count(true),

@@ -38,13 +38,11 @@ impl TextRecord {
     /// The record of a new index.
     pub fn new(model: &ModelRef, key: Key, settings: &IndexSettings) -> TextRecord {
         let bridge = settings.bridge.as_deref().map(|name| situated::open(name, model));
-        let mode = settings
-            .situate
-            .unwrap_or(match (&bridge, key.title) {
-                (Some(_), _) => Situate::Bridge,
-                (None, true) => Situate::Header,
-                (None, false) => Situate::None,
-            });
+        let mode = settings.situate.unwrap_or(match (&bridge, key.title) {
+            (Some(_), _) => Situate::Bridge,
+            (None, true) => Situate::Header,
+            (None, false) => Situate::None,
+        });
         if (mode == Situate::Bridge) != bridge.is_some() {
             fail_with_hint(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -71,10 +69,12 @@ impl TextRecord {
     pub fn read(meta: &Meta) -> Result<TextRecord, IndexError> {
         let bytes = &meta.options.extra;
         let older = || postcard::from_bytes(&[bytes.as_slice(), &[0]].concat());
-        postcard::from_bytes(bytes).or_else(|_| older()).map_err(|_| IndexError::Corrupted {
-            block: 0,
-            what: "the text options cannot be read".into(),
-        })
+        postcard::from_bytes(bytes)
+            .or_else(|_| older())
+            .map_err(|_| IndexError::Corrupted {
+                block: 0,
+                what: "the text options cannot be read".into(),
+            })
     }
 
     /// The bytes for a meta page.
@@ -124,7 +124,10 @@ impl TextIndex {
         let name = settings.model.as_deref().unwrap_or(&record.model);
         let model = model_by_name(Some(name)).or_raise();
         let bridge = record.bridge.as_deref().map(|name| situated::open(name, &model));
-        let (built, now) = (meta.options.model.as_deref().unwrap_or("(none)"), fingerprint(&model, bridge.as_deref()));
+        let (built, now) = (
+            meta.options.model.as_deref().unwrap_or("(none)"),
+            fingerprint(&model, bridge.as_deref()),
+        );
         if built.split('+').next() == Some(model.fingerprint.as_str()) && built != now {
             // SAFETY: the caller's promise.
             let relation = unsafe { relation_name(index) };

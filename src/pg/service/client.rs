@@ -279,7 +279,11 @@ pub fn situate_chunks(
             }
             Ok(())
         }
-        _ => Err(ServiceError::Protocol("chunks were answered with something else".to_owned())),
+        _ => Err(ServiceError::Protocol(
+            "chunks were answered with something else".to_owned(),
+        )),
     })?;
-    Ok(super::documents::number(found.into_iter().map(|passages| (0, passages))))
+    Ok(super::documents::number(
+        found.into_iter().map(|passages| (0, passages)),
+    ))
 }

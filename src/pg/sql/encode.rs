@@ -48,7 +48,10 @@ fn situate_mode(name: Option<&str>, title: Option<&str>) -> Situate {
         Some("late") => Situate::Late,
         Some("residual") => Situate::Residual,
         Some("bridge") => Situate::Bridge,
-        Some(name) => bad(format!("mode \"{name}\" does not exist"), "Use none, header, late, residual or bridge."),
+        Some(name) => bad(
+            format!("mode \"{name}\" does not exist"),
+            "Use none, header, late, residual or bridge.",
+        ),
     }
 }
 

@@ -127,8 +127,8 @@ fn the_context_is_cut_at_its_tail_and_never_the_chunk() {
     assert_eq!((long.ids.len(), long.ids[..30].to_vec()), (160, chunk));
     let instruction = encoder.tokenize("Context: ").unwrap().ids.len();
     assert_eq!(
-        long.ids[31 + instruction..63],
-        (0..(32 - instruction as u32)).collect::<Vec<_>>()
+        long.ids[31 + instruction..159],
+        (0..(128 - instruction as u32)).collect::<Vec<_>>()
     );
     // A chunk that fills the model's limit: nothing follows, and both are read at the end.
     for length in [152, 159, 200] {

@@ -139,7 +139,7 @@ fn pairs_are_made_where_none_are_given() {
 #[test]
 fn what_cannot_be_trained_is_an_error() {
     let (passages, pairs) = corpus();
-    let mut run = |passages: &[Passage], pairs: &[Pair], options| {
+    let run = |passages: &[Passage], pairs: &[Pair], options| {
         train(passages, pairs, &options, &mut Words, &mut Keeper::default(), None).unwrap_err()
     };
     assert!(matches!(

@@ -9,9 +9,9 @@ use super::linear::unit;
 /// Words of the title.
 const TITLE: usize = 8;
 /// Words of the chunk before.
-const BEFORE: usize = 12;
+const BEFORE: usize = 10;
 /// Words of the chunk.
-const OWN: usize = 16;
+const OWN: usize = 14;
 /// Share of the place's vector.
 pub const SHARE: f32 = 0.1;
 
@@ -49,8 +49,8 @@ mod tests {
     fn the_end_before_and_the_own_beginning_are_read() {
         let long = |letter: char| (0..40).map(|n| format!("{letter}{n}")).collect::<Vec<_>>().join(" \n");
         let words = text(Some("The  title"), Some(&long('a')), &long('b'));
-        let before = (28..40).map(|n| format!("a{n}"));
-        let own = (0..16).map(|n| format!("b{n}"));
+        let before = (30..40).map(|n| format!("a{n}"));
+        let own = (0..14).map(|n| format!("b{n}"));
         let title = ["The", "title"].map(str::to_owned).into_iter();
         let expected: Vec<String> = title.chain(before).chain(own).collect();
         assert_eq!(words, expected.join(" "));

@@ -33,7 +33,8 @@ CREATE FUNCTION situ.situate(
     mode text DEFAULT NULL,
     chunk_tokens integer DEFAULT 128,
     window_tokens integer DEFAULT 0,
-    weight real DEFAULT 0.25,
+    weight real DEFAULT NULL,
+    bridge text DEFAULT NULL,
     OUT ordinal integer,
     OUT start integer,
     OUT "end" integer,
@@ -42,5 +43,5 @@ CREATE FUNCTION situ.situate(
     OUT embedding @extschema:vector@.vector
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL SAFE COST 100000 ROWS 20 AS 'MODULE_PATHNAME', 'situate_wrapper';
-COMMENT ON FUNCTION situ.situate(text, text, text, text, integer, integer, real) IS
-    'the passages of a document, each embedded in its place: mode none (the passage alone; the default), header (title and headings read before it; the default with a title), late (mixed by weight with what the model reads in a window of window_tokens, 0 for its limit)';
+COMMENT ON FUNCTION situ.situate(text, text, text, text, integer, integer, real, text) IS
+    'the passages of a document, each embedded in its place: mode none (the passage alone; the default), header (title and headings read before it; the default with a title), late (mixed by weight, 0.25 by default, with what the model reads in a window of window_tokens, 0 for its limit), residual (by a model that was trained to read a chunk in its context), bridge (changed by the trained bridge of that name)';

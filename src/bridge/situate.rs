@@ -1,14 +1,25 @@
 //! `situate`: each chunk encoded in its place.
 //!
-//! The untrained forms of `c = (1 - rho) c_b + rho c_s`, where `c_b` is the chunk alone and `c_s` the chunk in its
-//! place (SitEmb, arXiv 2508.01959, section 3; there both parts are trained). [`plan`] cuts a text and says which
+//! The forms of `c = (1 - rho) c_b + rho c_s`, where `c_b` is the chunk alone and `c_s` the chunk in its
+//! place (SitEmb, arXiv 2508.01959, section 3). [`plan`] cuts a text and says which
 //! sequences have to be encoded, [`finish`] puts their vectors together; between them the caller runs the encoder.
 
 use super::BridgeError;
-use crate::model::{Encoder, Read, Role, Sequence};
+use crate::model::{Encoder, Read, Role, Sequence, Tokens};
 use crate::text::{self, Chunk, Span};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+
+pub mod bridge;
+mod gradient;
+mod linear;
+mod made;
+mod options;
+mod place;
+mod residual;
+mod train;
+
+pub use train::train;
 
 /// Where a chunk's vector takes its surroundings from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +32,10 @@ pub enum Situate {
     /// The chunk's tokens, pooled after the encoder has read a window of neighbouring chunks, mixed with the chunk
     /// alone.
     Late,
+    /// The chunk read together with its context by a model that was trained to (SitEmb), as its template says.
+    Residual,
+    /// The chunk alone, changed by a trained bridge that sees the vectors of its document ([`bridge`]).
+    Bridge,
 }
 
 /// How texts are cut and encoded.
@@ -31,7 +46,8 @@ pub struct SituateOptions {
     pub chunk_tokens: u32,
     /// Tokens of a window, 0 for the model's limit.
     pub window_tokens: u32,
-    /// rho: the share of the situated vector in `late`, 0 to 1.
+    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1 is
+    /// the mode's default: 0.25, the template's, and 0.1.
     pub weight: f32,
 }
 
@@ -47,7 +63,18 @@ pub struct Plan {
     pub chunks: Vec<Chunk>,
     pub sequences: Vec<Sequence>,
     parts: Vec<Parts>,
-    weight: f32,
+    combine: Combine,
+}
+
+/// How the chunk alone and the situated chunk become one vector; the weight is the situated one's share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Combine {
+    /// `normalize((1 - w) c_b + w c_s)`: a text index compares by cosine, which would do the same.
+    Normalized(f32),
+    /// `(1 - w) c_b + w c_s`, not normalised, so that its inner product with a query is the mix of both scores.
+    Mix(f32),
+    /// `c_b + c_s`.
+    Sum,
 }
 
 /// A chunk with its vector.
@@ -61,14 +88,17 @@ pub struct SituatedChunk {
 /// A title and headings take at most this share of the model's limit.
 const HEADER_SHARE: usize = 4;
 
+/// Share of the situated vector in `late`.
+const LATE_WEIGHT: f32 = 0.25;
+
 /// Cuts a text and plans what has to be encoded.
 ///
 /// `headings` is the path in force at the start of `text`. Chunks are at most `chunk_tokens` tokens and never more
 /// than the model reads at once beside their header.
 ///
 /// # Errors
-/// [`BridgeError::Option`] for a weight outside 0..=1 or no chunk tokens; [`BridgeError::Model`] where the tokenizer
-/// fails.
+/// [`BridgeError::Option`] for a weight above 1, no chunk tokens, or `residual` with a model that has no template;
+/// [`BridgeError::Model`] where the tokenizer fails.
 pub fn plan(
     encoder: &Encoder,
     title: Option<&str>,
@@ -78,42 +108,106 @@ pub fn plan(
 ) -> Result<Plan, BridgeError> {
     check(options)?;
     let room = encoder.room(Role::Passage).max(1);
-    let header_room = if options.mode == Situate::Header {
+    let header = if options.mode == Situate::Header {
         room / HEADER_SHARE
     } else {
         0
     };
-    let chunk_tokens = (options.chunk_tokens as usize).min(room - header_room).max(1);
+    let chunk_tokens = (options.chunk_tokens as usize).min(room - header).max(1);
     let tokens = encoder.tokenize(text)?;
     let chunks = text::chunks(text, headings, chunk_tokens, &tokens.spans);
+    plan_of(encoder, title, text, &tokens, chunks, options)
+}
+
+/// Plans what has to be encoded for the chunks that the caller has cut: spans of `text`, ascending, without overlap.
+///
+/// # Errors
+/// Those of [`plan`]; [`BridgeError::Option`] for spans that are not of the text, overlap or hold no words.
+pub fn plan_chunks(
+    encoder: &Encoder,
+    title: Option<&str>,
+    text: &str,
+    spans: &[Span],
+    options: &SituateOptions,
+) -> Result<Plan, BridgeError> {
+    check(options)?;
+    let tokens = encoder.tokenize(text)?;
+    let mut end = 0;
+    let mut chunks = Vec::with_capacity(spans.len());
+    for span in spans {
+        let first = tokens.spans.partition_point(|token| token.start < span.start);
+        let last = tokens.spans.partition_point(|token| token.start < span.end);
+        if span.start < end || span.of(text).is_none() || first >= last {
+            return Err(BridgeError::Option {
+                name: "chunks",
+                value: format!("{}..{}", span.start, span.end),
+                range: "consecutive pieces of the text that hold words",
+            });
+        }
+        end = span.end;
+        chunks.push(Chunk {
+            span: *span,
+            tokens: (last - first) as u32,
+            headings: Vec::new(),
+        });
+    }
+    plan_of(encoder, title, text, &tokens, chunks, options)
+}
+
+fn plan_of(
+    encoder: &Encoder,
+    title: Option<&str>,
+    text: &str,
+    tokens: &Tokens,
+    chunks: Vec<Chunk>,
+    options: &SituateOptions,
+) -> Result<Plan, BridgeError> {
+    let room = encoder.room(Role::Passage).max(1);
+    let weight = if options.weight < 0.0 {
+        LATE_WEIGHT
+    } else {
+        options.weight
+    };
     let mut plan = Plan {
         parts: vec![Parts::default(); chunks.len()],
         sequences: Vec::with_capacity(chunks.len()),
-        weight: options.weight,
+        combine: Combine::Normalized(weight),
         chunks,
     };
     match options.mode {
         Situate::None => plan.alone(encoder, text)?,
-        Situate::Header => plan.with_header(encoder, title, text, header_room)?,
+        Situate::Bridge => {
+            let share = if options.weight < 0.0 {
+                place::SHARE
+            } else {
+                options.weight
+            };
+            plan.combine = Combine::Normalized(share);
+            plan.alone(encoder, text)?;
+            if share > 0.0 {
+                plan.in_places(encoder, title, text)?;
+            }
+        }
+        Situate::Header => plan.with_header(encoder, title, text, room / HEADER_SHARE)?,
         Situate::Late => {
-            if options.weight < 1.0 {
+            if weight < 1.0 {
                 plan.alone(encoder, text)?;
             }
-            if options.weight > 0.0 {
-                let window = if options.window_tokens == 0 {
-                    room
-                } else {
-                    room.min(options.window_tokens as usize)
+            if weight > 0.0 {
+                let window = match options.window_tokens {
+                    0 => room,
+                    tokens => room.min(tokens as usize),
                 };
                 plan.in_windows(encoder, &tokens.ids, &tokens.spans, window)?;
             }
         }
+        Situate::Residual => plan.residual(encoder, text, tokens, options.weight)?,
     }
     Ok(plan)
 }
 
 fn check(options: &SituateOptions) -> Result<(), BridgeError> {
-    if !(0.0..=1.0).contains(&options.weight) {
+    if options.weight != -1.0 && !(0.0..=1.0).contains(&options.weight) {
         return Err(BridgeError::Option {
             name: "situate_weight",
             value: options.weight.to_string(),
@@ -148,13 +242,7 @@ fn header(title: Option<&str>, headings: &[String]) -> String {
 impl Plan {
     /// Read-outs so far.
     fn reads(&self) -> usize {
-        self.sequences
-            .iter()
-            .map(|sequence| match &sequence.read {
-                Read::Pooled => 1,
-                Read::Spans(spans) | Read::States(spans) => spans.len(),
-            })
-            .sum()
+        self.sequences.iter().map(Sequence::vectors).sum()
     }
 
     /// One sequence a chunk: the chunk as a passage.
@@ -164,6 +252,20 @@ impl Plan {
             let passage = chunk.span.of(text).unwrap_or_default();
             self.sequences.push(encoder.text(Role::Passage, passage)?);
             self.parts[number].alone = Some(first + number);
+        }
+        Ok(())
+    }
+
+    /// One short sequence a chunk: the title, the end of the chunk before it, and its beginning.
+    fn in_places(&mut self, encoder: &Encoder, title: Option<&str>, text: &str) -> Result<(), BridgeError> {
+        let first = self.reads();
+        let mut before = None;
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let own = chunk.span.of(text).unwrap_or_default();
+            self.sequences
+                .push(encoder.text(Role::Passage, &place::text(title, before, own))?);
+            self.parts[number].situated = Some(first + number);
+            before = Some(own);
         }
         Ok(())
     }
@@ -284,7 +386,8 @@ fn best_window(windows: &[Range<usize>], ranges: &[Range<usize>], number: usize,
 /// Puts the encoder's vectors, in the order of the plan's sequences and their read-outs, together to one vector a
 /// chunk.
 ///
-/// Of `late`, the mix is normalised again: the text index compares by cosine, which would do the same.
+/// Of `late`, the mix is normalised again: the text index compares by cosine, which would do the same. That of
+/// `residual` is not.
 ///
 /// # Errors
 /// [`BridgeError::Vectors`] where their number does not fit the plan.
@@ -296,10 +399,10 @@ pub fn finish(plan: Plan, vectors: &[Vec<f32>]) -> Result<Vec<SituatedChunk>, Br
             found: vectors.len(),
         });
     }
-    let weight = plan.weight;
+    let combine = plan.combine;
     let chunks = plan.chunks.into_iter().zip(plan.parts).map(|(chunk, parts)| {
         let vector = match (parts.alone, parts.situated) {
-            (Some(alone), Some(situated)) => mix(&vectors[alone], &vectors[situated], weight),
+            (Some(alone), Some(situated)) => combined(&vectors[alone], &vectors[situated], combine),
             (Some(only), None) | (None, Some(only)) => vectors[only].clone(),
             (None, None) => return Err(BridgeError::Vectors { expected, found: 0 }),
         };
@@ -312,20 +415,24 @@ pub fn finish(plan: Plan, vectors: &[Vec<f32>]) -> Result<Vec<SituatedChunk>, Br
     chunks.collect()
 }
 
-/// `normalize((1 - weight) alone + weight situated)`.
-fn mix(alone: &[f32], situated: &[f32], weight: f32) -> Vec<f32> {
-    let mut mixed: Vec<f32> = alone
-        .iter()
-        .zip(situated)
-        .map(|(&b, &s)| (1.0 - weight) * b + weight * s)
-        .collect();
-    let norm = mixed.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
-    if norm > 0.0 {
-        mixed.iter_mut().for_each(|x| *x /= norm);
+fn combined(alone: &[f32], situated: &[f32], combine: Combine) -> Vec<f32> {
+    let (own, other) = match combine {
+        Combine::Normalized(weight) | Combine::Mix(weight) => (1.0 - weight, weight),
+        Combine::Sum => (1.0, 1.0),
+    };
+    let mut mixed: Vec<f32> = alone.iter().zip(situated).map(|(&b, &s)| own * b + other * s).collect();
+    if matches!(combine, Combine::Normalized(_)) {
+        let norm = mixed.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
+        if norm > 0.0 {
+            mixed.iter_mut().for_each(|x| *x /= norm);
+        }
     }
     mixed
 }
 
+#[cfg(test)]
+#[path = "situate/tests/mod.rs"]
+mod forms;
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,10 +440,14 @@ mod tests {
     #[test]
     fn mix_is_the_formula() {
         // papers: q = (1, 0), c_s = (0.6, 0.8), c_b = (1, 0): the plain mix at 0.5 is (0.8, 0.4), of norm sqrt 0.8.
-        let mixed = mix(&[1.0, 0.0], &[0.6, 0.8], 0.5);
+        let mixed = combined(&[1.0, 0.0], &[0.6, 0.8], Combine::Normalized(0.5));
         assert!((mixed[0] - 0.8 / 0.8f32.sqrt()).abs() < 1e-6);
         assert!((mixed[1] - 0.4 / 0.8f32.sqrt()).abs() < 1e-6);
-        assert_eq!(mix(&[1.0, 0.0], &[0.6, 0.8], 0.0), [1.0, 0.0]);
+        let identity = combined(&[1.0, 0.0], &[0.6, 0.8], Combine::Normalized(0.0));
+        assert_eq!(identity, [1.0, 0.0]);
+        // The residual's mix is not normalised: its inner product with q is the mix of the two scores, 0.5 + 0.5 * 0.6.
+        assert_eq!(combined(&[1.0, 0.0], &[0.6, 0.8], Combine::Mix(0.5))[0], 0.8);
+        assert_eq!(combined(&[1.0, 0.0], &[0.5, 0.75], Combine::Sum), [1.5, 0.75]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl OnCard {
             let length = u32::try_from(sequence.ids.len())
                 .map_err(|_| ComputeError::Shape("a sequence beyond 32 bits".to_string()))?;
             let ranges = match &sequence.read {
-                Read::Pooled => vec![pooled(manifest.pooling, manifest.normalize, length)],
+                Read::Pooled | Read::Second | Read::Sum => vec![pooled(manifest.pooling, manifest.normalize, length)],
                 Read::Spans(spans) => spans.iter().map(|span| mean(span.start, span.end, true)).collect(),
                 Read::States(spans) => spans.iter().map(|span| mean(span.start, span.end, false)).collect(),
             };

@@ -5,6 +5,7 @@ use super::files::states;
 use super::manifest::content;
 use super::mlm::Head;
 use super::network::Network;
+use super::situated::Situated;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens};
@@ -35,6 +36,10 @@ pub enum Read {
     Pooled,
     /// One vector a range of `ids`: the mean over the range's tokens with unit length.
     Spans(Vec<Range<u32>>),
+    /// One vector, pooled by the second encoder of a model of two.
+    Second,
+    /// One vector: the sum of what both encoders of a model of two pool.
+    Sum,
     /// One vector a range of `ids`: the mean of the last layer's states over the range's tokens, as long as it is.
     States(Vec<Range<u32>>),
 }
@@ -50,7 +55,7 @@ impl Sequence {
     /// Vectors that the sequence gives.
     pub fn vectors(&self) -> usize {
         match &self.read {
-            Read::Pooled => 1,
+            Read::Pooled | Read::Second | Read::Sum => 1,
             Read::Spans(spans) | Read::States(spans) => spans.len(),
         }
     }
@@ -58,18 +63,23 @@ impl Sequence {
 
 /// A loaded model. Immutable: shared between threads freely.
 pub struct Encoder {
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
     precision: Precision,
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
-    passage_prefix: Vec<u32>,
+    pub(super) passage_prefix: Vec<u32>,
     place: Place,
+    /// What a model that reads chunks in their context has besides.
+    pub(super) situated: Option<Situated>,
     /// The head of a masked language model, where the weights have one.
     head: Option<Head>,
 }
 
+/// Loads a model's weights to where they are to be.
+pub(super) type Placing<'a> = &'a dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>;
+
 /// Where the weights are.
-enum Place {
+pub(super) enum Place {
     Cpu(Box<Network>),
     Card(Box<OnCard>),
 }
@@ -87,7 +97,7 @@ impl Encoder {
 
     /// Like [`Encoder::open_with`] with instructions of at most `level`.
     pub fn open_at(dir: &Path, precision: Precision, level: Level) -> Result<Encoder, ModelError> {
-        Encoder::load(dir, precision, |manifest, weights| {
+        Encoder::load(dir, precision, &|manifest, weights| {
             Ok(Place::Cpu(Box::new(Network::load(
                 manifest, weights, level, precision,
             )?)))
@@ -104,17 +114,13 @@ impl Encoder {
     ) -> Result<Encoder, ModelError> {
         match device {
             Device::Cpu => Encoder::open_with(dir, precision),
-            Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, |manifest, weights| {
+            Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, &|manifest, weights| {
                 Ok(Place::Card(Box::new(OnCard::load(manifest, weights, ordinal, cache)?)))
             }),
         }
     }
 
-    fn load(
-        dir: &Path,
-        precision: Precision,
-        place: impl FnOnce(&Manifest, &Weights) -> Result<Place, ModelError>,
-    ) -> Result<Encoder, ModelError> {
+    pub(super) fn load(dir: &Path, precision: Precision, place: Placing) -> Result<Encoder, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::NotADirectory(dir.to_path_buf()));
         }
@@ -122,6 +128,7 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, &manifest)?;
+        let situated = Situated::load(dir, precision, &manifest, &tokenizer, place)?;
         let weights = Weights::open(dir)?;
         let place = place(&manifest, &weights)?;
         let head = Head::load(&manifest, &weights, Level::detect())?;
@@ -147,6 +154,7 @@ impl Encoder {
             query_prefix,
             passage_prefix,
             place,
+            situated,
             head,
         })
     }
@@ -162,10 +170,12 @@ impl Encoder {
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
         let head = self.head.as_ref().map_or(0, Head::memory);
-        head + match &self.place {
-            Place::Cpu(network) => network.memory(),
-            Place::Card(card) => card.memory(),
-        }
+        let own = head
+            + match &self.place {
+                Place::Cpu(network) => network.memory(),
+                Place::Card(card) => card.memory(),
+            };
+        own + self.second().map_or(0, Encoder::memory)
     }
 
     /// A logit for each entry of the vocabulary, from the last layer's state of one token ([`Read::States`]); `None` where
@@ -212,7 +222,10 @@ impl Encoder {
         Ok((
             Sequence {
                 ids: all,
-                read: Read::Pooled,
+                read: match self.second() {
+                    Some(_) => Read::Sum,
+                    None => Read::Pooled,
+                },
             },
             start,
         ))
@@ -251,6 +264,18 @@ impl Encoder {
             self.check(sequence)
                 .map_err(|what| ModelError::Sequence { index, what })?;
         }
+        if let Some(second) = self.second() {
+            return self.encode_both(second, pool, batch, stop);
+        }
+        self.encode_own(pool, batch, stop)
+    }
+
+    pub(super) fn encode_own(
+        &self,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let vectors = match &self.place {
             Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
             Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
@@ -308,7 +333,7 @@ impl Encoder {
         let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
         for (sequence, start) in batch.iter().zip(&packed.starts) {
             match &sequence.read {
-                Read::Pooled => {
+                Read::Pooled | Read::Second | Read::Sum => {
                     let all = rows(*start..start + sequence.ids.len());
                     let mut vector = match self.manifest.pooling {
                         Pooling::Mean => pooling::mean(all, hidden),
@@ -353,6 +378,9 @@ impl Encoder {
                 "id {id} is outside the vocabulary of {}",
                 self.manifest.vocabulary
             ));
+        }
+        if matches!(sequence.read, Read::Second | Read::Sum) && self.second().is_none() {
+            return Err("it is for the second encoder of a model that has one".to_string());
         }
         if let Read::Spans(spans) | Read::States(spans) = &sequence.read
             && let Some(span) = spans

@@ -13,6 +13,7 @@ mod mlm;
 mod modern_bert;
 mod modules;
 mod network;
+pub mod situated;
 mod tokenizer;
 mod weights;
 
@@ -95,4 +96,4 @@ impl From<crate::compute::ComputeError> for ModelError {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

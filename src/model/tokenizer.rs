@@ -165,6 +165,11 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The id of a special token, by its name.
+    pub fn special(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name).filter(|id| self.special.contains(id))
+    }
+
     /// Special ids before and after a sequence.
     pub fn around(&self) -> (&[u32], &[u32]) {
         (&self.before, &self.after)

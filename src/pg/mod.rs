@@ -15,6 +15,8 @@ pub mod lexsem;
 #[cfg(feature = "pg")]
 pub mod settings;
 #[cfg(feature = "pg")]
+pub mod situated;
+#[cfg(feature = "pg")]
 pub mod sql;
 #[cfg(feature = "pg")]
 pub mod store;

@@ -24,6 +24,7 @@ mod service;
 mod service_cancel;
 mod service_control;
 mod service_share;
+mod situate;
 mod statistics;
 mod text;
 mod text_changes;

@@ -3,11 +3,11 @@
 mod accuracy;
 mod adapters;
 mod card;
-mod families;
+pub mod families;
 mod forward;
 mod long;
 mod made_up;
-mod maker;
+pub mod maker;
 mod reference;
 mod tokens;
 

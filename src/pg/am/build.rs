@@ -5,12 +5,14 @@ use super::kind::{self, Key, KeyKind, MAX_DIMENSIONS};
 use super::options::{self, IndexSettings};
 use super::settings;
 use super::spool::TemporaryFile;
-use super::text::TextRecord;
-use crate::index::{Build, Entry, IndexOptions, Phase, Spool};
+use super::text::{TextRecord, fingerprint};
+use crate::bridge::situate::Situate;
+use crate::index::{Build, Entry, IndexOptions, Metric, Phase, Spool};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::service::Lane;
 use crate::pg::service::{Documents, ModelRef, SituatedPassage};
+use crate::pg::situated::{self, PassageBridge};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::store::RelationStore;
 use crate::text::Span;
@@ -18,6 +20,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Numbers of the phases in `pg_stat_progress_create_index`; 1 is the server's own "initializing".
@@ -68,6 +71,7 @@ fn report_rows(rows: u64) {
 struct TextBuild {
     record: TextRecord,
     model: ModelRef,
+    bridge: Option<Rc<PassageBridge>>,
     /// Opened at the first document: an empty table needs no encoder.
     documents: Option<Documents>,
     /// Body hashes of the documents that are being encoded, by packed tid.
@@ -115,10 +119,16 @@ unsafe fn index_options(
     if key.kind == KeyKind::Text {
         let model = model_by_name(settings.model.as_deref()).or_raise();
         let record = TextRecord::new(&model, key, settings);
+        let bridge = record.bridge.as_deref().map(|name| situated::open(name, &model));
         let options = IndexOptions {
             dimensions: model.dimensions as u32,
             documents: true,
-            model: Some(model.fingerprint.clone()),
+            // The mix of a residual is not normalised: its inner product with a question is the mix of both scores.
+            metric: match record.situate.mode {
+                Situate::Residual => Metric::InnerProduct,
+                _ => base.metric,
+            },
+            model: Some(fingerprint(&model, bridge.as_deref())),
             extra: record.write().or_raise(),
             ..base
         };
@@ -166,6 +176,7 @@ impl Builder {
         // SAFETY: as above.
         let (options, text) = unsafe { index_options(index, key, &settings) };
         let text = text.map(|(record, model)| TextBuild {
+            bridge: record.bridge.as_deref().map(|name| situated::open(name, &model)),
             record,
             model,
             documents: None,
@@ -264,9 +275,12 @@ impl Builder {
 
     /// Adds encoded documents to the index.
     fn take(&mut self, done: Vec<(u64, Vec<SituatedPassage>)>) {
-        for (tid, passages) in done {
+        for (tid, mut passages) in done {
             let Some(text) = self.text.as_mut() else { return };
             let hash = text.hashes.remove(&tid).unwrap_or_default();
+            if let Some(bridge) = &text.bridge {
+                bridge.apply(&mut passages);
+            }
             text.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
             self.rows += u64::from(!passages.is_empty());
             report_rows(self.rows);

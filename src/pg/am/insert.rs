@@ -168,7 +168,7 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
         documents
             .push(row.tid, row.title.as_deref(), &row.body, &mut sink)
             .or_raise();
-        insert_documents(&store, &hashes, std::mem::take(&mut done));
+        insert_documents(&store, &text, &hashes, std::mem::take(&mut done));
     }
     documents
         .flush(&mut |key, passages| {
@@ -176,11 +176,19 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
             Ok(())
         })
         .or_raise();
-    insert_documents(&store, &hashes, done);
+    insert_documents(&store, &text, &hashes, done);
 }
 
-fn insert_documents(store: &RelationStore, hashes: &HashMap<u64, u64>, done: Vec<(u64, Vec<SituatedPassage>)>) {
-    for (tid, passages) in done {
+fn insert_documents(
+    store: &RelationStore,
+    text: &TextIndex,
+    hashes: &HashMap<u64, u64>,
+    done: Vec<(u64, Vec<SituatedPassage>)>,
+) {
+    for (tid, mut passages) in done {
+        if let Some(bridge) = &text.bridge {
+            bridge.apply(&mut passages);
+        }
         let hash = hashes.get(&tid).copied().unwrap_or_default();
         let entries: Vec<Entry> = passages
             .iter()

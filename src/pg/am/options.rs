@@ -15,6 +15,7 @@ struct StoredOptions {
     window_tokens: i32,
     lists: i32,
     situate_weight: f64,
+    bridge: i32,
 }
 
 /// The options of one index, defaults filled in.
@@ -28,13 +29,16 @@ pub struct IndexSettings {
     /// 0 = the model's limit.
     pub window_tokens: u32,
     /// The situated part's share, `rho` of `c = (1 - rho) c_b + rho c_s`.
+    /// Below 0: the mode's own.
     pub situate_weight: f32,
+    /// Name of a bridge in `situ.bridges` that changes the passages.
+    pub bridge: Option<String>,
     /// 0 = chosen from the number of rows.
     pub lists: u32,
 }
 
 const DEFAULT_CHUNK_TOKENS: i32 = 128;
-const DEFAULT_WEIGHT: f64 = 0.25;
+const DEFAULT_WEIGHT: f64 = -1.0;
 
 impl Default for IndexSettings {
     fn default() -> Self {
@@ -45,6 +49,7 @@ impl Default for IndexSettings {
             window_tokens: 0,
             situate_weight: DEFAULT_WEIGHT as f32,
             lists: 0,
+            bridge: None,
         }
     }
 }
@@ -76,6 +81,14 @@ fn kind() -> pg_sys::relopt_kind::Type {
                 symbol_val: 3,
             },
             pg_sys::relopt_enum_elt_def {
+                string_val: c"residual".as_ptr(),
+                symbol_val: 4,
+            },
+            pg_sys::relopt_enum_elt_def {
+                string_val: c"bridge".as_ptr(),
+                symbol_val: 5,
+            },
+            pg_sys::relopt_enum_elt_def {
                 string_val: std::ptr::null(),
                 symbol_val: 0,
             },
@@ -94,7 +107,7 @@ fn kind() -> pg_sys::relopt_kind::Type {
             c"how a chunk is encoded in its place".as_ptr(),
             members.as_mut_ptr(),
             0,
-            c"Valid values are \"auto\", \"none\", \"header\" and \"late\".".as_ptr(),
+            c"Valid values are \"auto\", \"none\", \"header\", \"late\", \"residual\" and \"bridge\".".as_ptr(),
             lock,
         );
         pg_sys::add_int_reloption(
@@ -127,10 +140,18 @@ fn kind() -> pg_sys::relopt_kind::Type {
         pg_sys::add_real_reloption(
             kind,
             c"situate_weight".as_ptr(),
-            c"share of the situated vector in the mix of situate = 'late'".as_ptr(),
+            c"share of the situated vector in the mix of situate = 'late' or 'residual' (-1 = the mode's own)".as_ptr(),
             DEFAULT_WEIGHT,
-            0.0,
+            -1.0,
             1.0,
+            lock,
+        );
+        pg_sys::add_string_reloption(
+            kind,
+            c"bridge".as_ptr(),
+            c"name of the bridge in situ.bridges that changes the passages".as_ptr(),
+            std::ptr::null(),
+            None,
             lock,
         );
         Kind(kind)
@@ -169,6 +190,7 @@ pub unsafe extern "C-unwind" fn amoptions(options: pg_sys::Datum, validate: bool
             RELOPT_TYPE_REAL,
             offset_of!(StoredOptions, situate_weight),
         ),
+        element(c"bridge", RELOPT_TYPE_STRING, offset_of!(StoredOptions, bridge)),
     ];
     // SAFETY: the elements describe StoredOptions, whose first field is the varlena length.
     unsafe {
@@ -196,16 +218,22 @@ pub unsafe fn settings(index: pg_sys::Relation) -> IndexSettings {
             return IndexSettings::default();
         }
         let options = &*stored;
-        let model = (options.model != 0).then(|| {
-            let name = stored.cast::<std::ffi::c_char>().add(options.model as usize);
-            CStr::from_ptr(name).to_string_lossy().into_owned()
-        });
+        let text = |offset: i32| {
+            let text = (offset != 0).then(|| {
+                let name = stored.cast::<std::ffi::c_char>().add(offset as usize);
+                CStr::from_ptr(name).to_string_lossy().into_owned()
+            });
+            text.filter(|text| !text.is_empty())
+        };
         IndexSettings {
-            model: model.filter(|name| !name.is_empty()),
+            model: text(options.model),
+            bridge: text(options.bridge),
             situate: match options.situate {
                 1 => Some(Situate::None),
                 2 => Some(Situate::Header),
                 3 => Some(Situate::Late),
+                4 => Some(Situate::Residual),
+                5 => Some(Situate::Bridge),
                 _ => None,
             },
             chunk_tokens: options.chunk_tokens as u32,

@@ -5,8 +5,9 @@ use super::options::IndexSettings;
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::index::{IndexError, Meta};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_full;
+use crate::pg::fail::{fail_full, fail_with_hint};
 use crate::pg::service::client::{self, ModelRef};
+use crate::pg::situated::{self, PassageBridge};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::sql::query::Query;
 use pgrx::PgSqlErrorCode;
@@ -14,6 +15,7 @@ use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::ffi::CStr;
+use std::rc::Rc;
 
 /// What a text index keeps in its meta page beside the index's own options: inserts after the build follow it, not
 /// the relation options of the day.
@@ -28,34 +30,51 @@ pub struct TextRecord {
     pub tokens: u64,
     /// Milliseconds the build spent reading and encoding.
     pub encode_milliseconds: u64,
+    /// Name of the bridge that changes the passages. Records of indexes without one may end before it.
+    pub bridge: Option<String>,
 }
 
 impl TextRecord {
     /// The record of a new index.
     pub fn new(model: &ModelRef, key: Key, settings: &IndexSettings) -> TextRecord {
-        let mode = settings
-            .situate
-            .unwrap_or(if key.title { Situate::Header } else { Situate::None });
+        let bridge = settings.bridge.as_deref().map(|name| situated::open(name, model));
+        let mode = settings.situate.unwrap_or(match (&bridge, key.title) {
+            (Some(_), _) => Situate::Bridge,
+            (None, true) => Situate::Header,
+            (None, false) => Situate::None,
+        });
+        if (mode == Situate::Bridge) != bridge.is_some() {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "situate = 'bridge' and the option bridge belong together".into(),
+                "Use WITH (situate = 'bridge', bridge = 'name of a row of situ.bridges').",
+            );
+        }
         TextRecord {
             model: model.name.clone(),
             situate: SituateOptions {
                 mode,
                 chunk_tokens: settings.chunk_tokens,
                 window_tokens: settings.window_tokens,
-                weight: settings.situate_weight,
+                weight: bridge.map_or(settings.situate_weight, |bridge| bridge.share()),
             },
             title: key.title,
             tokens: 0,
             encode_milliseconds: 0,
+            bridge: settings.bridge.clone(),
         }
     }
 
     /// Reads the record from a meta page.
     pub fn read(meta: &Meta) -> Result<TextRecord, IndexError> {
-        postcard::from_bytes(&meta.options.extra).map_err(|_| IndexError::Corrupted {
-            block: 0,
-            what: "the text options cannot be read".into(),
-        })
+        let bytes = &meta.options.extra;
+        let older = || postcard::from_bytes(&[bytes.as_slice(), &[0]].concat());
+        postcard::from_bytes(bytes)
+            .or_else(|_| older())
+            .map_err(|_| IndexError::Corrupted {
+                block: 0,
+                what: "the text options cannot be read".into(),
+            })
     }
 
     /// The bytes for a meta page.
@@ -77,10 +96,20 @@ pub unsafe fn relation_name(relation: pg_sys::Relation) -> String {
     }
 }
 
+/// What makes the vectors of an index: the model's fingerprint, and behind it the hash of the bridge's weights.
+pub fn fingerprint(model: &ModelRef, bridge: Option<&PassageBridge>) -> String {
+    match bridge {
+        Some(bridge) => format!("{}+{}", model.fingerprint, bridge.hash),
+        None => model.fingerprint.clone(),
+    }
+}
+
 /// A text index that is open, with the model that it was built with.
 pub struct TextIndex {
     pub record: TextRecord,
     pub model: ModelRef,
+    /// What changes the passages.
+    pub bridge: Option<Rc<PassageBridge>>,
 }
 
 impl TextIndex {
@@ -94,7 +123,23 @@ impl TextIndex {
         let settings = unsafe { super::options::settings(index) };
         let name = settings.model.as_deref().unwrap_or(&record.model);
         let model = model_by_name(Some(name)).or_raise();
-        if meta.options.model.as_deref() != Some(model.fingerprint.as_str()) {
+        let bridge = record.bridge.as_deref().map(|name| situated::open(name, &model));
+        let (built, now) = (
+            meta.options.model.as_deref().unwrap_or("(none)"),
+            fingerprint(&model, bridge.as_deref()),
+        );
+        if built.split('+').next() == Some(model.fingerprint.as_str()) && built != now {
+            // SAFETY: the caller's promise.
+            let relation = unsafe { relation_name(index) };
+            let name = record.bridge.as_deref().unwrap_or_default();
+            fail_full(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("bridge \"{name}\" is not the one that index \"{relation}\" was built with"),
+                format!("The index holds vectors of {built}, the registered model and bridge are {now}."),
+                format!("REINDEX INDEX {relation}; or import the bridge of the build again."),
+            );
+        }
+        if built != now {
             // SAFETY: as above.
             let relation = unsafe { relation_name(index) };
             fail_full(
@@ -108,7 +153,7 @@ impl TextIndex {
                 format!("REINDEX INDEX {relation}; or register the model of the build again."),
             );
         }
-        TextIndex { record, model }
+        TextIndex { record, model, bridge }
     }
 
     /// The vector of a question: the one it carries, or its text encoded by the index's model.

@@ -238,3 +238,52 @@ pub fn chunk_document(
     let starts = segments.iter().map(|segment| segment.span.start);
     Ok(super::documents::number(starts.zip(parts)))
 }
+
+/// Most chunks of a document that go to the encoder together; a multiple of the windows that models are trained with.
+const MOST_CHUNKS: usize = 64;
+
+/// The vectors of the chunks of one document that the caller has cut, in order. Chunks hold more than white space.
+pub fn situate_chunks(
+    model: &ModelRef,
+    title: Option<&str>,
+    chunks: &[&str],
+    options: &SituateOptions,
+) -> Result<Vec<SituatedPassage>, ServiceError> {
+    let runs: Vec<&[&str]> = chunks.chunks(MOST_CHUNKS).collect();
+    let mut found = vec![Vec::new(); runs.len()];
+    let mut items = runs.iter().map(|run| {
+        let (mut text, mut spans) = (String::new(), Vec::with_capacity(run.len()));
+        for chunk in *run {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            let start = text.len() as u32;
+            text.push_str(&chunk[..chunk.floor_char_boundary(MOST_TEXT / MOST_CHUNKS)]);
+            spans.push(Span {
+                start,
+                end: text.len() as u32,
+            });
+        }
+        Item::Situate {
+            title: title.map(str::to_owned),
+            headings: Vec::new(),
+            text,
+            options: options.clone(),
+            chunks: spans,
+        }
+    });
+    encode(model, Lane::Bulk, &mut items, &mut |number, reply| match reply {
+        Reply::Passages(passages) => {
+            if let Some(place) = found.get_mut(number) {
+                *place = passages;
+            }
+            Ok(())
+        }
+        _ => Err(ServiceError::Protocol(
+            "chunks were answered with something else".to_owned(),
+        )),
+    })?;
+    Ok(super::documents::number(
+        found.into_iter().map(|passages| (0, passages)),
+    ))
+}

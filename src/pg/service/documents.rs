@@ -111,6 +111,7 @@ impl Documents {
                 headings: segment.headings,
                 text,
                 options: self.options.clone(),
+                chunks: Vec::new(),
             };
             self.line.send(self.next, item)?;
             self.next += 1;

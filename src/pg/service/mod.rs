@@ -66,7 +66,8 @@ pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
 pub use client::{
-    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_document,
+    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_chunks,
+    situate_document,
 };
 
 /// Why a request was not answered.

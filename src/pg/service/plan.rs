@@ -29,7 +29,9 @@ pub enum Planned {
 impl Planned {
     pub fn sequences(&self) -> &[Sequence] {
         match self {
-            Planned::One(sequence) | Planned::States(sequence, _) | Planned::Vocabulary(sequence, _) => std::slice::from_ref(sequence),
+            Planned::One(sequence) | Planned::States(sequence, _) | Planned::Vocabulary(sequence, _) => {
+                std::slice::from_ref(sequence)
+            }
             Planned::Document(plan) => &plan.sequences,
             Planned::Warm(sequences) => sequences,
         }
@@ -55,8 +57,13 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             headings,
             text,
             options,
+            chunks,
         } => {
-            let plan = situate::plan(encoder, title.as_deref(), headings, text, options);
+            let title = title.as_deref();
+            let plan = match chunks.is_empty() {
+                true => situate::plan(encoder, title, headings, text, options),
+                false => situate::plan_chunks(encoder, title, text, chunks, options),
+            };
             let plan = plan.map_err(|error| Failure::from(&error))?;
             Ok(match plan.sequences.is_empty() {
                 true => Err(Reply::Passages(Vec::new())),
@@ -131,8 +138,10 @@ pub fn finish(planned: Planned, model: &Model, vectors: Vec<Vec<Vec<f32>>>, sinc
             let state = flat.next().unwrap_or_default();
             let weights = guarded(|| match model.encoder.vocabulary_logits(&Pool::new(1)?, &state)? {
                 Some(logits) => Ok(weigh::clr(&logits, most)),
-                None => Err(Failure::new(Kind::Argument, "the model has no masked-language-model head")
-                    .hint("Register a BertForMaskedLM whose weights hold cls.predictions.*.")),
+                None => Err(
+                    Failure::new(Kind::Argument, "the model has no masked-language-model head")
+                        .hint("Register a BertForMaskedLM whose weights hold cls.predictions.*."),
+                ),
             });
             weights.map_or_else(Reply::Failed, Reply::Vocabulary)
         }

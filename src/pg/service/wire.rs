@@ -36,6 +36,8 @@ pub enum Item {
         headings: Vec<String>,
         text: String,
         options: SituateOptions,
+        /// Chunks that the caller has cut; empty: the worker cuts them.
+        chunks: Vec<Span>,
     },
     /// The chunks of such a piece without their vectors: answered by [`Reply::Passages`] with empty vectors.
     Chunks {
@@ -242,7 +244,9 @@ pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
     let reply = match header {
         ReplyHeader::Vector => Reply::Vector(numbers),
         ReplyHeader::Tokens(tokens) => Reply::Tokens(tokens),
-        ReplyHeader::States { ids } if ids.is_empty() != numbers.is_empty() || numbers.len() % ids.len().max(1) != 0 => {
+        ReplyHeader::States { ids }
+            if ids.is_empty() != numbers.is_empty() || numbers.len() % ids.len().max(1) != 0 =>
+        {
             return Err(BadMessage("the states of a reply do not fit its tokens".to_owned()));
         }
         ReplyHeader::States { ids } => Reply::States { ids, values: numbers },

@@ -5,9 +5,11 @@ use crate::bridge::situate::{Situate, SituateOptions};
 use crate::model::Role;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
-use crate::pg::service::{self, Lane, SituatedPassage};
+use crate::pg::service::{self, Lane, ModelRef, SituatedPassage};
+use crate::pg::situated::{self, PassageBridge};
 use crate::pg::vector::{Vector, VectorArray};
 use pgrx::prelude::*;
+use std::rc::Rc;
 
 /// Largest `chunk_tokens`.
 const MOST_CHUNK_TOKENS: i32 = 8192;
@@ -44,7 +46,12 @@ fn situate_mode(name: Option<&str>, title: Option<&str>) -> Situate {
         None | Some("none") => Situate::None,
         Some("header") => Situate::Header,
         Some("late") => Situate::Late,
-        Some(name) => bad(format!("mode \"{name}\" does not exist"), "Use none, header or late."),
+        Some("residual") => Situate::Residual,
+        Some("bridge") => Situate::Bridge,
+        Some(name) => bad(
+            format!("mode \"{name}\" does not exist"),
+            "Use none, header, late, residual or bridge.",
+        ),
     }
 }
 
@@ -121,8 +128,9 @@ type Passages = TableIterator<
     ),
 >;
 
-/// `situ.situate(body, model, title, mode, chunk_tokens, window_tokens, weight)`.
+/// `situ.situate(body, model, title, mode, chunk_tokens, window_tokens, weight, bridge)`.
 #[pg_extern(stable, parallel_safe, sql = false)]
+#[allow(clippy::too_many_arguments)] // one for each argument of the function
 fn situate(
     body: Option<&str>,
     model: Option<&str>,
@@ -131,32 +139,29 @@ fn situate(
     tokens: Option<i32>,
     window_tokens: Option<i32>,
     weight: Option<f32>,
+    bridge: Option<&str>,
 ) -> Passages {
     let window = window_tokens.unwrap_or(0);
-    let weight = weight.unwrap_or(0.25);
     if window < 0 {
         bad(
             format!("window_tokens = {window} is out of range"),
             "Use 0 for the model's limit, or a number of tokens.",
         );
     }
-    if !(0.0..=1.0).contains(&weight) {
-        bad(
-            format!("weight = {weight} is out of range"),
-            "It may be 0 to 1; 0.25 is the default.",
-        );
-    }
-    let options = SituateOptions {
-        mode: situate_mode(mode, title),
-        chunk_tokens: chunk_tokens(tokens),
-        window_tokens: window as u32,
-        weight,
-    };
     let Some(body) = body else {
         return TableIterator::new(Vec::new());
     };
     let model = model_by_name(model).or_raise();
-    let passages = service::situate_document(&model, Lane::Bulk, title, body, &options).or_raise();
+    let (options, bridge) = situate_options(&model, title, mode, bridge, weight);
+    let options = SituateOptions {
+        chunk_tokens: chunk_tokens(tokens),
+        window_tokens: window as u32,
+        ..options
+    };
+    let mut passages = service::situate_document(&model, Lane::Bulk, title, body, &options).or_raise();
+    if let Some(bridge) = bridge {
+        bridge.apply(&mut passages);
+    }
     let body = body.to_owned();
     TableIterator::new(passages.into_iter().map(move |passage| {
         let text = passage_text(&body, &passage);
@@ -164,4 +169,73 @@ fn situate(
         let (ordinal, tokens) = (passage.ordinal as i32, passage.tokens as i32);
         (ordinal, start, end, text, tokens, Vector(passage.vector))
     }))
+}
+
+/// Mode, weight and bridge of a call; chunks and windows as they are by default.
+fn situate_options(
+    model: &ModelRef,
+    title: Option<&str>,
+    mode: Option<&str>,
+    bridge: Option<&str>,
+    weight: Option<f32>,
+) -> (SituateOptions, Option<Rc<PassageBridge>>) {
+    if weight.is_some_and(|weight| !(0.0..=1.0).contains(&weight)) {
+        bad(
+            format!("weight = {} is out of range", weight.unwrap_or_default()),
+            "It may be 0 to 1; NULL means the mode's own.",
+        );
+    }
+    let mode = match (mode, bridge) {
+        (None, Some(_)) => Situate::Bridge,
+        (name, _) => situate_mode(name, title),
+    };
+    if (mode == Situate::Bridge) != bridge.is_some() {
+        bad(
+            "mode bridge and the argument bridge belong together".to_owned(),
+            "Give the name of a bridge: mode => 'bridge', bridge => 'name'.",
+        );
+    }
+    let bridge = bridge.map(|name| situated::open(name, model));
+    let weight = match &bridge {
+        Some(bridge) => bridge.share(),
+        None => weight.unwrap_or(-1.0),
+    };
+    let options = SituateOptions {
+        mode,
+        chunk_tokens: chunk_tokens(None),
+        window_tokens: 0,
+        weight,
+    };
+    (options, bridge)
+}
+
+/// `situ.situate(chunks, model, title, mode, bridge, weight)`: the chunks of one document, in order.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn situate_chunks(
+    chunks: Option<Array<'_, &str>>,
+    model: Option<&str>,
+    title: Option<&str>,
+    mode: Option<&str>,
+    bridge: Option<&str>,
+    weight: Option<f32>,
+) -> Option<VectorArray> {
+    let chunks: Vec<Option<String>> = chunks?.iter().map(|text| text.map(str::to_owned)).collect();
+    let present = chunks.iter().flatten().filter(|text| !text.trim().is_empty());
+    let present: Vec<&str> = present.map(String::as_str).collect();
+    let mut vectors = Vec::new();
+    if !present.is_empty() {
+        let model = model_by_name(model).or_raise();
+        let (options, bridge) = situate_options(&model, title, mode, bridge, weight);
+        let mut passages = service::situate_chunks(&model, title, &present, &options).or_raise();
+        if let Some(bridge) = bridge {
+            bridge.apply(&mut passages);
+        }
+        vectors = passages.into_iter().map(|passage| passage.vector).collect();
+    }
+    let mut vectors = vectors.into_iter();
+    let mut place = |text: &Option<String>| match text {
+        Some(text) if !text.trim().is_empty() => vectors.next(),
+        _ => None,
+    };
+    Some(VectorArray(chunks.iter().map(&mut place).collect()))
 }

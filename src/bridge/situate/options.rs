@@ -1,0 +1,83 @@
+//! Options of the training and the random numbers that it uses.
+
+use crate::bridge::BridgeError;
+use serde::{Deserialize, Serialize};
+
+/// How a bridge is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Passes over the pairs, at most: the best one on held-out pairs is kept.
+    pub epochs: u32,
+    /// Step size of Adam.
+    pub rate: f32,
+    /// `tau` of InfoNCE.
+    pub temperature: f32,
+    /// Weight of the squares of `M` and `V` in the loss.
+    pub decay: f32,
+    /// Rank of the attention's matrices.
+    pub rank: usize,
+    pub seed: u64,
+    /// Whether the document is looked at; without, the chunk-only control alone is trained.
+    pub document: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            epochs: 8,
+            rate: 1e-4,
+            temperature: 0.05,
+            decay: 3e-3,
+            rank: 64,
+            seed: 1,
+            document: true,
+        }
+    }
+}
+
+impl Options {
+    pub fn check(&self) -> Result<(), BridgeError> {
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        let wrong = |name, value: String, range| Err(BridgeError::Option { name, value, range });
+        match self {
+            _ if !(1..=1000).contains(&self.epochs) => wrong("epochs", self.epochs.to_string(), "1 to 1000"),
+            _ if !positive(self.rate) => wrong("rate", self.rate.to_string(), "above 0"),
+            _ if !positive(self.temperature) => wrong("temperature", self.temperature.to_string(), "above 0"),
+            _ if !(self.decay >= 0.0) => wrong("decay", self.decay.to_string(), "0 or above"),
+            _ if !(1..=1024).contains(&self.rank) => wrong("rank", self.rank.to_string(), "1 to 1024"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Pseudo-random numbers (splitmix64): the same on every machine.
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Below `bound`, which is above 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    /// In -1..1.
+    pub fn symmetric(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Puts items in a random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}

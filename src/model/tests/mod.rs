@@ -8,6 +8,7 @@ mod forward;
 mod long;
 mod made_up;
 mod maker;
+mod mlm;
 mod reference;
 mod tokens;
 

@@ -3,6 +3,7 @@ pub mod control_service;
 pub mod encode;
 pub mod evaluate;
 pub mod leaf;
+pub mod lexsem;
 pub mod models;
 pub mod profiles;
 pub mod query;

@@ -23,11 +23,21 @@ CREATE FUNCTION situ.query(
     embedding @extschema:vector@.vector DEFAULT NULL,
     model text DEFAULT NULL,
     probes integer DEFAULT NULL,
-    profile text DEFAULT NULL
+    profile text DEFAULT NULL,
+    feedback text DEFAULT NULL,
+    feedback_depth integer DEFAULT NULL,
+    alpha real DEFAULT NULL,
+    beta real DEFAULT NULL,
+    gamma real DEFAULT NULL,
+    bottom integer DEFAULT NULL,
+    rounds integer DEFAULT NULL,
+    feedback_mode text DEFAULT NULL,
+    feedback_keep integer DEFAULT NULL,
+    feedback_list integer DEFAULT NULL
 ) RETURNS situ.query
     LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'make_query_wrapper';
-COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer, text) IS
-    'a question for <=> and situ.search: its text or its vector, the model where no index names one, the lists to read first, the profile that situ.tune stored; options without a question are a template for situ.evaluate';
+COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer, text, text, integer, real, real, real, integer, integer, text, integer, integer) IS
+    'a question for <=> and situ.search: its text or its vector, the model where no index names one, the lists to read first, the profile that situ.tune stored; options without a question are a template for situ.evaluate; feedback (none, average, rocchio, gated) and what follows: how the nearest passages move the question before a second round';
 
 CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 AS 'MODULE_PATHNAME', 'text_distance_wrapper';

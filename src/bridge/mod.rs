@@ -2,6 +2,7 @@
 pub mod adapter;
 pub mod file;
 pub mod lexsem;
+pub mod feedback;
 pub mod situate;
 pub mod train;
 

@@ -25,7 +25,7 @@ use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
 use crate::compute::rotation::Rotation;
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Candidates that fit even the smallest memory.
 const MIN_HELD: usize = 256;
@@ -81,9 +81,11 @@ struct Candidate {
 
 /// A hit that waits for its proof.
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
-    bound: f32,
-    hit: Hit,
+pub(super) struct Waiting {
+    pub bound: f32,
+    pub hit: Hit,
+    /// Where its vector lies.
+    pub place: Place,
 }
 
 impl PartialEq for Candidate {
@@ -134,10 +136,12 @@ impl Ord for Waiting {
 
 /// A running scan. Holds no page between calls.
 pub struct Scan<S: PageStore> {
-    reader: Reader<S>,
-    layout: Layout,
+    pub(super) reader: Reader<S>,
+    pub(super) layout: Layout,
+    pub(super) meta: Meta,
+    rotation: Rotation,
     prepared: Prepared,
-    exact: Exact,
+    pub(super) exact: Exact,
     lists: Vec<RankedList>,
     /// Lists at the front of `lists` that are in order of rank.
     sorted: usize,
@@ -148,13 +152,40 @@ pub struct Scan<S: PageStore> {
     slack: f32,
     held: usize,
     candidates: BinaryHeap<Candidate>,
-    waiting: BinaryHeap<Waiting>,
+    pub(super) waiting: BinaryHeap<Waiting>,
+    /// Hits that come out before anything else.
+    pub(super) ahead: VecDeque<Hit>,
+    /// Least distance that is reported of a hit that was not ahead.
+    pub(super) floor: f64,
     /// Least dropped key and list.
     partial: BinaryHeap<Reverse<(Key, u32)>>,
     /// Tids already returned, where each may come out once.
-    returned: Option<HashSet<u64>>,
+    pub(super) returned: Option<HashSet<u64>>,
     bounds: Vec<f32>,
     since_check: usize,
+}
+
+/// A query, prepared, and the lists with their ranks for it.
+fn aim<S: PageStore>(
+    reader: &mut Reader<S>,
+    meta: &Meta,
+    layout: &Layout,
+    rotation: &Rotation,
+    query: &[f32],
+) -> Result<(Prepared, Vec<RankedList>), IndexError> {
+    let metric = meta.options.metric;
+    check(query, meta.options.dimensions as usize)?;
+    let mut direction = Vec::new();
+    if prepare(query, metric, &mut direction).is_none() {
+        direction = query.to_vec();
+    }
+    let mut rotated = Vec::new();
+    rotation.apply(&direction, &mut rotated);
+    let prepared = Prepared::new(metric, rotated, &meta.origin, layout);
+    let lists = rank(reader, meta, layout, &prepared.rotated, |product, norm| {
+        prepared.list(product, norm)
+    })?;
+    Ok((prepared, lists))
 }
 
 impl<S: PageStore> Scan<S> {
@@ -175,35 +206,29 @@ impl<S: PageStore> Scan<S> {
         params: ScanParams,
         once: bool,
     ) -> Result<Scan<S>, IndexError> {
-        let metric = meta.options.metric;
-        check(query, meta.options.dimensions as usize)?;
         let layout = Layout::new(&meta.options);
-        let mut direction = Vec::new();
-        if prepare(query, metric, &mut direction).is_none() {
-            direction = query.to_vec();
-        }
-        let mut rotated = Vec::new();
-        Rotation::new(layout.dimensions, meta.seed).apply(&direction, &mut rotated);
-        let prepared = Prepared::new(metric, rotated, &meta.origin, &layout);
+        let rotation = Rotation::new(layout.dimensions, meta.seed);
         let mut reader = Reader::new(store)?;
-        let lists = rank(&mut reader, meta, &layout, &prepared.rotated, |product, norm| {
-            prepared.list(product, norm)
-        })?;
+        let (prepared, lists) = aim(&mut reader, meta, &layout, &rotation, query)?;
         let probes = if params.probes == 0 { meta.probes } else { params.probes };
         let one = size_of::<Candidate>() + size_of::<Waiting>();
         Ok(Scan {
             reader,
             layout,
-            exact: Exact::new(query, metric, meta.options.element),
+            meta: meta.clone(),
+            rotation,
+            exact: Exact::new(query, meta.options.metric, meta.options.element),
             sorted: 0,
             read: 0,
             probes: (probes as usize).clamp(1, lists.len().max(1)),
-            metric,
+            metric: meta.options.metric,
             // A list never bounds its entries from nearer than its centroid's own distance.
             slack: if meta.slack.is_finite() { meta.slack } else { 0.0 },
             held: (params.memory_bytes / one).max(MIN_HELD),
             candidates: BinaryHeap::new(),
             waiting: BinaryHeap::new(),
+            ahead: VecDeque::new(),
+            floor: f64::NEG_INFINITY,
             partial: BinaryHeap::new(),
             returned: once.then(HashSet::new),
             bounds: Vec::new(),
@@ -216,6 +241,30 @@ impl<S: PageStore> Scan<S> {
     /// The next hit, in order of distance; `None` when every live entry has come out.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Hit>, IndexError> {
+        if let Some(hit) = self.ahead.pop_front() {
+            return Ok(Some(hit));
+        }
+        let next = self.next_waiting()?;
+        Ok(next.map(|Waiting { hit, .. }| Hit {
+            distance: hit.distance.max(self.floor),
+            ..hit
+        }))
+    }
+
+    /// Aims the scan at another query: everything is to come again.
+    pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
+        (self.prepared, self.lists) = aim(&mut self.reader, &self.meta, &self.layout, &self.rotation, query)?;
+        self.exact = Exact::new(query, self.metric, self.meta.options.element);
+        (self.sorted, self.read) = (0, 0);
+        self.candidates.clear();
+        self.waiting.clear();
+        self.partial.clear();
+        self.ahead.clear();
+        Ok(())
+    }
+
+    /// The next hit of the walk itself.
+    pub(super) fn next_waiting(&mut self) -> Result<Option<Waiting>, IndexError> {
         if self.read == 0 {
             self.read_lists(self.probes)?;
         }
@@ -236,8 +285,8 @@ impl<S: PageStore> Scan<S> {
                     self.read_lists(1)?;
                     continue;
                 }
-                if let Some(hit) = self.pop_waiting() {
-                    return Ok(Some(hit));
+                if let Some(next) = self.pop_waiting() {
+                    return Ok(Some(next));
                 }
                 continue;
             }
@@ -250,12 +299,34 @@ impl<S: PageStore> Scan<S> {
         }
     }
 
-    fn pop_waiting(&mut self) -> Option<Hit> {
-        let hit = self.waiting.pop()?.hit;
+    fn pop_waiting(&mut self) -> Option<Waiting> {
+        let next = self.waiting.pop()?;
         match &mut self.returned {
-            Some(returned) => returned.insert(hit.tid).then_some(hit),
-            None => Some(hit),
+            Some(returned) => returned.insert(next.hit.tid).then_some(next),
+            None => Some(next),
         }
+    }
+
+    /// Brings one step's more hits to wait, proven or not; false at the end of the index.
+    pub(super) fn advance(&mut self) -> Result<bool, IndexError> {
+        if self.waiting.len() >= self.held {
+            return Ok(false);
+        }
+        let partial_first = match (self.candidates.peek(), self.partial.peek()) {
+            (Some(candidate), Some(Reverse((key, _)))) => *key < candidate.key,
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        if partial_first {
+            self.read_partial()?;
+        } else if !self.candidates.is_empty() {
+            self.rerank()?;
+        } else if self.read < self.lists.len() {
+            self.read_lists(self.probes.max(self.read / 2))?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Whether the nearest unread list may hold something nearer than `distance`.
@@ -420,7 +491,7 @@ impl<S: PageStore> Scan<S> {
             self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
         {
             let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
-            self.waiting.push(Waiting { bound, hit });
+            self.waiting.push(Waiting { bound, hit, place });
         }
         Ok(())
     }

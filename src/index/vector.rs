@@ -140,6 +140,40 @@ impl Exact {
         Ok(result)
     }
 
+    /// The vector at `place`, decoded; `None` if another entry lies there by now.
+    pub fn read<S: PageStore>(
+        reader: &mut Reader<S>,
+        layout: &Layout,
+        element: Element,
+        place: Place,
+        hit: &Hit,
+    ) -> Result<Option<Vec<f32>>, IndexError> {
+        let mut record = Vec::new();
+        if layout.slots > 0 {
+            let page = reader.read(place.block)?;
+            if usize::from(place.slot) < layout.slots && is_kind(&page, Kind::Vectors) && layout.is_used(&page, place.slot)
+            {
+                record.extend_from_slice(layout.record(&page, place.slot));
+            }
+        } else if place.block == NONE || !read_pieces(reader, layout, place.block, hit.tid, hit.ordinal, &mut record)? {
+            return Ok(None);
+        }
+        if record.len() < RECORD_HEADER || u64_at(&record, 0) != hit.tid || u32_at(&record, 16) != hit.ordinal {
+            return Ok(None);
+        }
+        let bytes = &record[RECORD_HEADER..];
+        Ok(Some(match element {
+            Element::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            Element::F16 => bytes
+                .chunks_exact(2)
+                .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+        }))
+    }
+
     fn judge(&self, record: &[u8], tid: u64, ordinal: u32) -> Option<(Hit, Exactly)> {
         if record.len() < RECORD_HEADER || u64_at(record, 0) != tid || u32_at(record, 16) != ordinal {
             return None;

@@ -1,5 +1,6 @@
 //! The wall for errors: every room's error becomes a server error with SQLSTATE, DETAIL and HINT.
 
+use super::am::feedback::FeedbackError;
 use super::service::{Failure, Kind, ServiceError};
 use super::sql::models::RegistryError;
 use super::vector::VectorError;
@@ -91,6 +92,27 @@ impl Describe for BridgeError {
     }
     fn hint(&self) -> Option<String> {
         Failure::from(self).hint
+    }
+}
+
+impl Describe for FeedbackError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            FeedbackError::Index(error) => error.code(),
+            FeedbackError::Bridge(error) => error.code(),
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            FeedbackError::Index(error) => error.hint(),
+            FeedbackError::Bridge(error) => error.hint(),
+        }
+    }
+    fn raise(&self) -> ! {
+        match self {
+            FeedbackError::Index(error) => error.raise(),
+            FeedbackError::Bridge(error) => error.raise(),
+        }
     }
 }
 

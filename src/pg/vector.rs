@@ -105,6 +105,39 @@ pub unsafe fn read_vector(datum: pg_sys::Datum) -> Result<Vec<f32>, VectorError>
         .collect())
 }
 
+/// The vectors of a `vector[]`, NULLs left out.
+///
+/// # Safety
+/// `datum` is a non-null array of pgvector's type `vector`.
+pub unsafe fn read_vectors(datum: pg_sys::Datum) -> Result<Vec<Vec<f32>>, VectorError> {
+    // SAFETY: promised by the caller; the array's own header names the type of its elements, and deconstructing gives
+    // as many datums and flags as it says.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        let element = (*array).elemtype;
+        let (mut length, mut by_value, mut align) = (0i16, false, 0);
+        pg_sys::get_typlenbyvalalign(element, &mut length, &mut by_value, &mut align);
+        let (mut datums, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        pg_sys::deconstruct_array(
+            array,
+            element,
+            length.into(),
+            by_value,
+            align,
+            &mut datums,
+            &mut nulls,
+            &mut count,
+        );
+        let mut vectors = Vec::new();
+        for at in 0..usize::try_from(count).unwrap_or(0) {
+            if !*nulls.add(at) {
+                vectors.push(read_vector(*datums.add(at))?);
+            }
+        }
+        Ok(vectors)
+    }
+}
+
 /// The numbers of a `halfvec`, widened.
 ///
 /// # Safety

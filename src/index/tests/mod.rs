@@ -6,4 +6,5 @@ mod concurrent;
 mod corrupt;
 mod glove;
 mod search;
+mod second;
 pub mod support;

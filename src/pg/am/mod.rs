@@ -3,6 +3,7 @@
 pub mod build;
 pub mod cost;
 pub mod distances;
+pub mod feedback;
 pub mod insert;
 pub mod kind;
 pub mod options;

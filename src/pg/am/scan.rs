@@ -1,6 +1,7 @@
 //! Scans: the question becomes a vector, the index walks its lists, rows come out nearest first.
 
 use super::distances;
+use super::feedback::feed_back;
 use super::insert;
 use super::kind::{self, KeyKind};
 use super::settings;
@@ -8,7 +9,8 @@ use super::text::TextIndex;
 use crate::index::{Hit, Meta, Scan, ScanParams};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
-use crate::pg::sql::profiles;
+use crate::bridge::feedback::Plan;
+use crate::pg::sql::{gates, profiles};
 use crate::pg::sql::query::Query;
 use crate::pg::store::RelationStore;
 use pgrx::PgSqlErrorCode;
@@ -56,7 +58,18 @@ pub unsafe extern "C-unwind" fn ambeginscan(
     }
 }
 
-/// The vector to search for, and what identifies the operand.
+/// What is searched for, and how.
+#[derive(Default)]
+struct Operand {
+    vector: Vec<f32>,
+    /// Identifies the question for [`distances`]; none for vectors.
+    question: Option<u64>,
+    /// Lists to read first; 0 if the query does not say.
+    probes: u32,
+    feedback: Option<Plan>,
+}
+
+/// The vector to search for, what identifies the operand, and the query's options.
 ///
 /// # Safety
 /// `key` is the scan's order-by key with a non-null argument.
@@ -65,7 +78,7 @@ unsafe fn read_operand(
     kind: KeyKind,
     meta: &Meta,
     key: &pg_sys::ScanKeyData,
-) -> (Vec<f32>, Option<u64>, u32) {
+) -> Operand {
     // SAFETY: the argument has the type that the strategy's operator declares.
     unsafe {
         let asked = if key.sk_strategy == QUERY_STRATEGY {
@@ -74,15 +87,18 @@ unsafe fn read_operand(
             Query::from_text(kind::read_text(key.sk_argument))
         } else {
             let vector = kind::read_vector(kind, key.sk_argument);
-            return (vector, None, 0);
+            return Operand { vector, ..Operand::default() };
         };
         let query = profiles::resolve(&asked, (*index).rd_id);
         let probes = query.probes.unwrap_or(0);
-        if kind != KeyKind::Text {
-            return (query.embedding.unwrap_or_default(), None, probes);
-        }
-        let text = TextIndex::open(index, meta);
-        (text.embed_query(&query), Some(asked.identity()), probes)
+        let feedback = query.feedback.as_ref().and_then(|options| gates::plan(options, (*index).rd_id));
+        let (vector, question) = if kind == KeyKind::Text {
+            let text = TextIndex::open(index, meta);
+            (text.embed_query(&query), Some(asked.identity()))
+        } else {
+            (query.embedding.unwrap_or_default(), None)
+        };
+        Operand { vector, question, probes, feedback }
     }
 }
 
@@ -129,19 +145,26 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         let store = RelationStore::new(index);
         let meta = Meta::open(&store).or_raise();
         let key = *(*scan).orderByData;
-        let (vector, question, probes) = if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
+        let operand = if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
             // Every distance to NULL is NULL: any order is right, and every row comes out.
-            (vec![0.0; meta.options.dimensions as usize], None, 0)
+            Operand {
+                vector: vec![0.0; meta.options.dimensions as usize],
+                ..Operand::default()
+            }
         } else {
             read_operand(index, state.kind, &meta, &key)
         };
-        let probes = if probes > 0 { probes } else { settings::probes() };
+        let probes = if operand.probes > 0 { operand.probes } else { settings::probes() };
         let params = ScanParams {
             probes,
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
         };
-        state.question = question;
-        state.running = Some(Scan::new(store, &vector, params).or_raise());
+        state.question = operand.question;
+        let mut running = Scan::new(store, &operand.vector, params).or_raise();
+        if let Some(plan) = &operand.feedback {
+            feed_back(&mut running, &operand.vector, plan).or_raise();
+        }
+        state.running = Some(running);
     }
 }
 

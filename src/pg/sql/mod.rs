@@ -2,6 +2,8 @@
 pub mod control_service;
 pub mod encode;
 pub mod evaluate;
+pub mod feedback;
+pub mod gates;
 pub mod leaf;
 pub mod lexsem;
 pub mod models;

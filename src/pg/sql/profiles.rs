@@ -95,9 +95,9 @@ pub fn check_owner(index: pg_sys::Oid) {
     }
 }
 
-/// Runs a statement on `situ.profiles` as the owner of that table, who alone may write it. The current user has been
+/// Runs a statement on the extension's tables as the owner of that table, who alone may write it. The current user has been
 /// checked before. After an error the abort of the transaction gives the user back.
-fn as_owner(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
+pub fn as_owner(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
     // SAFETY: the user is set back below, with what was read here.
     unsafe {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);

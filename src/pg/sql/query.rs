@@ -1,5 +1,6 @@
 //! The type `situ.query`: a question with options, and the operator's function over text.
 
+use crate::bridge::feedback::{Method, Options};
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::pg::am::distances;
 use crate::pg::am::kind::body_hash;
@@ -8,6 +9,7 @@ use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::service::Lane;
 use crate::pg::service::client::{self, ModelRef};
+use crate::pg::sql::feedback;
 use crate::pg::sql::models::model_by_name;
 use crate::pg::vector::read_vector;
 use pgrx::PgSqlErrorCode;
@@ -38,6 +40,9 @@ pub struct Query {
     /// Options that `situ.tune` stored for the index, used where the query itself says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Whether and how the nearest passages move the question before a second round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<Options>,
 }
 
 impl Query {
@@ -69,6 +74,8 @@ impl Query {
         }
         digest.update(self.model.as_deref().unwrap_or_default().as_bytes());
         digest.update(self.profile.as_deref().unwrap_or_default().as_bytes());
+        // The same question with and without feedback has other distances.
+        digest.update(serde_json::to_vec(&self.feedback).unwrap_or_default());
         let mut first = [0u8; 8];
         first.copy_from_slice(&digest.finalize()[..8]);
         u64::from_le_bytes(first)
@@ -137,12 +144,23 @@ fn no_question() -> ! {
 
 /// `situ.query(...)`.
 #[pg_extern(immutable, parallel_safe, sql = false)]
+#[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn make_query(
     text: Option<&str>,
     embedding: Option<AnyElement>,
     model: Option<&str>,
     probes: Option<i32>,
     profile: Option<&str>,
+    feedback: Option<&str>,
+    feedback_depth: Option<i32>,
+    alpha: Option<f32>,
+    beta: Option<f32>,
+    gamma: Option<f32>,
+    bottom: Option<i32>,
+    rounds: Option<i32>,
+    feedback_mode: Option<&str>,
+    feedback_keep: Option<i32>,
+    feedback_list: Option<i32>,
 ) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
@@ -163,12 +181,40 @@ fn make_query(
         model: model.map(str::to_owned),
         probes,
         profile: profile.map(str::to_owned),
+        feedback: feedback_options(
+            feedback,
+            Options {
+                method: Method::None,
+                depth: feedback_depth,
+                alpha,
+                beta,
+                gamma,
+                bottom,
+                list: feedback_list,
+                rounds,
+                mode: feedback_mode.map(feedback::mode),
+                keep: feedback_keep,
+            },
+        ),
     };
     // Options without a question are a template, for situ.evaluate and the like.
     if query == Query::default() {
         no_question();
     }
     query
+}
+
+/// The options of a method; options without a method are those of `gated`.
+fn feedback_options(method: Option<&str>, given: Options) -> Option<Options> {
+    let method = match method {
+        Some(name) => feedback::method(name),
+        None if given == Options::default() => return None,
+        None => Method::Gated,
+    };
+    let options = Options { method, ..given };
+    // What is out of range is said here, not at the scan.
+    options.plan(None).or_raise();
+    Some(options)
 }
 
 /// The cosine distance of the document's nearest chunk to the question, without an index: the document is cut and
@@ -184,6 +230,13 @@ fn document_distance(body: &str, query: &Query) -> Option<f64> {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("profile \"{profile}\" can be used by a scan of its index only"),
+            "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
+        );
+    }
+    if query.feedback.as_ref().is_some_and(|options| options.method != Method::None) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "feedback comes from a scan of an index only".into(),
             "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
         );
     }

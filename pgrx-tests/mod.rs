@@ -5,4 +5,5 @@
 //! cannot be seen through SQL: pages, datums, memory. What a client can see is tested in `tests/cluster/`.
 
 mod datums;
+mod lexsem;
 mod pages;

@@ -5,6 +5,7 @@ pub mod evaluate;
 pub mod feedback;
 pub mod gates;
 pub mod leaf;
+pub mod lexsem;
 pub mod models;
 pub mod profiles;
 pub mod query;

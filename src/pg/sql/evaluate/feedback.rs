@@ -54,7 +54,11 @@ fn own_spans(index: pg_sys::Oid, kind: &str, n: i32, key: &str, seed: i64) -> (V
     let (mut asked, mut judgements) = (Vec::new(), Judgements::default());
     for (id, text, document) in made {
         judgements.entry(id.clone()).or_default().insert(document, 1.0);
-        asked.push(Asked { id, text, embedding: None });
+        asked.push(Asked {
+            id,
+            text,
+            embedding: None,
+        });
     }
     (asked, judgements)
 }
@@ -69,7 +73,9 @@ fn encode(index: pg_sys::Oid, asked: &mut [Asked]) {
     if let Some(model) = model_of(index, &Query::default()).filter(|_| !texts.is_empty()) {
         let vectors = service::embed(&model, Role::Query, &texts).or_raise();
         let missing = asked.iter_mut().filter(|asked| asked.embedding.is_none());
-        missing.zip(vectors).for_each(|(asked, vector)| asked.embedding = Some(vector));
+        missing
+            .zip(vectors)
+            .for_each(|(asked, vector)| asked.embedding = Some(vector));
     }
 }
 
@@ -93,7 +99,10 @@ fn tune_feedback(
         (None, None) => own_spans(index, kind, n.unwrap_or(400), &key, seed),
         _ => {
             let judgements = qrels(needed("qrels", qrels_of));
-            (with_relevant(queries(needed("queries", queries_of)), &judgements), judgements)
+            (
+                with_relevant(queries(needed("queries", queries_of)), &judgements),
+                judgements,
+            )
         }
     };
     if asked.len() < LEAST {
@@ -120,7 +129,10 @@ fn tune_feedback(
                     std::array::from_fn(|at| with[at] - plain[at])
                 })
             });
-            Observation { sharpness: last_sharpness(), gains }
+            Observation {
+                sharpness: last_sharpness(),
+                gains,
+            }
         })
         .collect();
     let (gate, tried) = calibrate(&observations);
@@ -141,7 +153,18 @@ fn tune_feedback(
             let [ndcg, map, mrr, recall] = tried.gains;
             let (sharp, blunt) = (tried.gate.sharp as i32, tried.gate.blunt as i32);
             let same = tried.gate == gate;
-            (tried.gate.strength, sharp, blunt, tried.gate.threshold, ndcg, map, mrr, recall, tried.safe, same)
+            (
+                tried.gate.strength,
+                sharp,
+                blunt,
+                tried.gate.threshold,
+                ndcg,
+                map,
+                mrr,
+                recall,
+                tried.safe,
+                same,
+            )
         })
         .collect();
     TableIterator::new(rows)

@@ -15,7 +15,11 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
+<<<<<<< HEAD
 .PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu eval clean
+=======
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-feedback bench-service bench-gpu clean
+>>>>>>> feedback
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -28,6 +32,7 @@ help:
 	@echo 'make kernels        the CUDA kernels, compiled without a card for the supported architectures'
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
+	@echo 'make bench-feedback what a second round by feedback adds to the latency of a search'
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
 	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
@@ -91,6 +96,9 @@ eval:
 
 bench-index:
 	@scripts/bench.sh index
+
+bench-feedback:
+	@scripts/bench.sh feedback
 
 bench-service:
 	@scripts/bench.sh service

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measurements against peers, in the demo's server with the release build.
 #
-# Usage: bench.sh index|service
+# Usage: bench.sh index|feedback|service
 . "$(dirname "$0")/common.sh"
-what=${1:?usage: bench.sh index|service}
+what=${1:?usage: bench.sh index|feedback|service}
 cd "$ROOT"
 "$ROOT/scripts/deps.sh" demo
 library=$("$ROOT/scripts/build.sh" release)
@@ -19,9 +19,9 @@ SITU_BENCH_MODELS=$SITU_RUN/models
 export SITU_BENCH_SOCKET SITU_BENCH_MODELS
 case $what in
     # Of the library only the server matters here: the client's own speed is that of the development profile.
-    index)
+    index | feedback)
         export PGRX_PG_CONFIG_PATH=${PGRX_PG_CONFIG_PATH:-$(build_pg_config)}
-        cargo bench --locked --quiet --profile dev --no-default-features --features "pg$PG pg_test" --bench index
+        cargo bench --locked --quiet --profile dev --no-default-features --features "pg$PG pg_test" --bench "$what"
         ;;
     # The bare forward pass in the client is compared with the server's: both are release builds.
     *) cargo bench --locked --quiet --profile "${BENCH_PROFILE:-release}" --no-default-features --bench "$what" ;;

@@ -82,6 +82,40 @@ class Evaluation:
         seconds = "(SELECT encode_seconds FROM situ.stat_index WHERE indexrelid = '{}'::regclass)"
         return float(self.db.one(f"SELECT {seconds.format(index)} / {seconds.format(self.name + '.plain')}") or 1)
 
+    def situated(self) -> None:
+        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone."""
+        s, base = self.name, None
+        if not self.set.situated:
+            return
+        if not self.db.has_function("situate", "chunks"):
+            self.step(f"SKIPPED: {s}: rows in their document: this build has no situ.situate over chunks")
+            return
+        kinds = {"chunk": "mode => 'none'", "context": "mode => 'late'"}
+        if self.db.has_function("train"):
+            pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
+            why = self.train("situate", f"{s}_situate", pairs)
+            kinds["bridge"] = f"mode => 'bridge', bridge => '{s}_situate'"
+            if why:
+                del kinds["bridge"]
+                self.variants.append(Variant("situate", "bridge", f"{s}.plain", default=True, rejected=why))
+        for kind, arguments in kinds.items():
+            self.step(f"{s}: situ.situate(chunks, {arguments})")
+            table, begin = f"{s}.situated_{kind}", time.monotonic()
+            self.db.run(
+                f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
+                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
+                "GROUP BY document) d, generate_subscripts(ids, 1) n;"
+            )
+            seconds = time.monotonic() - begin
+            base = base or seconds
+            self.db.run(
+                f"ALTER TABLE {table} ADD PRIMARY KEY (id), ALTER v TYPE vector(384);\n"
+                f"CREATE INDEX {kind} ON {table} USING situ (v vector_cosine_ops);"
+            )
+            self.variants.append(
+                Variant("situate", kind, f"{s}.{kind}", default=kind == "bridge", encode_cost=seconds / base)
+            )
+
     # Training
 
     def train(self, kind: str, name: str, arguments: str) -> str | None:
@@ -322,6 +356,7 @@ def main() -> None:
         step(f"{judged.name}: loading")
         judged.load(db)
         run.indexes()
+        run.situated()
         run.bridges()
         run.held_apart()
         run.feedback()

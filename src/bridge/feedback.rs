@@ -170,7 +170,14 @@ impl Options {
             (0, _) => depth,
             _ => depth.max(BETWEEN) + bottom,
         };
-        let list = number("feedback_list", self.list, list, depth, MOST_ROWS, "it may be feedback_depth to 1000")?;
+        let list = number(
+            "feedback_list",
+            self.list,
+            list,
+            depth,
+            MOST_ROWS,
+            "it may be feedback_depth to 1000",
+        )?;
         if bottom > list {
             return Err(BridgeError::Option {
                 name: "bottom",
@@ -185,10 +192,18 @@ impl Options {
         let gate = match self.keep {
             Some(_) => {
                 let keep = number("feedback_keep", self.keep, 0, 0, 100, "it may be 0 to 100")?;
-                Gate { sharp: keep, blunt: keep, ..gate }
+                Gate {
+                    sharp: keep,
+                    blunt: keep,
+                    ..gate
+                }
             }
             None => match kept {
-                Some(keep) => Gate { sharp: keep, blunt: keep, ..gate },
+                Some(keep) => Gate {
+                    sharp: keep,
+                    blunt: keep,
+                    ..gate
+                },
                 None => gate,
             },
         };
@@ -228,17 +243,16 @@ impl Plan {
         // what was to be pushed away, but never a positive itself.
         let end = found.min(self.list);
         let start = end.saturating_sub(self.bottom);
-        let start = if found < self.list { start.max(self.depth).min(end) } else { start };
+        let start = if found < self.list {
+            start.max(self.depth).min(end)
+        } else {
+            start
+        };
         start..end
     }
 
     /// The moved question. `positive` and `negative` are vectors of as many components as the question.
-    pub fn moved(
-        &self,
-        query: &[f32],
-        positive: &[Vec<f32>],
-        negative: &[Vec<f32>],
-    ) -> Result<Vec<f32>, BridgeError> {
+    pub fn moved(&self, query: &[f32], positive: &[Vec<f32>], negative: &[Vec<f32>]) -> Result<Vec<f32>, BridgeError> {
         match self.method {
             Method::Average => average(query, positive),
             _ => rocchio(query, positive, negative, self.alpha, self.beta, self.gamma),
@@ -268,7 +282,9 @@ fn add_mean(sum: &mut [f64], vectors: &[Vec<f32>], scale: f64) -> Result<(), Bri
             });
         }
         let scale = scale / vectors.len() as f64;
-        sum.iter_mut().zip(vector).for_each(|(sum, &x)| *sum += scale * f64::from(x));
+        sum.iter_mut()
+            .zip(vector)
+            .for_each(|(sum, &x)| *sum += scale * f64::from(x));
     }
     Ok(())
 }
@@ -313,17 +329,26 @@ mod tests {
         let (query, feedback) = ([1.0, 0.0], [vec![0.0, 1.0], vec![0.0, 3.0]]);
         let close = |a: &[f32], b: [f32; 2]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
         assert!(close(&average(&query, &feedback).unwrap(), [1.0 / 3.0, 4.0 / 3.0]));
-        assert!(close(&rocchio(&query, &feedback, &[], 0.4, 0.6, 0.1).unwrap(), [0.4, 1.2]));
+        assert!(close(
+            &rocchio(&query, &feedback, &[], 0.4, 0.6, 0.1).unwrap(),
+            [0.4, 1.2]
+        ));
         let away = [vec![4.0, 0.0], vec![0.0, 2.0]];
         // 0.4 (1, 0) + 0.6 (0, 2) - 0.1 (2, 1)
-        assert!(close(&rocchio(&query, &feedback, &away, 0.4, 0.6, 0.1).unwrap(), [0.2, 1.1]));
+        assert!(close(
+            &rocchio(&query, &feedback, &away, 0.4, 0.6, 0.1).unwrap(),
+            [0.2, 1.1]
+        ));
         assert_eq!(average(&query, &[]).unwrap(), query);
         assert_eq!(rocchio(&query, &[], &away, 0.4, 0.6, 0.1).unwrap(), query);
         assert!(average(&query, &[vec![1.0]]).is_err());
     }
 
     fn options(method: Method) -> Options {
-        Options { method, ..Options::default() }
+        Options {
+            method,
+            ..Options::default()
+        }
     }
 
     #[test]
@@ -332,7 +357,10 @@ mod tests {
         let average = options(Method::Average).plan(None).unwrap().unwrap();
         assert_eq!((average.depth, average.list, average.keep(1.0)), (3, 3, 0));
         let rocchio = options(Method::Rocchio).plan(None).unwrap().unwrap();
-        assert_eq!((rocchio.depth, rocchio.alpha, rocchio.beta, rocchio.bottom), (5, 0.4, 0.6, 0));
+        assert_eq!(
+            (rocchio.depth, rocchio.alpha, rocchio.beta, rocchio.bottom),
+            (5, 0.4, 0.6, 0)
+        );
         let gated = options(Method::Gated).plan(None).unwrap().unwrap();
         assert_eq!((gated.depth, gated.list, gated.negative(42)), (2, 42, 10..42));
         assert_eq!((gated.keep(0.5), gated.keep(-0.5), gated.certain()), (10, 10, 10));
@@ -340,12 +368,27 @@ mod tests {
 
     #[test]
     fn a_gate_decides_by_sharpness_and_is_overruled_by_the_query() {
-        let gate = Gate { strength: 0.2, threshold: 0.1, sharp: 3, blunt: 10, off: false };
+        let gate = Gate {
+            strength: 0.2,
+            threshold: 0.1,
+            sharp: 3,
+            blunt: 10,
+            off: false,
+        };
         let plan = options(Method::Gated).plan(Some(gate)).unwrap().unwrap();
-        assert_eq!((plan.beta, plan.gamma, plan.keep(0.2), plan.keep(0.05)), (0.2, 0.2, 3, 10));
-        let own = Options { keep: Some(1), ..options(Method::Gated) };
+        assert_eq!(
+            (plan.beta, plan.gamma, plan.keep(0.2), plan.keep(0.05)),
+            (0.2, 0.2, 3, 10)
+        );
+        let own = Options {
+            keep: Some(1),
+            ..options(Method::Gated)
+        };
         assert_eq!(own.plan(Some(gate)).unwrap().unwrap().keep(0.05), 1);
-        assert_eq!(options(Method::Gated).plan(Some(Gate { off: true, ..gate })).unwrap(), None);
+        assert_eq!(
+            options(Method::Gated).plan(Some(Gate { off: true, ..gate })).unwrap(),
+            None
+        );
         let distances: Vec<f64> = (0..42).map(|at| if at < 2 { 0.25 } else { 0.75 }).collect();
         assert_eq!(sharpness(&distances, 2, plan.negative(42)), 0.5);
         assert_eq!(sharpness(&distances[..2], 2, plan.negative(2)), 0.0);
@@ -354,13 +397,35 @@ mod tests {
     #[test]
     fn options_out_of_range_are_errors() {
         for bad in [
-            Options { depth: Some(0), ..options(Method::Average) },
-            Options { keep: Some(-1), ..options(Method::Gated) },
-            Options { alpha: Some(f32::NAN), ..options(Method::Rocchio) },
-            Options { beta: Some(-0.1), ..options(Method::Rocchio) },
-            Options { rounds: Some(11), ..options(Method::Rocchio) },
-            Options { list: Some(3), ..options(Method::Rocchio) },
-            Options { bottom: Some(30), list: Some(20), ..options(Method::Gated) },
+            Options {
+                depth: Some(0),
+                ..options(Method::Average)
+            },
+            Options {
+                keep: Some(-1),
+                ..options(Method::Gated)
+            },
+            Options {
+                alpha: Some(f32::NAN),
+                ..options(Method::Rocchio)
+            },
+            Options {
+                beta: Some(-0.1),
+                ..options(Method::Rocchio)
+            },
+            Options {
+                rounds: Some(11),
+                ..options(Method::Rocchio)
+            },
+            Options {
+                list: Some(3),
+                ..options(Method::Rocchio)
+            },
+            Options {
+                bottom: Some(30),
+                list: Some(20),
+                ..options(Method::Gated)
+            },
         ] {
             assert!(matches!(bad.plan(None), Err(BridgeError::Option { .. })), "{bad:?}");
         }
@@ -373,7 +438,15 @@ mod tests {
         assert_eq!(gated.negative(5), 2..5);
         assert_eq!(gated.negative(1), 1..1);
         assert_eq!(gated.negative(0), 0..0);
-        let plan = Options { bottom: Some(2), list: Some(5), ..options(Method::Rocchio) };
-        assert_eq!(plan.plan(None).unwrap().unwrap().negative(5), 3..5, "as published: the end of the list");
+        let plan = Options {
+            bottom: Some(2),
+            list: Some(5),
+            ..options(Method::Rocchio)
+        };
+        assert_eq!(
+            plan.plan(None).unwrap().unwrap().negative(5),
+            3..5,
+            "as published: the end of the list"
+        );
     }
 }

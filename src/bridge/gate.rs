@@ -62,9 +62,21 @@ pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
                     .map(|query| query.gains[s][if query.sharpness >= threshold { k } else { blunt }])
                     .collect();
                 let (first, second) = gains.split_at(gains.len() / 2);
-                let safe = [first, second].iter().all(|half| mean(half).iter().all(|&gain| gain >= -LEAST));
-                let gate = Gate { strength, threshold, sharp, blunt: KEEPS[blunt], off: false };
-                tried.push(Tried { gate, gains: mean(&gains), safe });
+                let safe = [first, second]
+                    .iter()
+                    .all(|half| mean(half).iter().all(|&gain| gain >= -LEAST));
+                let gate = Gate {
+                    strength,
+                    threshold,
+                    sharp,
+                    blunt: KEEPS[blunt],
+                    off: false,
+                };
+                tried.push(Tried {
+                    gate,
+                    gains: mean(&gains),
+                    safe,
+                });
             }
         }
     }
@@ -72,11 +84,16 @@ pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
     let value = |tried: &Tried| tried.gains[0] + tried.gains[1] + tried.gains[2] + 0.1 * tried.gains[3];
     let best = |accept: &dyn Fn(&&Tried) -> bool| {
         let accepted = tried.iter().filter(accept).filter(|tried| value(tried) > LEAST);
-        accepted.max_by(|a, b| value(a).total_cmp(&value(b))).map(|tried| tried.gate)
+        accepted
+            .max_by(|a, b| value(a).total_cmp(&value(b)))
+            .map(|tried| tried.gate)
     };
     let chosen = best(&|tried| tried.safe)
         .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt))
-        .unwrap_or(Gate { off: true, ..Gate::default() });
+        .unwrap_or(Gate {
+            off: true,
+            ..Gate::default()
+        });
     (chosen, tried)
 }
 
@@ -85,7 +102,10 @@ mod tests {
     use super::*;
 
     fn observation(sharpness: f64, gain: impl Fn(f32, usize) -> Gains) -> Observation {
-        Observation { sharpness, gains: STRENGTHS.map(|strength| KEEPS.map(|keep| gain(strength, keep))) }
+        Observation {
+            sharpness,
+            gains: STRENGTHS.map(|strength| KEEPS.map(|keep| gain(strength, keep))),
+        }
     }
 
     /// Sharp rounds gain from few kept rows, blunt ones lose: the threshold parts them.
@@ -102,16 +122,26 @@ mod tests {
             })
             .collect();
         let (gate, tried) = calibrate(&queries);
-        assert_eq!((gate.strength, gate.threshold, gate.blunt, gate.off), (0.3, 0.5, 10, false));
+        assert_eq!(
+            (gate.strength, gate.threshold, gate.blunt, gate.off),
+            (0.3, 0.5, 10, false)
+        );
         assert!(gate.sharp < 10);
         assert_eq!(tried.len(), STRENGTHS.len() * (2 * SHARES.len() + 1));
-        assert!(tried.iter().any(|tried| !tried.safe), "without a threshold it is not safe");
+        assert!(
+            tried.iter().any(|tried| !tried.safe),
+            "without a threshold it is not safe"
+        );
     }
 
     #[test]
     fn what_helps_only_below_the_top_keeps_the_top() {
         let queries = vec![
-            observation(0.3, |_, keep| if keep == 10 { [0.0, 0.001, 0.0, 0.01] } else { [-0.01, 0.1, -0.01, 0.1] });
+            observation(0.3, |_, keep| if keep == 10 {
+                [0.0, 0.001, 0.0, 0.01]
+            } else {
+                [-0.01, 0.1, -0.01, 0.1]
+            });
             20
         ];
         let (gate, _) = calibrate(&queries);

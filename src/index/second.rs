@@ -50,7 +50,9 @@ impl<S: PageStore> Scan<S> {
     pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<Lead>, IndexError> {
         let mut leads = Vec::with_capacity(total.min(1024));
         while leads.len() < certain.min(total) {
-            let Some(Waiting { hit, place, .. }) = self.next_waiting()? else { break };
+            let Some(Waiting { hit, place, .. }) = self.next_waiting()? else {
+                break;
+            };
             leads.push(Lead { hit, place });
         }
         let certain = leads.len();
@@ -88,10 +90,15 @@ impl<S: PageStore> Scan<S> {
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let mut seen: HashSet<Tid> = HashSet::new();
         rows.retain(|row| {
-            let out = self.returned.as_ref().is_some_and(|returned| returned.contains(&row.hit.tid));
+            let out = self
+                .returned
+                .as_ref()
+                .is_some_and(|returned| returned.contains(&row.hit.tid));
             !out && seen.insert(row.hit.tid)
         });
-        rows.into_iter().map(|Waiting { hit, place, .. }| Lead { hit, place }).collect()
+        rows.into_iter()
+            .map(|Waiting { hit, place, .. }| Lead { hit, place })
+            .collect()
     }
 
     /// The vectors of these rows as they are stored, under cosine their directions. A row that was deleted meanwhile is

@@ -13,6 +13,7 @@ mod crash;
 mod data;
 mod devices;
 mod evaluate;
+mod feedback;
 mod full_disk;
 mod harness;
 mod lifecycle;

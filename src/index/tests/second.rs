@@ -30,7 +30,9 @@ fn moved(scan: &mut Scan<MemoryStore>, query: &[f32], leads: &[Lead]) -> Vec<f32
     let query = scan.mixed(query);
     let (near, far) = vectors.split_at(2);
     let mean = |part: &[Vec<f32>], i: usize| part.iter().map(|v| v[i]).sum::<f32>() / part.len() as f32;
-    (0..query.len()).map(|i| query[i] + 0.3 * mean(near, i) - 0.3 * mean(far, i)).collect()
+    (0..query.len())
+        .map(|i| query[i] + 0.3 * mean(near, i) - 0.3 * mean(far, i))
+        .collect()
 }
 
 #[test]
@@ -77,7 +79,11 @@ fn the_second_round_is_brute_force_by_the_moved_query_behind_what_is_kept() {
             scan.follow(&target, &leads[..keep]).unwrap();
             let hits = rest(scan);
             each_once(&hits, 4000);
-            assert_eq!(tids(&hits)[..keep], tids(&plain)[..keep], "{metric:?}: what is kept stays in front");
+            assert_eq!(
+                tids(&hits)[..keep],
+                tids(&plain)[..keep],
+                "{metric:?}: what is kept stays in front"
+            );
             let kept: HashSet<Tid> = tids(&hits[..keep]).into_iter().collect();
             let mut exact = brute_force(metric, &target, &vectors);
             exact.retain(|(tid, _)| !kept.contains(tid));
@@ -85,7 +91,11 @@ fn the_second_round_is_brute_force_by_the_moved_query_behind_what_is_kept() {
             asked += 1.0;
             for hit in &hits[keep..] {
                 let want = distance(metric, &target, &vectors[hit.tid as usize - 1]);
-                assert!((hit.distance - want).abs() < 1e-4 * want.abs().max(1.0), "{} {want}", hit.distance);
+                assert!(
+                    (hit.distance - want).abs() < 1e-4 * want.abs().max(1.0),
+                    "{} {want}",
+                    hit.distance
+                );
             }
             for pair in hits[..=keep].windows(2) {
                 assert!(pair[0].distance < pair[1].distance, "{metric:?} {pair:?}");
@@ -119,8 +129,10 @@ fn ranking_anew_is_brute_force_over_the_rows_looked_at() {
         for (hit, (_, want)) in hits[5..100].iter().zip(&expected) {
             assert!((hit.distance - want).abs() < 1e-4 * want.abs().max(1.0));
         }
-        let (a, b): (HashSet<Tid>, HashSet<Tid>) =
-            (tids(&hits[..100]).into_iter().collect(), tids(&plain[..100]).into_iter().collect());
+        let (a, b): (HashSet<Tid>, HashSet<Tid>) = (
+            tids(&hits[..100]).into_iter().collect(),
+            tids(&plain[..100]).into_iter().collect(),
+        );
         assert_eq!(a, b, "the same hundred rows");
         assert!(hits[..120].windows(2).all(|pair| pair[0].distance <= pair[1].distance));
     }
@@ -131,13 +143,29 @@ fn a_document_comes_out_once_in_both_rounds() {
     let mut random = Random(24);
     let chunks = random.clustered(6000, 32, 80);
     let store = MemoryStore::new();
-    let settings = IndexOptions { documents: true, ..options(Metric::Cosine, 32) };
-    let mut build =
-        Build::new(store.clone(), settings, 32 << 20, 2, memory_spool(), Box::new(|_, _, _| {})).unwrap();
+    let settings = IndexOptions {
+        documents: true,
+        ..options(Metric::Cosine, 32)
+    };
+    let mut build = Build::new(
+        store.clone(),
+        settings,
+        32 << 20,
+        2,
+        memory_spool(),
+        Box::new(|_, _, _| {}),
+    )
+    .unwrap();
     for (i, vector) in chunks.iter().enumerate() {
         let span = Span { start: 0, end: 1 };
         build
-            .add(Entry { tid: i as u64 / 4 + 1, ordinal: i as u32 % 4, span, hash: 0, vector })
+            .add(Entry {
+                tid: i as u64 / 4 + 1,
+                ordinal: i as u32 % 4,
+                span,
+                hash: 0,
+                vector,
+            })
             .unwrap();
     }
     build.finish().unwrap();
@@ -169,7 +197,10 @@ fn several_rounds_and_little_memory_lose_no_rows() {
     let vectors = random.clustered(6000, 32, 30);
     let (store, _) = build(options(Metric::L2, 32), &vectors);
     for memory in [0, 100_000, 4 << 20] {
-        let params = ScanParams { probes: 0, memory_bytes: memory };
+        let params = ScanParams {
+            probes: 0,
+            memory_bytes: memory,
+        };
         let query = random.vector(32);
         let mut scan = Scan::new(store.clone(), &query, params).unwrap();
         let first = scan.leading(10, 42).unwrap();
@@ -181,5 +212,8 @@ fn several_rounds_and_little_memory_lose_no_rows() {
         each_once(&rest(scan), 6000);
     }
     let mut scan = Scan::new(store, &[0.0; 32], ScanParams::default()).unwrap();
-    assert!(scan.follow(&[0.0; 31], &[]).is_err(), "a moved query of another length is an error");
+    assert!(
+        scan.follow(&[0.0; 31], &[]).is_err(),
+        "a moved query of another length is an error"
+    );
 }

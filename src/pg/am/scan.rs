@@ -6,12 +6,12 @@ use super::insert;
 use super::kind::{self, KeyKind};
 use super::settings;
 use super::text::TextIndex;
+use crate::bridge::feedback::Plan;
 use crate::index::{Hit, Meta, Scan, ScanParams};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
-use crate::bridge::feedback::Plan;
-use crate::pg::sql::{gates, profiles};
 use crate::pg::sql::query::Query;
+use crate::pg::sql::{gates, profiles};
 use crate::pg::store::RelationStore;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -73,12 +73,7 @@ struct Operand {
 ///
 /// # Safety
 /// `key` is the scan's order-by key with a non-null argument.
-unsafe fn read_operand(
-    index: pg_sys::Relation,
-    kind: KeyKind,
-    meta: &Meta,
-    key: &pg_sys::ScanKeyData,
-) -> Operand {
+unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key: &pg_sys::ScanKeyData) -> Operand {
     // SAFETY: the argument has the type that the strategy's operator declares.
     unsafe {
         let asked = if key.sk_strategy == QUERY_STRATEGY {
@@ -87,18 +82,29 @@ unsafe fn read_operand(
             Query::from_text(kind::read_text(key.sk_argument))
         } else {
             let vector = kind::read_vector(kind, key.sk_argument);
-            return Operand { vector, ..Operand::default() };
+            return Operand {
+                vector,
+                ..Operand::default()
+            };
         };
         let query = profiles::resolve(&asked, (*index).rd_id);
         let probes = query.probes.unwrap_or(0);
-        let feedback = query.feedback.as_ref().and_then(|options| gates::plan(options, (*index).rd_id));
+        let feedback = query
+            .feedback
+            .as_ref()
+            .and_then(|options| gates::plan(options, (*index).rd_id));
         let (vector, question) = if kind == KeyKind::Text {
             let text = TextIndex::open(index, meta);
             (text.embed_query(&query), Some(asked.identity()))
         } else {
             (query.embedding.unwrap_or_default(), None)
         };
-        Operand { vector, question, probes, feedback }
+        Operand {
+            vector,
+            question,
+            probes,
+            feedback,
+        }
     }
 }
 
@@ -154,7 +160,11 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         } else {
             read_operand(index, state.kind, &meta, &key)
         };
-        let probes = if operand.probes > 0 { operand.probes } else { settings::probes() };
+        let probes = if operand.probes > 0 {
+            operand.probes
+        } else {
+            settings::probes()
+        };
         let params = ScanParams {
             probes,
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,

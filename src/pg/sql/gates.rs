@@ -74,7 +74,10 @@ fn gate(index: pg_sys::Oid) -> Option<Gate> {
     let relation = table()?;
     let gate = read(index);
     KNOWN.with_borrow_mut(|known| {
-        let known = known.get_or_insert_with(|| Known { relation, gates: HashMap::new() });
+        let known = known.get_or_insert_with(|| Known {
+            relation,
+            gates: HashMap::new(),
+        });
         if known.gates.len() >= CAPACITY {
             known.gates.clear();
         }
@@ -125,7 +128,10 @@ pub fn store(index: pg_sys::Oid, gate: &Gate, figures: serde_json::Value) {
 #[pg_extern(strict, sql = false)]
 fn drop_feedback_gate(index: pg_sys::Oid) {
     check_owner(index);
-    as_owner("DELETE FROM situ.feedback_gates WHERE index = $1", &[qualified(index).into()]);
+    as_owner(
+        "DELETE FROM situ.feedback_gates WHERE index = $1",
+        &[qualified(index).into()],
+    );
 }
 
 /// Tells the server that [`situ_feedback_gates_changed`] uses the version-1 calling convention.

@@ -233,7 +233,11 @@ fn document_distance(body: &str, query: &Query) -> Option<f64> {
             "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
         );
     }
-    if query.feedback.as_ref().is_some_and(|options| options.method != Method::None) {
+    if query
+        .feedback
+        .as_ref()
+        .is_some_and(|options| options.method != Method::None)
+    {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             "feedback comes from a scan of an index only".into(),

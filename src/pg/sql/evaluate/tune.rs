@@ -209,8 +209,10 @@ mod candidates {
 
     /// Each accepted bridge of the query side that fits the index's model, alone.
     pub fn bridges(index: pg_sys::Oid) -> Vec<Query> {
-        let Some(model) = model_of(index, &Query::default()) else {
-            return Vec::new();
+        let there = Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('situ.bridges') IS NOT NULL");
+        let model = match model_of(index, &Query::default()) {
+            Some(model) if there == Ok(Some(true)) => model,
+            _ => return Vec::new(),
         };
         let statement = "SELECT name FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
                          AND kind IN ('adapter', 'lexsem') \

@@ -15,11 +15,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-<<<<<<< HEAD
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu eval clean
-=======
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-feedback bench-service bench-gpu clean
->>>>>>> feedback
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu eval bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'

@@ -8,7 +8,6 @@ mod forward;
 mod long;
 mod made_up;
 pub mod maker;
-mod maker;
 mod mlm;
 mod reference;
 mod tokens;

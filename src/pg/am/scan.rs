@@ -96,7 +96,8 @@ unsafe fn read_operand(
             let text = TextIndex::open(index, meta);
             (text.embed_query(&query), Some(asked.identity()))
         } else {
-            (query.embedding.unwrap_or_default(), None)
+            let vector = query.embedding.clone().unwrap_or_default();
+            (query.bridged(None, vector), None)
         };
         Operand { vector, question, probes, feedback }
     }

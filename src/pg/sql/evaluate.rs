@@ -5,7 +5,7 @@
 
 mod made;
 mod ranking;
-mod relations;
+pub mod relations;
 mod runs;
 mod tune;
 

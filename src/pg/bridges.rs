@@ -51,11 +51,12 @@ pub struct Entry<'a> {
     pub weights: &'a [u8],
 }
 
-/// Does something as the owner of the registry. After an error the abort of the transaction gives the user back.
+/// Does something as the owner of the registry. The search path stays the caller's, so its statements name the schema of
+/// everything, operators too: an operator of the caller's must not run as the owner. After an error the abort of the transaction gives the user back.
 fn as_owner<T>(work: impl FnOnce() -> T) -> T {
     let owner = Spi::get_one::<pg_sys::Oid>(
-        "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relname = 'bridges' AND n.nspname = 'situ'",
+        "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         WHERE c.relname OPERATOR(pg_catalog.=) 'bridges' AND n.nspname OPERATOR(pg_catalog.=) 'situ'",
     );
     let Ok(Some(owner)) = owner else {
         fail(
@@ -86,8 +87,8 @@ fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(statement: &str, arguments: &[Datum
 /// The bridge of that name; one that does not exist is an error.
 pub fn find(name: &str) -> Registered {
     let statement = "SELECT pg_catalog.jsonb_build_object('kind', kind, 'model', model, 'fingerprint', fingerprint, \
-                     'accepted', state = 'accepted', 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
-                     FROM situ.bridges WHERE name = $1";
+                     'accepted', state OPERATOR(pg_catalog.=) 'accepted', 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
+                     FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
     let Some(JsonB(row)) = as_owner(|| one::<JsonB>(statement, &[name.into()])) else {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
@@ -110,7 +111,7 @@ pub fn find(name: &str) -> Registered {
 
 /// The bytes of a bridge's file. The caller has checked that they may be read.
 pub fn weights(name: &str) -> Vec<u8> {
-    let statement = "SELECT weights FROM situ.bridges WHERE name = $1";
+    let statement = "SELECT weights FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
     as_owner(|| one::<Vec<u8>>(statement, &[name.into()])).unwrap_or_default()
 }
 
@@ -231,7 +232,7 @@ pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
 pub fn remove(name: &str, user: pg_sys::Oid) {
     let bridge = find(name);
     check_owner(&bridge, user);
-    let statement = "DELETE FROM situ.bridges WHERE name = $1";
+    let statement = "DELETE FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
     if let Err(error) = as_owner(|| Spi::run_with_args(statement, &[name.into()])) {
         fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
     }

@@ -139,6 +139,18 @@ pub fn write(
     safetensors::serialize(views, Some(entry)).map_err(|error| corrupt(error.to_string()))
 }
 
+/// The same file with more entries in its metadata's JSON object.
+///
+/// # Errors
+/// [`BridgeError::File`] for bytes that are no safetensors file of ours.
+pub fn stamp(bytes: &[u8], more: Map<String, Value>) -> Result<Vec<u8>, BridgeError> {
+    let mut metadata = describe(bytes)?.metadata;
+    metadata.extend(more);
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| corrupt(error.to_string()))?;
+    let entry = HashMap::from([(METADATA.to_owned(), Value::Object(metadata).to_string())]);
+    safetensors::serialize(tensors.tensors(), Some(entry)).map_err(|error| corrupt(error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +169,15 @@ mod tests {
         assert!(matches!(tensors.take("other", &[1]), Err(BridgeError::File(_))));
         assert_eq!(tensors.take("map", &[2, 2]).unwrap(), [1.0, 2.0, 3.0, 4.0]);
         assert_ne!(hash(&bytes), hash(&bytes[1..]));
+    }
+
+    #[test]
+    fn a_stamp_adds_to_the_metadata_and_keeps_the_tensors() {
+        let stamped = stamp(&example(), Map::from_iter([("fingerprint".to_owned(), json!("f"))])).unwrap();
+        let mut tensors = Tensors::read(&stamped, "adapter").unwrap();
+        assert_eq!(tensors.description.metadata["fingerprint"], "f");
+        assert_eq!(tensors.description.metadata["side"], "query");
+        assert_eq!(tensors.take("map", &[2, 2]).unwrap(), [1.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]

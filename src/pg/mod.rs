@@ -7,6 +7,8 @@ pub mod service;
 #[cfg(feature = "pg")]
 pub mod am;
 #[cfg(feature = "pg")]
+pub mod bridges;
+#[cfg(feature = "pg")]
 pub mod error;
 #[cfg(feature = "pg")]
 pub mod fail;

@@ -97,7 +97,8 @@ unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key:
             let text = TextIndex::open(index, meta);
             (text.embed_query(&query), Some(asked.identity()))
         } else {
-            (query.embedding.unwrap_or_default(), None)
+            let vector = query.embedding.clone().unwrap_or_default();
+            (query.bridged(None, vector), None)
         };
         Operand {
             vector,

@@ -156,12 +156,9 @@ impl TextIndex {
         TextIndex { record, model, bridge }
     }
 
-    /// The vector of a question: the one it carries, or its text encoded by the index's model.
+    /// The vector of a question: the one it carries, or its text encoded by the index's model; changed by its bridge.
     pub fn embed_query(&self, query: &Query) -> Vec<f32> {
-        if let Some(vector) = &query.embedding {
-            return vector.clone();
-        }
-        embed_question(&self.model, query.words())
+        query.vector(&self.model)
     }
 }
 

@@ -6,7 +6,7 @@
 mod feedback;
 mod made;
 mod ranking;
-mod relations;
+pub mod relations;
 mod runs;
 mod tune;
 

@@ -1,4 +1,5 @@
 //! SQL-callable functions, by topic.
+pub mod bridges;
 pub mod control_service;
 pub mod encode;
 pub mod evaluate;
@@ -12,3 +13,4 @@ pub mod query;
 pub mod search;
 pub mod stat_index;
 pub mod stat_service;
+pub mod train;

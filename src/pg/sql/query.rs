@@ -5,6 +5,7 @@ use crate::bridge::situate::{Situate, SituateOptions};
 use crate::pg::am::distances;
 use crate::pg::am::kind::body_hash;
 use crate::pg::am::text::embed_question;
+use crate::pg::bridges;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::service::Lane;
@@ -43,6 +44,9 @@ pub struct Query {
     /// Whether and how the nearest passages move the question before a second round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feedback: Option<Options>,
+    /// The bridge that changes the question's vector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
 }
 
 impl Query {
@@ -74,6 +78,8 @@ impl Query {
         }
         digest.update(self.model.as_deref().unwrap_or_default().as_bytes());
         digest.update(self.profile.as_deref().unwrap_or_default().as_bytes());
+        digest.update([0]);
+        digest.update(self.bridge.as_deref().unwrap_or_default().as_bytes());
         // The same question with and without feedback has other distances.
         digest.update(serde_json::to_vec(&self.feedback).unwrap_or_default());
         let mut first = [0u8; 8];
@@ -98,10 +104,21 @@ impl Query {
         }
     }
 
-    fn vector(&self, model: &ModelRef) -> Vec<f32> {
-        match &self.embedding {
+    /// The question's vector by that model, changed by the bridge where one is named.
+    pub fn vector(&self, model: &ModelRef) -> Vec<f32> {
+        let plain = match &self.embedding {
             Some(vector) => vector.clone(),
             None => embed_question(model, self.words()),
+        };
+        self.bridged(Some(model), plain)
+    }
+
+    /// What the query's bridge makes of its vector; without a bridge the vector itself. `model` is the encoder of the vector,
+    /// none where only the bridge says which it was.
+    pub fn bridged(&self, model: Option<&ModelRef>, vector: Vec<f32>) -> Vec<f32> {
+        match &self.bridge {
+            Some(bridge) => bridges::apply_query(bridge, model, self.text.as_deref(), &vector),
+            None => vector,
         }
     }
 }
@@ -161,6 +178,7 @@ fn make_query(
     feedback_mode: Option<&str>,
     feedback_keep: Option<i32>,
     feedback_list: Option<i32>,
+    bridge: Option<&str>,
 ) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
@@ -196,6 +214,7 @@ fn make_query(
                 keep: feedback_keep,
             },
         ),
+        bridge: bridge.map(str::to_owned),
     };
     // Options without a question are a template, for situ.evaluate and the like.
     if query == Query::default() {

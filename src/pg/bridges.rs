@@ -1,0 +1,311 @@
+//! The registry of bridges, `situ.bridges`: how a bridge is found, used for a vector, and stored.
+//!
+//! The registry's columns are read under the statement's snapshot as the owner of the table, because everybody may use a
+//! bridge by its name but only its owner may read its weights. Adapters are kept by the backend under the hash of their
+//! weights; the row is looked up each time, so a bridge that was replaced or dropped is never used from memory.
+
+use super::error::OrRaise;
+use super::fail::{fail, fail_full, fail_with_hint};
+use super::lexsem;
+use super::service::client::ModelRef;
+use super::sql::models::model_by_name;
+use crate::bridge::adapter::{self, Adapter, Side};
+use crate::bridge::file::{self, Tensors};
+use crate::bridge::{BridgeError, lexsem as lexsem_bridge};
+use pgrx::JsonB;
+use pgrx::PgSqlErrorCode;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde_json::Value;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Adapters that a backend keeps.
+const KEPT: usize = 4;
+
+thread_local! {
+    static ADAPTERS: RefCell<Vec<(String, Rc<Adapter>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A row of the registry without its weights.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    pub name: String,
+    pub kind: String,
+    pub model: String,
+    pub fingerprint: String,
+    pub accepted: bool,
+    pub hash: String,
+    pub owner: pg_sys::Oid,
+}
+
+/// A bridge to be stored.
+pub struct Entry<'a> {
+    pub name: &'a str,
+    pub model: &'a ModelRef,
+    pub recipe: Value,
+    pub figures: Value,
+    pub accepted: bool,
+    /// Bytes of the safetensors file.
+    pub weights: &'a [u8],
+}
+
+/// Does something as the owner of the registry. The search path stays the caller's, so its statements name the schema of
+/// everything, operators too: an operator of the caller's must not run as the owner. After an error the abort of the transaction gives the user back.
+fn as_owner<T>(work: impl FnOnce() -> T) -> T {
+    let owner = Spi::get_one::<pg_sys::Oid>(
+        "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         WHERE c.relname OPERATOR(pg_catalog.=) 'bridges' AND n.nspname OPERATOR(pg_catalog.=) 'situ'",
+    );
+    let Ok(Some(owner)) = owner else {
+        fail(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            "the extension situ is not installed in this database".into(),
+        )
+    };
+    // SAFETY: the user is set back below, with what was read here.
+    unsafe {
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        let result = work();
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+/// The first column of the first row.
+fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(statement: &str, arguments: &[DatumWithOid<'_>]) -> Option<T> {
+    Spi::connect(|client| match client.select(statement, Some(1), arguments)?.next() {
+        Some(row) => row.get::<T>(1),
+        None => Ok(None),
+    })
+    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+}
+
+/// The bridge of that name; one that does not exist is an error.
+pub fn find(name: &str) -> Registered {
+    let statement = "SELECT pg_catalog.jsonb_build_object('kind', kind, 'model', model, 'fingerprint', fingerprint, \
+                     'accepted', state OPERATOR(pg_catalog.=) 'accepted', 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
+                     FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
+    let Some(JsonB(row)) = as_owner(|| one::<JsonB>(statement, &[name.into()])) else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("bridge \"{name}\" does not exist"),
+            "SELECT name, kind, model, state FROM situ.bridges lists them; CALL situ.train(...) makes one.",
+        )
+    };
+    let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let owner = row.get("owner").and_then(Value::as_u64).unwrap_or_default();
+    Registered {
+        name: name.to_owned(),
+        kind: text("kind"),
+        model: text("model"),
+        fingerprint: text("fingerprint"),
+        accepted: row.get("accepted").and_then(Value::as_bool).unwrap_or_default(),
+        hash: text("hash"),
+        owner: u32::try_from(owner).unwrap_or_default().into(),
+    }
+}
+
+/// The bytes of a bridge's file. The caller has checked that they may be read.
+pub fn weights(name: &str) -> Vec<u8> {
+    let statement = "SELECT weights FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
+    as_owner(|| one::<Vec<u8>>(statement, &[name.into()])).unwrap_or_default()
+}
+
+/// Fails unless `user` owns the bridge, or is a superuser.
+pub fn check_owner(bridge: &Registered, user: pg_sys::Oid) {
+    // SAFETY: in a transaction.
+    if !unsafe { pg_sys::has_privs_of_role(user, bridge.owner) } {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of bridge \"{}\"", bridge.name),
+            "The role that trained or imported a bridge owns it: SELECT name, owner FROM situ.bridges.",
+        )
+    }
+}
+
+/// Fails unless the bridge was accepted and is for that model.
+fn check_usable(bridge: &Registered, model: &ModelRef) {
+    if !bridge.accepted {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("bridge \"{}\" was rejected", bridge.name),
+            "It did not beat the plain vectors on held-out data; the column figures of situ.bridges says by how much."
+                .into(),
+            "Train it again with other pairs or options.".into(),
+        )
+    }
+    if bridge.fingerprint != model.fingerprint {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "bridge \"{}\" was not trained over model \"{}\"",
+                bridge.name, model.name
+            ),
+            format!(
+                "It is for fingerprint {}, the model has {}.",
+                bridge.fingerprint, model.fingerprint
+            ),
+            "Use the model that it was trained over, or train it again.".into(),
+        )
+    }
+}
+
+/// Reads the whole file of a bridge, so that what is stored can be used.
+///
+/// # Errors
+/// [`BridgeError::File`] for bytes that are no bridge of a known kind.
+pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
+    let description = file::describe(bytes)?;
+    match description.kind.as_str() {
+        adapter::KIND => Adapter::read(bytes).map(drop)?,
+        "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
+        "situate" => Tensors::read(bytes, "situate").map(drop)?,
+        other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),
+    }
+    Ok(description)
+}
+
+/// Stores a bridge as `user`'s. One of that name is replaced where `replace` says so and `user` owns it.
+pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
+    if entry.name.is_empty() {
+        fail(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "the name of a bridge is empty".into(),
+        )
+    }
+    let description = check_file(entry.weights).or_raise();
+    if description.dimensions != entry.model.dimensions {
+        Err(BridgeError::Vectors {
+            expected: entry.model.dimensions,
+            found: description.dimensions,
+        })
+        .or_raise()
+    }
+    let statement = "INSERT INTO situ.bridges AS b \
+           (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, weights) \
+         VALUES ($1, $2, $3, $4, $5, $6::pg_catalog.oid::pg_catalog.regrole, \
+                 CASE WHEN $7 THEN 'accepted' ELSE 'rejected' END, $8, $9, $10, $11) \
+         ON CONFLICT (name) DO UPDATE SET (kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, \
+           weights, trained_at) = (excluded.kind, excluded.model, excluded.fingerprint, excluded.dimensions, \
+           excluded.owner, excluded.state, excluded.recipe, excluded.figures, excluded.hash, excluded.weights, \
+           pg_catalog.now()) \
+         WHERE $12 AND pg_catalog.pg_has_role($6::pg_catalog.oid, b.owner::pg_catalog.oid, 'USAGE') \
+         RETURNING kind";
+    let arguments = [
+        entry.name.into(),
+        description.kind.as_str().into(),
+        entry.model.name.as_str().into(),
+        entry.model.fingerprint.as_str().into(),
+        (entry.model.dimensions as i32).into(),
+        user.into(),
+        entry.accepted.into(),
+        JsonB(entry.recipe).into(),
+        JsonB(entry.figures).into(),
+        file::hash(entry.weights).into(),
+        entry.weights.to_vec().into(),
+        replace.into(),
+    ];
+    let stored = as_owner(|| {
+        Spi::connect_mut(|client| match client.update(statement, None, &arguments)?.next() {
+            Some(row) => row.get::<String>(1),
+            None => Ok(None),
+        })
+        .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+    });
+    if stored.is_none() {
+        let there = find(entry.name);
+        check_owner(&there, user);
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            format!("bridge \"{}\" already exists", entry.name),
+            "Choose another name, drop it with situ.drop_bridge, or pass replace => true.",
+        )
+    }
+    description.kind
+}
+
+/// Removes a bridge that `user` owns.
+pub fn remove(name: &str, user: pg_sys::Oid) {
+    let bridge = find(name);
+    check_owner(&bridge, user);
+    let statement = "DELETE FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
+    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &[name.into()])) {
+        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
+    }
+}
+
+/// An adapter, from the backend's memory where it is there.
+fn adapter(bridge: &Registered) -> Rc<Adapter> {
+    let known = ADAPTERS.with_borrow(|kept| kept.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
+    if let Some((_, adapter)) = known {
+        return adapter;
+    }
+    let adapter = Rc::new(Adapter::read(&weights(&bridge.name)).or_raise());
+    ADAPTERS.with_borrow_mut(|kept| {
+        if kept.len() >= KEPT {
+            kept.remove(0);
+        }
+        kept.push((bridge.hash.clone(), adapter.clone()));
+    });
+    adapter
+}
+
+fn no_words(name: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+        format!("bridge \"{name}\" reads the words of the query, and there are none"),
+        "Give the query its text beside its embedding.",
+    )
+}
+
+fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f32], side: Option<Side>) -> Vec<f32> {
+    check_usable(bridge, model);
+    match bridge.kind.as_str() {
+        adapter::KIND => {
+            let adapter = adapter(bridge);
+            if side.is_some_and(|side| side != adapter.side) {
+                fail_with_hint(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("bridge \"{}\" changes passages, not queries", bridge.name),
+                    "Train one with side => 'query'.",
+                )
+            }
+            let mut mapped = vector.to_vec();
+            adapter.apply(&mut mapped).or_raise();
+            mapped
+        }
+        "lexsem" => {
+            let text = text.unwrap_or_else(|| no_words(&bridge.name));
+            lexsem::apply(&bridge.name, model, text, vector).or_raise()
+        }
+        other => fail(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("bridge \"{}\" of kind {other} does not change a query", bridge.name),
+        ),
+    }
+}
+
+/// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the encoder of
+/// both; without one, the model that the bridge is for. A bridge that does not exist, was rejected, is for another encoder
+/// or for passages raises an error.
+pub fn apply_query(name: &str, model: Option<&ModelRef>, text: Option<&str>, vector: &[f32]) -> Vec<f32> {
+    let bridge = find(name);
+    match model {
+        Some(model) => apply(&bridge, model, text, vector, Some(Side::Query)),
+        None => apply(&bridge, &model_of(&bridge), text, vector, Some(Side::Query)),
+    }
+}
+
+/// What a bridge makes of a vector of its model, a query's or a passage's.
+pub fn apply_any(name: &str, text: Option<&str>, vector: &[f32]) -> Vec<f32> {
+    let bridge = find(name);
+    apply(&bridge, &model_of(&bridge), text, vector, None)
+}
+
+fn model_of(bridge: &Registered) -> ModelRef {
+    model_by_name(Some(&bridge.model)).or_raise()
+}

@@ -1,0 +1,106 @@
+//! The registry of bridges in SQL: `situ.import_bridge`, `situ.export_bridge`, `situ.drop_bridge`, `situ.apply_bridge`.
+
+use super::models::model_by_name;
+use crate::pg::bridges::{self, Entry};
+use crate::pg::error::OrRaise;
+use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::vector::{Vector, read_vector};
+use pgrx::datum::AnyElement;
+use pgrx::prelude::*;
+use pgrx::{pg_guard, pg_sys};
+use serde_json::{Value, json};
+
+/// Tells the server that [`situ_bridges_changed`] uses the version-1 calling convention.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_finfo_situ_bridges_changed() -> *const pg_sys::Pg_finfo_record {
+    static RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &raw const RECORD
+}
+
+/// The statement trigger on the registry: every backend hears of the change when it commits.
+///
+/// # Safety
+/// Called by the server.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn situ_bridges_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: catalog look-ups with constant names inside a transaction; a relation that exists.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"situ".as_ptr(), true);
+        if schema != pg_sys::InvalidOid {
+            let relation = pg_sys::get_relname_relid(c"bridges".as_ptr(), schema);
+            if relation != pg_sys::InvalidOid {
+                pg_sys::CacheInvalidateRelcacheByRelid(relation);
+            }
+        }
+    }
+    pg_sys::Datum::from(0)
+}
+
+/// The role that called the outermost function: the functions of the registry run as the extension's owner.
+fn caller() -> pg_sys::Oid {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::GetOuterUserId() }
+}
+
+fn needed<T>(name: &str, value: Option<T>) -> T {
+    value.unwrap_or_else(|| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("{name} must not be null"),
+            "Only model may be left out.",
+        )
+    })
+}
+
+/// `situ.import_bridge(name, weights, model, replace)`.
+#[pg_extern(sql = false)]
+fn import_bridge(name: Option<&str>, weights: Option<&[u8]>, model: Option<&str>, replace: Option<bool>) -> String {
+    let (name, weights) = (needed("name", name), needed("weights", weights));
+    let description = bridges::check_file(weights).or_raise();
+    let said = |field: &str| description.metadata.get(field).cloned();
+    let model = model_by_name(model).or_raise();
+    if let Some(Value::String(fingerprint)) = said("fingerprint")
+        && fingerprint != model.fingerprint
+    {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("bridge \"{name}\" was not trained over model \"{}\"", model.name),
+            format!(
+                "It is for fingerprint {fingerprint}, the model has {}.",
+                model.fingerprint
+            ),
+            "Name the model that it was trained over.".into(),
+        )
+    }
+    let entry = Entry {
+        name,
+        model: &model,
+        recipe: said("recipe").unwrap_or_else(|| json!({})),
+        figures: said("figures").unwrap_or_else(|| json!({})),
+        accepted: said("accepted") != Some(Value::Bool(false)),
+        weights,
+    };
+    bridges::store(entry, caller(), replace.unwrap_or(false))
+}
+
+/// `situ.export_bridge(name)`.
+#[pg_extern(strict, stable, parallel_safe, sql = false)]
+fn export_bridge(name: &str) -> Vec<u8> {
+    bridges::check_owner(&bridges::find(name), caller());
+    bridges::weights(name)
+}
+
+/// `situ.drop_bridge(name)`.
+#[pg_extern(strict, sql = false)]
+fn drop_bridge(name: &str) {
+    bridges::remove(name, caller());
+}
+
+/// `situ.apply_bridge(name, embedding, text)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn apply_bridge(name: Option<&str>, embedding: Option<AnyElement>, text: Option<&str>) -> Option<Vector> {
+    // SAFETY: the function is declared with a vector here.
+    let vector = unsafe { read_vector(embedding?.datum()) }.or_raise();
+    Some(Vector(bridges::apply_any(name?, text, &vector)))
+}

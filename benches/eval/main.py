@@ -20,6 +20,8 @@ from database import Database, Failure
 MEASURES = ("ndcg@10", "map", "mrr", "recall@1", "recall@10", "recall@100")
 GAINS = ("ndcg@10", "map", "mrr", "recall@1", "recall@100")
 MODEL = "minilm"
+#: Of a training that gave no bridge.
+FAILED = "failed"
 
 
 @dataclasses.dataclass
@@ -97,6 +99,7 @@ class Evaluation:
             kinds["bridge"] = f"mode => 'bridge', bridge => '{s}_situate'"
             if why:
                 del kinds["bridge"]
+            if why and why != FAILED:
                 self.variants.append(Variant("situate", "bridge", f"{s}.plain", default=True, rejected=why))
         for kind, arguments in kinds.items():
             self.step(f"{s}: situ.situate(chunks, {arguments})")
@@ -119,13 +122,14 @@ class Evaluation:
     # Training
 
     def train(self, kind: str, name: str, arguments: str) -> str | None:
-        """Trains a bridge; None where it can be used, else why not."""
+        """Trains a bridge; None where it can be used, else why not: rejected, or failed and never a bridge."""
         self.step(f"{self.name}: CALL situ.train('{kind}', name => '{name}', {arguments})")
         begin = time.monotonic()
         try:
             self.db.run(f"CALL situ.train('{kind}', name => '{name}', {arguments}, seed => 1);")
         except Failure as failure:
-            return str(failure).splitlines()[0]
+            self.step(f"SKIPPED: {self.name}: {name}: {failure}".splitlines()[0])
+            return FAILED
         row = self.db.rows(f"SELECT state, figures FROM situ.bridges WHERE name = '{name}'")
         self.step(f"{self.name}: {name}: {row[0] if row else 'no bridge'}, {time.monotonic() - begin:.0f} s")
         return None if row and row[0][0] == "accepted" else f"rejected: {row[0][1] if row else 'no bridge'}"
@@ -138,13 +142,16 @@ class Evaluation:
             return
         pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
         why = self.train("adapter", f"{s}_adapter", pairs)
-        self.variants.append(
-            Variant("adapter", "query", plain, f"bridge => '{s}_adapter'", default=True, rejected=why)
-        )
+        if why != FAILED:
+            self.variants.append(
+                Variant("adapter", "query", plain, f"bridge => '{s}_adapter'", default=True, rejected=why)
+            )
         # The trainer sees the first 60 % of each row's words; the tasks are made of the others.
         for scheme in ("bag",) if self.quick else ("bag", "slr", "llr"):
             name = f"{s}_lexsem_{scheme}"
             why = self.train("lexsem", name, f"index => '{plain}', scheme => '{scheme}'")
+            if why == FAILED:
+                continue
             self.variants.append(
                 Variant("lexsem", scheme, plain, f"bridge => '{name}'", default=scheme == "bag", rejected=why)
             )

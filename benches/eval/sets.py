@@ -2,7 +2,7 @@
 
     docs(id, document, ordinal, title, body)   what is searched; rows with one document follow each other by ordinal
     queries(id, text), qrels(query_id, document_id, grade)            the questions that are judged, never trained on
-    train_passages(id, document, ordinal, body), train_pairs(query, id)                            what is trained on
+    train_passages(id, document, ordinal, body), train_pairs(query, passage)                       what is trained on
     span16, span8, keyword (id, text, document_id) and the views ..._qrels     questions from the last 40 % of each row's
                                                                 words, of which the training of lexsem sees the first 60 %
 """
@@ -21,7 +21,7 @@ CREATE TABLE {s}.docs (id text PRIMARY KEY, document text, ordinal int, title te
 CREATE TABLE {s}.queries (id text PRIMARY KEY, text text);
 CREATE TABLE {s}.qrels (query_id text, document_id text, grade real);
 CREATE TABLE {s}.train_passages (id text PRIMARY KEY, document text, ordinal int, body text);
-CREATE TABLE {s}.train_pairs (query text, id text);
+CREATE TABLE {s}.train_pairs (query text, passage text);
 """
 TASKS = ("span16", "span8", "keyword")
 

@@ -85,7 +85,8 @@ class Evaluation:
         return float(self.db.one(f"SELECT {seconds.format(index)} / {seconds.format(self.name + '.plain')}") or 1)
 
     def situated(self) -> None:
-        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone."""
+        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone. A chunk
+        that the caller cuts has to fit the model: the first 150 words of each row are taken."""
         s, base = self.name, None
         if not self.set.situated:
             return
@@ -104,11 +105,16 @@ class Evaluation:
         for kind, arguments in kinds.items():
             self.step(f"{s}: situ.situate(chunks, {arguments})")
             table, begin = f"{s}.situated_{kind}", time.monotonic()
-            self.db.run(
+            made = (
                 f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
-                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
+                f"ids, situ.situate(array_agg(array_to_string((regexp_split_to_array(body, '\\s+'))[1:150], ' ') ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
                 "GROUP BY document) d, generate_subscripts(ids, 1) n;"
             )
+            try:
+                self.db.run(made)
+            except Failure as failure:
+                self.step(f"SKIPPED: {s}: {kind}: {failure}".splitlines()[0])
+                continue
             seconds = time.monotonic() - begin
             base = base or seconds
             self.db.run(

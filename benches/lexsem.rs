@@ -28,7 +28,11 @@ impl Encode for Local {
     fn embed(&mut self, role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
         let dimensions = self.encoder.manifest().dimensions;
         let key = |text: &str| (role, text.to_owned());
-        let new: Vec<&str> = texts.iter().copied().filter(|text| !self.known.contains_key(&key(text))).collect();
+        let new: Vec<&str> = texts
+            .iter()
+            .copied()
+            .filter(|text| !self.known.contains_key(&key(text)))
+            .collect();
         let mut sequences = Vec::with_capacity(new.len());
         for text in &new {
             sequences.push(self.encoder.text(role, text)?);
@@ -100,7 +104,9 @@ fn main() {
         println!("SKIPPED: no directory given");
         return;
     };
-    let mut each: Vec<Value> = arguments.map(|text| serde_json::from_str(&text).expect("JSON")).collect();
+    let mut each: Vec<Value> = arguments
+        .map(|text| serde_json::from_str(&text).expect("JSON"))
+        .collect();
     if each.is_empty() {
         each.push(json!({}));
     }
@@ -129,7 +135,12 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
         .iter()
         .map(|row| {
             let key = text(row, "id");
-            let document = if joined { key.split('#').next().unwrap_or_default() } else { &key }.to_owned();
+            let document = if joined {
+                key.split('#').next().unwrap_or_default()
+            } else {
+                &key
+            }
+            .to_owned();
             let next = documents.len() as u32;
             Passage {
                 document: *documents.entry(document).or_insert(next),
@@ -139,12 +150,19 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
             }
         })
         .collect();
-    let places: HashMap<&str, usize> = passages.iter().zip(0..).map(|(row, place)| (row.key.as_str(), place)).collect();
+    let places: HashMap<&str, usize> = passages
+        .iter()
+        .zip(0..)
+        .map(|(row, place)| (row.key.as_str(), place))
+        .collect();
     let mut relevant: HashMap<String, Vec<usize>> = HashMap::new();
     for line in lines(&dir.join("qrels.tsv")) {
         let fields: Vec<&str> = line.split('\t').collect();
         if fields.len() == 3 && fields[2] != "0" {
-            relevant.entry(fields[0].to_owned()).or_default().extend(places.get(fields[1]));
+            relevant
+                .entry(fields[0].to_owned())
+                .or_default()
+                .extend(places.get(fields[1]));
         }
     }
     let queries: Vec<(String, Vec<usize>)> = objects(&dir.join("queries.jsonl"))
@@ -156,7 +174,12 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
     let trained = lexsem::train(&passages, &[], &options, encode, &mut Print(started), None).expect("trains");
     println!("{}", serde_json::to_string_pretty(&trained.figures).expect("JSON"));
     let seconds = started.elapsed().as_secs_f64();
-    println!("accepted {}, {seconds:.1} s, {} tokens encoded, {} bytes", trained.accepted, encode.tokens, trained.weights.len());
+    println!(
+        "accepted {}, {seconds:.1} s, {} tokens encoded, {} bytes",
+        trained.accepted,
+        encode.tokens,
+        trained.weights.len()
+    );
 
     let bridge = lexsem::read(&trained.weights).expect("a bridge");
     let d = bridge.dimensions;
@@ -188,5 +211,8 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
     let before = ndcg(&plain, &vectors, &judged, d);
     let after = ndcg(&corrected, &vectors, &judged, d);
     let gain = after / before - 1.0;
-    println!("meaning: {} queries, nDCG@10 {before:.4} -> {after:.4} ({gain:+.4}), {each:.0} us to apply", texts.len());
+    println!(
+        "meaning: {} queries, nDCG@10 {before:.4} -> {after:.4} ({gain:+.4}), {each:.0} us to apply",
+        texts.len()
+    );
 }

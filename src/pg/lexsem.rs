@@ -155,7 +155,9 @@ fn read(fixed: &Fixed, model: &ModelRef, text: &str) -> Result<Read, BridgeError
             let options = Options::from_json(&options)?;
             let mlm = model_by_name(options.mlm.as_deref()).or_raise();
             if options.mlm_fingerprint.is_some_and(|print| print != mlm.fingerprint) {
-                return Err(file("its masked language model is not the one that it was trained over"));
+                return Err(file(
+                    "its masked language model is not the one that it was trained over",
+                ));
             }
             let weights = readings::vocabulary(&mlm, Lane::Query, &one, options.vocabulary_top).or_raise();
             found.vocabulary = weights.into_iter().next().unwrap_or_default();

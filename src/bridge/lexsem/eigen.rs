@@ -216,7 +216,9 @@ mod tests {
     fn eigenvectors_satisfy_their_equation() {
         let mut state = 1u64;
         let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 33) as f64 / f64::from(1u32 << 31) - 0.5
         };
         for n in [1, 2, 3, 7, 40] {

@@ -33,7 +33,12 @@ fn bytes_of(numbers: &[f32]) -> Vec<u8> {
 }
 
 fn numbers_of(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|four| f32::from_le_bytes(*four))
+        .collect()
 }
 
 /// The bytes of a bridge. `more` is added to the metadata's JSON object.
@@ -100,7 +105,9 @@ impl Layout {
             .map(|eight| u64::from_le_bytes(*eight))
             .and_then(|length| usize::try_from(length).ok())
             .filter(|length| *length <= MOST_HEADER);
-        length.map(|length| length + 8).ok_or_else(|| corrupt("it has no header"))
+        length
+            .map(|length| length + 8)
+            .ok_or_else(|| corrupt("it has no header"))
     }
 
     /// The layout from the file's beginning, at least [`Layout::header_bytes`] bytes of it.
@@ -109,7 +116,9 @@ impl Layout {
     /// [`BridgeError::File`] where it is no bridge of this kind, or tensors are missing or of other shapes.
     pub fn parse(beginning: &[u8]) -> Result<Layout, BridgeError> {
         let start = Layout::header_bytes(beginning)?;
-        let header = beginning.get(8..start).ok_or_else(|| corrupt("its header is cut short"))?;
+        let header = beginning
+            .get(8..start)
+            .ok_or_else(|| corrupt("its header is cut short"))?;
         let header: Metadata = serde_json::from_slice(header).map_err(|error| corrupt(error.to_string()))?;
         let entry = header.metadata().as_ref().and_then(|entries| entries.get(METADATA));
         let metadata: Map<String, Value> = entry
@@ -207,7 +216,9 @@ impl Layout {
         bytes: &mut dyn FnMut(Range<usize>) -> Result<Vec<u8>, BridgeError>,
     ) -> Result<LexSem, BridgeError> {
         let mut read = |name: &str| -> Result<Option<Vec<u8>>, BridgeError> {
-            let Some(range) = self.tensor(name) else { return Ok(None) };
+            let Some(range) = self.tensor(name) else {
+                return Ok(None);
+            };
             let length = range.len();
             let found = bytes(range)?;
             match found.len() == length {
@@ -247,7 +258,9 @@ impl Layout {
             rows: Vec::new(),
             tokens,
             gate: Gate {
-                scale: numbers("scale")?.and_then(|scale| scale.first().copied()).unwrap_or(1.0),
+                scale: numbers("scale")?
+                    .and_then(|scale| scale.first().copied())
+                    .unwrap_or(1.0),
                 projection: numbers("projection")?.unwrap_or_default(),
                 shift: numbers("shift")?.unwrap_or_default(),
             },

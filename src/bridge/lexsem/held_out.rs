@@ -1,10 +1,10 @@
 //! What a bridge is judged by: queries from words that training never saw, and pairs that it never saw.
 
-use crate::bridge::train::loss::Candidates;
 use super::queries::{Made, Maker, Part, Random};
 use super::{LexSem, Readings, entries};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::Pair;
+use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
 use serde_json::{Map, Value, json};
 
@@ -151,9 +151,7 @@ impl TaskTexts {
     ) -> Result<Task, BridgeError> {
         let (choosing, judging) = (encode(&self.choosing)?, encode(&self.judging)?);
         let plain = |part: &Encoded| -> Result<f64, BridgeError> {
-            Ok(self
-                .measure
-                .of(&candidates.ranks(pool, &part.vectors, &part.targets)?))
+            Ok(self.measure.of(&candidates.ranks(pool, &part.vectors, &part.targets)?))
         };
         Ok(Task {
             plain: [plain(&choosing)?, plain(&judging)?],

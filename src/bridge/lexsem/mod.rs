@@ -98,13 +98,7 @@ pub struct Gate {
 
 impl LexSem {
     /// A bridge that changes nothing: `W` and `b` are zero. `tokens` ascending, with the rarity of each.
-    pub fn identity(
-        scheme: Scheme,
-        fusion: Fusion,
-        dimensions: usize,
-        tokens: Vec<u32>,
-        rarity: Vec<f32>,
-    ) -> LexSem {
+    pub fn identity(scheme: Scheme, fusion: Fusion, dimensions: usize, tokens: Vec<u32>, rarity: Vec<f32>) -> LexSem {
         let gate = match scheme {
             Scheme::Slr => Gate {
                 scale: 1.0,

@@ -100,7 +100,11 @@ impl Options {
             }
         }
         if options.scheme == Scheme::LlrPaper {
-            return wrong("scheme", "llr_paper".to_owned(), "bag, slr, slr_paper, llr or clr can be trained");
+            return wrong(
+                "scheme",
+                "llr_paper".to_owned(),
+                "bag, slr, slr_paper, llr or clr can be trained",
+            );
         }
         let numbers: [(&'static str, f64, f64, f64, &'static str); 10] = [
             ("held_out", options.held_out, 0.05, 0.9, "0.05 to 0.9"),

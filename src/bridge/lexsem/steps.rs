@@ -1,12 +1,12 @@
 //! One step of the training: vectors, loss, gradients, update.
 
 use super::held_out::{Encoded, Reading};
-use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::adam::Adam;
 use super::options::Options;
 use super::queries::Random;
 use super::{Fusion, LexSem, Scheme, entries, fuse, weigh};
 use crate::bridge::BridgeError;
+use crate::bridge::train::adam::Adam;
+use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
 use std::collections::HashMap;
 

@@ -1,7 +1,6 @@
 //! Training: made queries and the user's pairs against all passages, early stopping on what is held out.
 
 use super::held_out::{self, Encoded, Reading, Task, Verdict};
-use crate::bridge::train::loss::Candidates;
 use super::options::Options;
 use super::queries::{Made, Maker, Part, Random};
 use super::steps::{Optimiser, step};
@@ -9,6 +8,7 @@ use super::whiten::Spread;
 use super::{LexSem, Scheme, file, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
 use crate::model::Role;
 use serde_json::{Map, Value, json};
@@ -59,16 +59,13 @@ pub fn train(
     let pool = Pool::new(options.threads)?;
     let maker = Maker::new(passages, options.held_out);
     let (used, kept): (Vec<Pair>, Vec<Pair>) = pairs.iter().cloned().partition(|pair| {
-        let document = passages.get(pair.passage as usize).map_or(0, |passage| passage.document);
-        document % HELD_OUT_DOCUMENTS != 0
+        let document = passages
+            .get(pair.passage as usize)
+            .map_or(0, |passage| passage.document);
+        !document.is_multiple_of(HELD_OUT_DOCUMENTS)
     });
     let material = material(passages, &used, &maker, &options, encode, watch)?;
-    let candidates = Candidates::new(
-        &pool,
-        material.passages.clone(),
-        material.dimensions,
-        options.batch,
-    )?;
+    let candidates = Candidates::new(&pool, material.passages.clone(), material.dimensions, options.batch)?;
     let tasks = tasks(&pool, passages, &kept, &maker, &material, &candidates, &options, encode)?;
     let mut training = Training::new(&pool, &material, &candidates, &tasks, &options)?;
     if let Some(bytes) = checkpoint {
@@ -194,7 +191,9 @@ fn material(
         watch.step(&Progress::default())?;
     }
     if training.targets.is_empty() {
-        return Err(BridgeError::TooLittle("no query could be made of the passages".to_owned()));
+        return Err(BridgeError::TooLittle(
+            "no query could be made of the passages".to_owned(),
+        ));
     }
     let (tokens, rarity) = vocabulary(maker, &known, &training, options.scheme, encode)?;
     Ok(Material {
@@ -423,7 +422,9 @@ impl<'a> Training<'a> {
         let number = |name: &str| state.get(name).and_then(Value::as_f64).ok_or_else(damaged);
         let (bridge, best) = (file::read(bridge)?, file::read(best)?);
         let same = |other: &LexSem| {
-            other.tokens == self.bridge.tokens && other.scheme == self.bridge.scheme && other.metric == self.bridge.metric
+            other.tokens == self.bridge.tokens
+                && other.scheme == self.bridge.scheme
+                && other.metric == self.bridge.metric
         };
         if !same(&bridge) || !same(&best) || !self.optimiser.restore(rest) {
             return Err(damaged());
@@ -455,7 +456,10 @@ impl<'a> Training<'a> {
             "whiten": self.best.metric.is_some(),
             "held_out": self.options.held_out,
         });
-        let more = Map::from_iter([("options".to_owned(), json!(self.options)), ("figures".to_owned(), figures.clone())]);
+        let more = Map::from_iter([
+            ("options".to_owned(), json!(self.options)),
+            ("figures".to_owned(), figures.clone()),
+        ]);
         Ok(Trained {
             weights: file::write(&self.best, more)?,
             figures,

@@ -17,7 +17,10 @@ pub fn present(ids: &[u32]) -> Vec<u32> {
 
 /// SLR, paper: `w_t = log(1 + max_j 1[t = t_j])`, which is log 2 for a token of the query.
 pub fn slr_paper(ids: &[u32]) -> Sparse {
-    present(ids).into_iter().map(|id| (id, std::f32::consts::LN_2)).collect()
+    present(ids)
+        .into_iter()
+        .map(|id| (id, std::f32::consts::LN_2))
+        .collect()
 }
 
 /// SLR, code: `w_t = s` for a token of the query, `s` learned.

@@ -31,7 +31,9 @@ impl Spread {
         let used = count.div_ceil(step) as f64;
         let mut mean = vec![0.0f64; dimensions];
         for row in rows() {
-            mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) / used);
+            mean.iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += f64::from(*x) / used);
         }
         let mut covariance = vec![0.0f64; dimensions * dimensions];
         let mut centred = vec![0.0f64; dimensions];

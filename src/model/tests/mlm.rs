@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 fn with_head() -> Maker {
     let mut maker = Maker::new();
     let tensors = std::mem::take(&mut maker.tensors);
-    maker.tensors = tensors.into_iter().map(|(name, tensor)| (format!("bert.{name}"), tensor)).collect();
+    maker.tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| (format!("bert.{name}"), tensor))
+        .collect();
     let mut random = Random(21);
     for (name, shape, around) in [
         ("transform.dense.weight", vec![HIDDEN, HIDDEN], 0.0),
@@ -21,7 +24,9 @@ fn with_head() -> Maker {
         ("bias", vec![VOCABULARY], 0.0),
     ] {
         let numbers = random.numbers(shape.iter().product(), around, 0.5);
-        maker.tensors.insert(format!("cls.predictions.{name}"), (shape, numbers));
+        maker
+            .tensors
+            .insert(format!("cls.predictions.{name}"), (shape, numbers));
     }
     maker
 }
@@ -33,7 +38,10 @@ fn candle(dir: &Path, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &device).unwrap();
     // Tied in the files, asked for by candle.
     let tied = [
-        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        (
+            "cls.predictions.decoder.weight",
+            "bert.embeddings.word_embeddings.weight",
+        ),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ];
     for (name, source) in tied {
@@ -62,7 +70,10 @@ fn compare(dir: &Path, texts: &[&str]) {
             let logits = encoder.vocabulary_logits(&pool, state).unwrap().unwrap();
             assert_eq!(logits.len(), wanted.len());
             let size = wanted.iter().fold(1.0f32, |most, x| most.max(x.abs()));
-            let error = logits.iter().zip(&wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+            let error = logits
+                .iter()
+                .zip(&wanted)
+                .fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(error < 1e-4 * size, "{text}: {error} of {size}");
         }
     }

@@ -12,7 +12,10 @@ fn text_tokens(text: Option<&str>, model: Option<&str>) -> Option<Vec<i32>> {
     let model = model_by_name(model).or_raise();
     let tokens = readings::tokens(&model, Lane::Query, &[text?]).or_raise();
     // An id is a row of a table in memory, far below 2^31.
-    tokens.into_iter().next().map(|ids| ids.into_iter().map(|id| id as i32).collect())
+    tokens
+        .into_iter()
+        .next()
+        .map(|ids| ids.into_iter().map(|id| id as i32).collect())
 }
 
 /// `situ.vocabulary(text, model, most)`.
@@ -35,6 +38,10 @@ fn text_vocabulary(
     };
     let model = model_by_name(model).or_raise();
     let weights = readings::vocabulary(&model, Lane::Query, &[text], most).or_raise();
-    let rows: Vec<_> = weights.into_iter().flatten().map(|(id, weight)| (id as i32, weight)).collect();
+    let rows: Vec<_> = weights
+        .into_iter()
+        .flatten()
+        .map(|(id, weight)| (id as i32, weight))
+        .collect();
     TableIterator::new(rows)
 }

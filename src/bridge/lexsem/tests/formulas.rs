@@ -130,8 +130,16 @@ fn hand_computed_weights() {
     assert!((all[0].1 - 1.0).abs() < 1e-6 && (all[1].1 - 2.0).abs() < 1e-6);
     assert_eq!(weigh::clr(&logits, 2), [all[0], all[1]]);
     // Rarities 0.6 and 0.8 have length 1; with a third of 1 they are divided by sqrt 2. Unknown tokens have rarity 1.
-    let rarity = |id| [(1, 0.6f32), (2, 0.8)].iter().find(|entry| entry.0 == id).map(|entry| entry.1);
-    assert!(close(&weigh::bag(&[2, 1], rarity).iter().map(|x| x.1).collect::<Vec<_>>(), &[0.6, 0.8]));
+    let rarity = |id| {
+        [(1, 0.6f32), (2, 0.8)]
+            .iter()
+            .find(|entry| entry.0 == id)
+            .map(|entry| entry.1)
+    };
+    assert!(close(
+        &weigh::bag(&[2, 1], rarity).iter().map(|x| x.1).collect::<Vec<_>>(),
+        &[0.6, 0.8]
+    ));
     let longer: Vec<f32> = weigh::bag(&[9, 1, 2], rarity).iter().map(|x| x.1).collect();
     let root = 2.0f32.sqrt();
     assert!(close(&longer, &[0.6 / root, 0.8 / root, 1.0 / root]));
@@ -166,7 +174,9 @@ fn a_metric_evens_the_spread_out() {
     let rows: Vec<f32> = (0..5000)
         .flat_map(|_| {
             let common = 3.0 * random.unit() as f32;
-            (0..d).map(|i| random.unit() as f32 * (1.0 + i as f32) + common).collect::<Vec<_>>()
+            (0..d)
+                .map(|i| random.unit() as f32 * (1.0 + i as f32) + common)
+                .collect::<Vec<_>>()
         })
         .collect();
     let spread = Spread::of(&rows, d).unwrap();
@@ -196,7 +206,14 @@ fn a_metric_evens_the_spread_out() {
 
 #[test]
 fn a_file_gives_the_bridge_back_and_one_row_is_one_slice() {
-    for scheme in [Scheme::Bag, Scheme::Slr, Scheme::SlrPaper, Scheme::Llr, Scheme::LlrPaper, Scheme::Clr] {
+    for scheme in [
+        Scheme::Bag,
+        Scheme::Slr,
+        Scheme::SlrPaper,
+        Scheme::Llr,
+        Scheme::LlrPaper,
+        Scheme::Clr,
+    ] {
         let bridge = full(scheme, Fusion::Exp, 5);
         let bytes = file::write(&bridge, Map::from_iter([("note".to_owned(), json!("here"))])).unwrap();
         assert_eq!(file::read(&bytes).unwrap(), bridge);

@@ -2,10 +2,10 @@
 
 use crate::bridge::lexsem::fuse::{self, Fusion};
 use crate::bridge::lexsem::held_out::{Encoded, Reading};
-use crate::bridge::train::loss::Candidates;
 use crate::bridge::lexsem::queries::Random;
 use crate::bridge::lexsem::steps::gradients;
 use crate::bridge::lexsem::{LexSem, Options, Scheme, unit};
+use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
 
 const D: usize = 6;
@@ -48,7 +48,10 @@ fn the_loss_is_the_formula_and_its_gradient_the_difference() {
                 plain_loss(&queries, &passages, &targets, 0.2)
             };
             let difference = (moved(1e-3) - moved(-1e-3)) / 2e-3;
-            assert!((difference - f64::from(gradient[place])).abs() < 2e-3, "{count} {place}");
+            assert!(
+                (difference - f64::from(gradient[place])).abs() < 2e-3,
+                "{count} {place}"
+            );
         }
         let ranks = candidates.ranks(&pool, &queries, &targets).unwrap();
         for ((query, target), rank) in queries.chunks(D).zip(&targets).zip(ranks) {
@@ -79,7 +82,10 @@ fn fusions_have_the_gradient_of_the_difference() {
                 value(&z)
             };
             let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-            assert!((difference - f64::from(gradient[place])).abs() < 1e-3, "{fusion:?} {place}");
+            assert!(
+                (difference - f64::from(gradient[place])).abs() < 1e-3,
+                "{fusion:?} {place}"
+            );
         }
     }
 }
@@ -130,7 +136,17 @@ fn every_parameter_has_the_gradient_of_the_difference() {
                 let starts = queries.vectors.clone();
                 let batch = [0, 1, 2, 3, 4];
                 let mut random = Random::new(0);
-                gradients(&pool, bridge, &candidates, &queries, &starts, &batch, &options, &mut random).unwrap()
+                gradients(
+                    &pool,
+                    bridge,
+                    &candidates,
+                    &queries,
+                    &starts,
+                    &batch,
+                    &options,
+                    &mut random,
+                )
+                .unwrap()
             };
             let found = run(&bridge);
             for (name, parameter) in parameters {
@@ -154,7 +170,10 @@ fn every_parameter_has_the_gradient_of_the_difference() {
                         _ => found.shift[place],
                     };
                     let error = (difference - f64::from(gradient)).abs();
-                    assert!(error < 4e-3 * (1.0 + difference.abs()), "{scheme:?} {fusion:?} {name} {place}");
+                    assert!(
+                        error < 4e-3 * (1.0 + difference.abs()),
+                        "{scheme:?} {fusion:?} {name} {place}"
+                    );
                 }
             }
         }

@@ -134,7 +134,11 @@ fn every_scheme_learns_what_the_encoder_mixes_up() {
         options["fusion"] = json!("sum");
         let trained = run(&options, &mut Ends::default(), None).unwrap();
         assert!(trained.accepted, "{scheme}: {}", trained.figures);
-        assert!(trained.figures["gain"].as_f64().unwrap() > 0.05, "{scheme}: {}", trained.figures);
+        assert!(
+            trained.figures["gain"].as_f64().unwrap() > 0.05,
+            "{scheme}: {}",
+            trained.figures
+        );
         let bridge = file::read(&trained.weights).unwrap();
         assert_eq!(bridge.scheme, Scheme::from_name(scheme).unwrap());
         assert!(bridge.rows.iter().any(|x| *x != 0.0));
@@ -163,7 +167,10 @@ fn a_training_that_goes_on_ends_as_one_that_was_not_interrupted() {
         after: Some(2),
         ..Ends::default()
     };
-    assert!(matches!(run(&options, &mut watch, None), Err(BridgeError::TooLittle(_))));
+    assert!(matches!(
+        run(&options, &mut watch, None),
+        Err(BridgeError::TooLittle(_))
+    ));
     let checkpoint = watch.checkpoints.last().unwrap().clone();
     let mut rest = Ends::default();
     let resumed = run(&options, &mut rest, Some(&checkpoint)).unwrap();
@@ -180,9 +187,15 @@ fn the_seed_decides_the_bytes() {
     let mut options = small("bag");
     options["epochs"] = json!(1);
     let first = run(&options, &mut Ends::default(), None).unwrap();
-    assert_eq!(run(&options, &mut Ends::default(), None).unwrap().weights, first.weights);
+    assert_eq!(
+        run(&options, &mut Ends::default(), None).unwrap().weights,
+        first.weights
+    );
     options["seed"] = json!(2);
-    assert_ne!(run(&options, &mut Ends::default(), None).unwrap().weights, first.weights);
+    assert_ne!(
+        run(&options, &mut Ends::default(), None).unwrap().weights,
+        first.weights
+    );
 }
 
 #[test]
@@ -195,7 +208,15 @@ fn pairs_are_trained_on_and_some_kept() {
     let pairs: Vec<Pair> = (0..150).map(pair).collect();
     let mut options = small("bag");
     options["unseen"] = json!(0.2);
-    let trained = train(&passages, &pairs, &options, &mut Made::new(), &mut Ends::default(), None).unwrap();
+    let trained = train(
+        &passages,
+        &pairs,
+        &options,
+        &mut Made::new(),
+        &mut Ends::default(),
+        None,
+    )
+    .unwrap();
     let tasks = &trained.figures["tasks"];
     assert!(tasks["pairs"]["queries"].as_u64().unwrap() > 0, "{tasks}");
     assert!(tasks["unseen_span16"]["queries"].as_u64().unwrap() > 0, "{tasks}");
@@ -242,7 +263,10 @@ fn no_made_query_crosses_the_border() {
     let maker = Maker::new(&passages, 0.4);
     let mut random = Random::new(5);
     for (place, passage) in passages.iter().enumerate() {
-        let (trained, held_out) = (maker.part_text(place, Part::Trained), maker.part_text(place, Part::HeldOut));
+        let (trained, held_out) = (
+            maker.part_text(place, Part::Trained),
+            maker.part_text(place, Part::HeldOut),
+        );
         assert_eq!(format!("{trained} {held_out}"), passage.text);
         assert_eq!(held_out.split(' ').count(), 24);
         for (part, text) in [(Part::Trained, trained), (Part::HeldOut, held_out)] {

@@ -96,4 +96,4 @@ impl From<crate::compute::ComputeError> for ModelError {
 }
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;

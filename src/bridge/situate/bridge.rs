@@ -139,25 +139,25 @@ impl<'a> Document<'a> {
                 apply(&numbers[query.clone()], own, at);
                 let shares = &mut passed.shares[i * SOURCES..(i + 1) * SOURCES];
                 let mut largest = 0.0f32;
-                for s in 0..SOURCES {
+                for (s, share) in shares.iter_mut().enumerate() {
                     if let Some(row) = self.source(i, s) {
                         let score = dot(at, &passed.keys[row * r..(row + 1) * r]) / (r as f32).sqrt();
-                        shares[s] = score + numbers[bias.start + s];
-                        largest = largest.max(shares[s]);
+                        *share = score + numbers[bias.start + s];
+                        largest = largest.max(*share);
                     }
                 }
                 let mut sum = (-largest).exp();
-                for s in 0..SOURCES {
+                for (s, share) in shares.iter_mut().enumerate() {
                     if self.source(i, s).is_some() {
-                        shares[s] = (shares[s] - largest).exp();
-                        sum += shares[s];
+                        *share = (*share - largest).exp();
+                        sum += *share;
                     }
                 }
                 let context = &mut passed.context[i * d..(i + 1) * d];
-                for s in 0..SOURCES {
+                for (s, share) in shares.iter_mut().enumerate() {
                     if let Some(row) = self.source(i, s) {
-                        shares[s] /= sum;
-                        add_scaled(context, shares[s], self.row(row));
+                        *share /= sum;
+                        add_scaled(context, *share, self.row(row));
                     }
                 }
                 apply(&numbers[values.clone()], context, &mut mapped);

@@ -44,7 +44,7 @@ impl Options {
             _ if !(1..=1000).contains(&self.epochs) => wrong("epochs", self.epochs.to_string(), "1 to 1000"),
             _ if !positive(self.rate) => wrong("rate", self.rate.to_string(), "above 0"),
             _ if !positive(self.temperature) => wrong("temperature", self.temperature.to_string(), "above 0"),
-            _ if !(self.decay >= 0.0) => wrong("decay", self.decay.to_string(), "0 or above"),
+            _ if !(0.0..=f32::MAX).contains(&self.decay) => wrong("decay", self.decay.to_string(), "0 or above"),
             _ if !(1..=1024).contains(&self.rank) => wrong("rank", self.rank.to_string(), "1 to 1024"),
             _ => Ok(()),
         }

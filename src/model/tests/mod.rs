@@ -3,11 +3,11 @@
 mod accuracy;
 mod adapters;
 mod card;
-pub mod families;
+pub(crate) mod families;
 mod forward;
 mod long;
 mod made_up;
-pub mod maker;
+pub(crate) mod maker;
 mod mlm;
 mod reference;
 mod tokens;

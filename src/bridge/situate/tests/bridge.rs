@@ -137,7 +137,7 @@ fn gradients_are_those_of_differences() {
         let mut gradient = vec![0.0; shape.parameters()];
         loss(shape, &bridge.numbers, &rows, &targets, 0.5, context, &mut gradient);
         let mut largest = 0.0f64;
-        for at in 0..shape.parameters() {
+        for (at, found) in gradient.into_iter().enumerate() {
             let kept = bridge.numbers[at];
             let mut at_distance = |step: f32| {
                 bridge.numbers[at] = kept + step;
@@ -147,7 +147,7 @@ fn gradients_are_those_of_differences() {
             let difference = (at_distance(0.01) - at_distance(-0.01)) / 0.02;
             bridge.numbers[at] = kept;
             largest = largest.max(difference.abs());
-            let found = f64::from(gradient[at]);
+            let found = f64::from(found);
             assert!(
                 (difference - found).abs() < 1e-3,
                 "parameter {at}: {difference} {found}"

@@ -62,8 +62,11 @@ fn lines(path: &std::path::Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// A question and the sections that answer it.
+type Question = (String, Vec<usize>);
+
 /// Sections of a split with the title of their story, in order, and questions with the sections that answer them.
-fn load(data: &std::path::Path, split: &str) -> (Vec<Passage>, Vec<String>, Vec<(String, Vec<usize>)>) {
+fn load(data: &std::path::Path, split: &str) -> (Vec<Passage>, Vec<String>, Vec<Question>) {
     let of_split = |row: &Value| row["split"] == split;
     let mut rows: Vec<Value> = lines(&data.join("corpus.jsonl")).into_iter().filter(of_split).collect();
     rows.sort_by_key(|row| (row["doc"].as_str().unwrap().to_owned(), row["pos"].as_u64()));
@@ -142,10 +145,10 @@ fn situated(
 }
 
 /// nDCG@10 of each question.
-fn scores(queries: &Vectors, questions: &[(String, Vec<usize>)], vectors: &[Vec<f32>]) -> Vec<f64> {
+fn scores(queries: &Vectors, questions: &[Question], vectors: &[Vec<f32>]) -> Vec<f64> {
     let gain = |rank: usize| 1.0 / (rank as f64 + 2.0).log2();
     let rows = queries.values.chunks_exact(queries.dimensions);
-    let score = |(query, (_, right)): (&[f32], &(String, Vec<usize>))| {
+    let score = |(query, (_, right)): (&[f32], &Question)| {
         let near = |vector: &Vec<f32>| -> f32 { query.iter().zip(vector).map(|(a, b)| a * b).sum() };
         let mut order: Vec<(f32, usize)> = vectors.iter().map(near).zip(0..).collect();
         order.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -17,7 +17,7 @@ impl Encode for Words {
     fn embed(&mut self, _role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
         let mut values = Vec::new();
         for text in texts {
-            let mut row = vec![0.0f32; D];
+            let mut row = [0.0f32; D];
             for word in text.split_whitespace() {
                 let seed = word
                     .bytes()

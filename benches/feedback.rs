@@ -90,10 +90,7 @@ fn measure(client: &mut Client, data: &str, k: usize, ask: &str, questions: &[St
             }
         }
     }
-    let medians: Vec<[f64; METHODS.len()]> = seconds
-        .into_iter()
-        .map(|methods| methods.map(|times| median(times)))
-        .collect();
+    let medians: Vec<[f64; METHODS.len()]> = seconds.into_iter().map(|methods| methods.map(median)).collect();
     for (number, (method, _)) in METHODS.iter().enumerate() {
         let milliseconds = median(medians.iter().map(|times| times[number] * 1e3).collect());
         print(data, method, k, "latency", milliseconds, "ms", questions.len());

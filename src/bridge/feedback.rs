@@ -92,7 +92,7 @@ impl Default for Gate {
     /// Strength, depth and bottom are those that gained on scifact and fairytaleqa (docs/FEEDBACK.md).
     fn default() -> Gate {
         Gate {
-            strength: 0.3,
+            strength: 0.2,
             threshold: 0.0,
             sharp: 10,
             blunt: 10,
@@ -226,6 +226,11 @@ impl Plan {
     /// Rows of the first round that have to be certain, whatever comes of the gate.
     pub fn certain(&self) -> usize {
         self.depth.max(self.gate.sharp).max(self.gate.blunt)
+    }
+
+    /// Whether rows may stay in front.
+    pub fn keeps(&self) -> bool {
+        self.gate.sharp.max(self.gate.blunt) > 0
     }
 
     /// Rows that stay in front, by the distances of the first round's list.

@@ -18,6 +18,10 @@ pub enum FeedbackError {
     Bridge(#[from] BridgeError),
 }
 
+/// Rows of the first round that are certain where some of them stay in front: what stands in front is then what a plain
+/// search for as many rows puts there. A search for fewer rows reads fewer lists and may miss one of them.
+const CERTAIN: usize = 100;
+
 thread_local! {
     static SHARPNESS: Cell<f64> = const { Cell::new(0.0) };
 }
@@ -32,10 +36,13 @@ pub fn last_sharpness() -> f64 {
 pub fn feed_back<S: PageStore>(scan: &mut Scan<S>, query: &[f32], plan: &Plan) -> Result<(), FeedbackError> {
     let looked_at = plan.list.max(plan.certain());
     let certain = match plan.mode {
+        Mode::Retrieve if plan.keeps() => looked_at.max(CERTAIN),
         Mode::Retrieve => plan.certain(),
         Mode::Rerank => looked_at,
     };
-    let found = scan.leading(certain, looked_at)?;
+    let mut found = scan.leading(certain, looked_at.max(certain))?;
+    // A row that came out a place late goes where it belongs, as where the caller sorts what a plain search found.
+    found.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
     let distances: Vec<f64> = found.iter().take(plan.list).map(|lead| lead.hit.distance).collect();
     let negative = plan.negative(distances.len());
     let sharp = sharpness(&distances, plan.depth, negative);

@@ -8,6 +8,7 @@ mod support;
 
 mod bad_input;
 mod bad_models;
+mod bridges;
 mod concurrency;
 mod crash;
 mod data;

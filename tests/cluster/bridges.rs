@@ -1,0 +1,90 @@
+//! Bridges: stored, exported, refused, used by queries, trained from rows.
+
+use crate::support::{Sql, shared};
+
+/// A safetensors file with an adapter over 384 numbers that doubles the first one and keeps the others.
+const FILE: &str = "CREATE FUNCTION adapter_file(more text DEFAULT '') RETURNS bytea LANGUAGE sql AS $$
+    SELECT int8send_le(length(header)) || convert_to(header, 'UTF8') || decode('0000803f', 'hex')
+           || decode(repeat('00', 384 * 384 * 4 - 4), 'hex')
+      FROM (SELECT json_build_object('__metadata__', json_build_object('situ', '{\"kind\": \"adapter\", \"dimensions\": 384' || more || '}'),
+              'map', json_build_object('dtype', 'F32', 'shape', '[384,384]'::json, 'data_offsets', '[0,589824]'::json))::text) h(header) $$";
+/// Eight bytes, least first.
+const LITTLE: &str = "CREATE FUNCTION int8send_le(number bigint) RETURNS bytea LANGUAGE sql AS $$
+    SELECT decode(string_agg(lpad(to_hex((number >> (8 * place)) & 255), 2, '0'), '' ORDER BY place), 'hex')
+      FROM generate_series(0, 7) place $$";
+
+#[test]
+fn a_bridge_is_imported_used_exported_and_dropped() {
+    let mut client = shared().text_database("bridges_import");
+    client.run(LITTLE);
+    client.run(FILE);
+    assert_eq!(client.one::<String>("SELECT situ.import_bridge('double', adapter_file(), 'minilm')"), "adapter");
+    assert!(client.one::<bool>("SELECT situ.export_bridge('double') = adapter_file()"));
+    let first = "((situ.embed('tides', 'minilm', 'query'))::real[])[1]";
+    let expected = format!("2 * {first} / sqrt(1 + 3 * {first} ^ 2)");
+    let mapped = "((situ.apply_bridge('double', situ.embed('tides', 'minilm', 'query')))::real[])[1]";
+    let difference = client.one::<f64>(&format!("SELECT abs({mapped} - {expected})::float8"));
+    assert!(difference < 1e-5, "{difference}");
+    client.run(
+        "CREATE TABLE facts (id int PRIMARY KEY, fact text);
+         INSERT INTO facts VALUES (1, 'Yeast makes bread dough rise.'), (2, 'The Moon pulls the tides.');
+         CREATE INDEX facts_fact ON facts USING situ (fact) WITH (model = 'minilm')",
+    );
+    let distance = "SELECT h.distance FROM situ.search('facts_fact', situ.query(text => 'tides'), k => 1) h";
+    let bridged = distance.replace("'tides')", "'tides', bridge => 'double')");
+    let plain = client.one::<f64>(distance);
+    let truth = client.one::<f64>(
+        "SELECT situ.apply_bridge('double', situ.embed('tides', 'minilm', 'query')) <=> situ.embed('The Moon pulls the tides.', 'minilm', 'passage')",
+    );
+    let found = client.one::<f64>(&bridged);
+    assert!((found - truth).abs() < 1e-4 && (found - plain).abs() > 1e-6, "{found} {truth} {plain}");
+
+    for (statement, code) in [
+        ("SELECT situ.import_bridge('double', adapter_file(), 'minilm')", "42710"),
+        ("SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), 'minilm')", "22023"),
+        ("SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), 'minilm')", "55000"),
+        ("SELECT situ.export_bridge('nothing')", "42704"),
+    ] {
+        let failure = client.failure(statement);
+        if code != "22023" {
+            assert_eq!(failure.code, code, "{statement}: {failure:#?}");
+        }
+    }
+    client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), 'minilm')");
+    let failure = client.failure(&bridged.replace("'double'", "'bad'"));
+    assert_eq!(failure.code, "55000", "{failure:#?}");
+    client.run("DROP ROLE IF EXISTS bridges_other; CREATE ROLE bridges_other; GRANT USAGE ON SCHEMA situ TO bridges_other; SET ROLE bridges_other");
+    for statement in [
+        "SELECT situ.export_bridge('double')",
+        "SELECT situ.drop_bridge('double')",
+        "SELECT weights FROM situ.bridges",
+        "SELECT situ.import_bridge('double', pg_catalog.decode('00', 'hex'), 'minilm', true)",
+    ] {
+        let failure = client.failure(statement);
+        assert!(failure.code == "42501" || statement.contains("decode"), "{statement}: {failure:#?}");
+    }
+    client.run("RESET ROLE; SELECT situ.drop_bridge('double')");
+    assert_eq!(client.failure(&bridged).code, "42704");
+}
+
+#[test]
+fn an_adapter_is_trained_from_rows() {
+    let mut client = shared().text_database("bridges_train");
+    client.run(
+        "CREATE TABLE passages AS SELECT n AS id, n / 4 AS document, n % 4 AS ordinal,
+                'The ' || md5(n::text) || ' of house ' || n || ' has ' || (n * 7) % 100 || ' green windows.' AS body
+           FROM generate_series(0, 599) n;
+         CREATE TABLE pairs AS SELECT 'Which house has ' || (n * 7) % 100 || ' windows and number ' || n || '?' AS query, n AS passage
+           FROM generate_series(0, 599) n",
+    );
+    client.run("CALL situ.train('adapter', 'houses', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 2}')");
+    let row = "SELECT (figures->>'queries') || ' ' || (state = CASE WHEN (figures->'ndcg@10'->>'gain')::float8 > 0 THEN 'accepted' ELSE 'rejected' END)
+                 FROM situ.bridges WHERE name = 'houses'";
+    assert_eq!(client.one::<String>(row), "given true");
+    assert_eq!(client.failure("CALL situ.train('adapter', 'houses', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')").code, "42710");
+    // Made queries; another role without the privilege reads nothing.
+    client.run("CALL situ.train('adapter', 'made', passages => 'passages', options => '{\"epochs\": 1}')");
+    assert_eq!(client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"), "made");
+    client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader; GRANT USAGE ON SCHEMA situ TO bridges_reader; SET ROLE bridges_reader");
+    assert_eq!(client.failure("CALL situ.train('adapter', 'stolen', passages => 'passages')").code, "42501");
+}

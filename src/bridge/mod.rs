@@ -1,9 +1,9 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod adapter;
-pub mod file;
-pub mod lexsem;
 pub mod feedback;
+pub mod file;
 pub mod gate;
+pub mod lexsem;
 pub mod situate;
 pub mod train;
 

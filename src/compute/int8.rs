@@ -131,11 +131,7 @@ impl Int8 {
         for (number, weights) in row.chunks(self.group).enumerate() {
             let scale = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
             let quantise = |weight: &f32| {
-                if scale > 0.0 {
-                    (weight / scale).round() as i8
-                } else {
-                    0
-                }
+                if scale > 0.0 { (weight / scale).round() as i8 } else { 0 }
             };
             let sum: i32 = weights.iter().map(|weight| i32::from(quantise(weight))).sum();
             let at = panel * self.groups + number;

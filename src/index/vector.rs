@@ -151,7 +151,9 @@ impl Exact {
         let mut record = Vec::new();
         if layout.slots > 0 {
             let page = reader.read(place.block)?;
-            if usize::from(place.slot) < layout.slots && is_kind(&page, Kind::Vectors) && layout.is_used(&page, place.slot)
+            if usize::from(place.slot) < layout.slots
+                && is_kind(&page, Kind::Vectors)
+                && layout.is_used(&page, place.slot)
             {
                 record.extend_from_slice(layout.record(&page, place.slot));
             }

@@ -18,7 +18,10 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
     let mut client = shared().text_database("bridges_import");
     client.run(LITTLE);
     client.run(FILE);
-    assert_eq!(client.one::<String>("SELECT situ.import_bridge('double', adapter_file(), 'minilm')"), "adapter");
+    assert_eq!(
+        client.one::<String>("SELECT situ.import_bridge('double', adapter_file(), 'minilm')"),
+        "adapter"
+    );
     assert!(client.one::<bool>("SELECT situ.export_bridge('double') = adapter_file()"));
     let first = "((situ.embed('tides', 'minilm', 'query'))::real[])[1]";
     let expected = format!("2 * {first} / sqrt(1 + 3 * {first} ^ 2)");
@@ -37,12 +40,21 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         "SELECT situ.apply_bridge('double', situ.embed('tides', 'minilm', 'query')) <=> situ.embed('The Moon pulls the tides.', 'minilm', 'passage')",
     );
     let found = client.one::<f64>(&bridged);
-    assert!((found - truth).abs() < 1e-4 && (found - plain).abs() > 1e-6, "{found} {truth} {plain}");
+    assert!(
+        (found - truth).abs() < 1e-4 && (found - plain).abs() > 1e-6,
+        "{found} {truth} {plain}"
+    );
 
     for (statement, code) in [
         ("SELECT situ.import_bridge('double', adapter_file(), 'minilm')", "42710"),
-        ("SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), 'minilm')", "22023"),
-        ("SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), 'minilm')", "55000"),
+        (
+            "SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), 'minilm')",
+            "22023",
+        ),
+        (
+            "SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), 'minilm')",
+            "55000",
+        ),
         ("SELECT situ.export_bridge('nothing')", "42704"),
     ] {
         let failure = client.failure(statement);
@@ -61,7 +73,10 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         "SELECT situ.import_bridge('double', pg_catalog.decode('00', 'hex'), 'minilm', true)",
     ] {
         let failure = client.failure(statement);
-        assert!(failure.code == "42501" || statement.contains("decode"), "{statement}: {failure:#?}");
+        assert!(
+            failure.code == "42501" || statement.contains("decode"),
+            "{statement}: {failure:#?}"
+        );
     }
     client.run("RESET ROLE; SELECT situ.drop_bridge('double')");
     assert_eq!(client.failure(&bridged).code, "42704");
@@ -84,7 +99,15 @@ fn an_adapter_is_trained_from_rows() {
     assert_eq!(client.failure("CALL situ.train('adapter', 'houses', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')").code, "42710");
     // Made queries; another role without the privilege reads nothing.
     client.run("CALL situ.train('adapter', 'made', passages => 'passages', options => '{\"epochs\": 1}')");
-    assert_eq!(client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"), "made");
+    assert_eq!(
+        client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"),
+        "made"
+    );
     client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader; GRANT USAGE ON SCHEMA situ TO bridges_reader; SET ROLE bridges_reader");
-    assert_eq!(client.failure("CALL situ.train('adapter', 'stolen', passages => 'passages')").code, "42501");
+    assert_eq!(
+        client
+            .failure("CALL situ.train('adapter', 'stolen', passages => 'passages')")
+            .code,
+        "42501"
+    );
 }

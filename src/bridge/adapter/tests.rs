@@ -53,7 +53,8 @@ fn gradients_are_the_slopes_of_the_loss() {
         let (loss, by_units) = passage_loss(&pool, &queries, &units, &targets, tau, d).unwrap();
         (loss, by_map(&pool, &passages, &units, &lengths, by_units, d).unwrap())
     };
-    let sides: [&dyn Fn(&[f32]) -> (f64, Vec<f32>); 2] = [&query_side, &passage_side];
+    type Slopes<'a> = &'a dyn Fn(&[f32]) -> (f64, Vec<f32>);
+    let sides: [Slopes; 2] = [&query_side, &passage_side];
     for (side, loss) in sides.into_iter().enumerate() {
         let map: Vec<f32> = numbers(d * d, 3).iter().map(|number| number * 0.3).collect();
         let (_, gradient) = loss(&map);

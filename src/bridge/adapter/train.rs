@@ -81,7 +81,10 @@ impl AdapterOptions {
         let options: AdapterOptions =
             serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
         let numbers = [options.rate, options.tau];
-        if !numbers.iter().all(|number| number.is_finite() && *number > 0.0) || !(options.decay >= 0.0) {
+        if !numbers.iter().all(|number| number.is_finite() && *number > 0.0)
+            || options.decay.is_nan()
+            || options.decay < 0.0
+        {
             return Err(bad(format!("{options:?}"), "rate and tau above 0, decay at least 0"));
         }
         if options.epochs == 0 || !(2..=8192).contains(&options.batch) || options.candidates < 2 {

@@ -52,8 +52,10 @@ impl Adapter {
     /// [`BridgeError::File`] for bytes that are no adapter.
     pub fn read(bytes: &[u8]) -> Result<Adapter, BridgeError> {
         let mut tensors = Tensors::read(bytes, KIND)?;
-        let side = tensors.description.metadata.get("side").cloned().unwrap_or_default();
-        let side = serde_json::from_value(side).map_err(|error| BridgeError::File(format!("its side: {error}")))?;
+        let side = match tensors.description.metadata.get("side") {
+            None => Side::default(),
+            Some(side) => Side::deserialize(side).map_err(|error| BridgeError::File(format!("its side: {error}")))?,
+        };
         let dimensions = tensors.description.dimensions;
         Ok(Adapter {
             side,

@@ -282,10 +282,9 @@ fn a_card_serves_and_the_processor_takes_over_when_it_is_lost() {
     client.run("CREATE TABLE v (place text, n int, v vector)");
     let texts = "SELECT n, situ.embed('number ' || n || ' of the sentences', 'minilm') FROM generate_series(1, 4) n";
     client.run(&format!("INSERT INTO v SELECT 'card', * FROM ({texts}) t"));
-    assert_eq!(
-        client.column::<String>("SELECT device || ' ' || precision FROM situ.stat_models"),
-        ["cuda:0 bf16"]
-    );
+    eventually("the worker has said what it serves", 5, || {
+        client.column::<String>("SELECT device || ' ' || precision FROM situ.stat_models") == ["cuda:0 bf16"]
+    });
     assert!(tokens(&mut client)[0] > 0);
     let kept = std::fs::read_dir(cluster.folder().join("data/situ_kernels")).map(Iterator::count);
     println!("files in the cache of kernels: {kept:?}");

@@ -15,4 +15,4 @@ CREATE PROCEDURE situ.train(
 )
     LANGUAGE c AS 'MODULE_PATHNAME', 'train_wrapper';
 COMMENT ON PROCEDURE situ.train(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
-    'trains a bridge (adapter, lexsem) in this statement and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; cancelling the statement ends the training';
+    'trains a bridge (adapter, lexsem, situate) in this statement and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; cancelling the statement ends the training';

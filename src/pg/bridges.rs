@@ -10,8 +10,8 @@ use super::lexsem;
 use super::service::client::ModelRef;
 use super::sql::models::model_by_name;
 use crate::bridge::adapter::{self, Adapter, Side};
-use crate::bridge::file::{self, Tensors};
-use crate::bridge::{BridgeError, lexsem as lexsem_bridge};
+use crate::bridge::file;
+use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::DatumWithOid;
@@ -163,7 +163,7 @@ pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
     match description.kind.as_str() {
         adapter::KIND => Adapter::read(bytes).map(drop)?,
         "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
-        "situate" => Tensors::read(bytes, "situate").map(drop)?,
+        situate::bridge::KIND => situate::bridge::Bridge::read(bytes).map(drop)?,
         other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),
     }
     Ok(description)

@@ -111,3 +111,26 @@ fn an_adapter_is_trained_from_rows() {
         "42501"
     );
 }
+
+#[test]
+fn a_situate_bridge_is_trained_from_rows() {
+    let mut client = shared().text_database("bridges_situate");
+    client.run(
+        "CREATE TABLE passages AS SELECT n AS id, n / 6 AS document, n % 6 AS ordinal,
+                'The ' || md5(n::text) || ' of house ' || n || ' has ' || (n * 7) % 100 || ' green windows.' AS body
+           FROM generate_series(0, 599) n;
+         CREATE TABLE pairs AS SELECT 'Which house has ' || (n * 7) % 100 || ' windows and number ' || n || '?' AS query, n AS passage
+           FROM generate_series(0, 599) n",
+    );
+    client.run(
+        "CALL situ.train('situate', 'rooms', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')",
+    );
+    let row = "SELECT kind || ' ' || (figures->>'pairs') || ' ' || (state = CASE
+                        WHEN greatest((figures->>'control')::float8, (figures->>'bridge')::float8) > (figures->>'plain')::float8
+                        THEN 'accepted' ELSE 'rejected' END)
+                 FROM situ.bridges WHERE name = 'rooms'";
+    assert_eq!(client.one::<String>(row), "situate given true");
+    let failure =
+        client.failure("CALL situ.train('situate', 'other', passages => 'passages', options => '{\"epoch\": 1}')");
+    assert_eq!(failure.code, "22023", "{failure:#?}");
+}

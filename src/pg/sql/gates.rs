@@ -88,11 +88,11 @@ fn gate(index: pg_sys::Oid) -> Option<Gate> {
 
 fn read(index: pg_sys::Oid) -> Option<Gate> {
     let statement = "SELECT g.gate::pg_catalog.text FROM situ.feedback_gates g \
-                     JOIN pg_catalog.pg_class c ON c.oid = $1 OR c.oid IN \
-                          (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)) \
-                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE g.index = pg_catalog.format('%I.%I', n.nspname, c.relname) \
-                     ORDER BY c.oid = $1 DESC LIMIT 1";
+                     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) $1 OR c.oid OPERATOR(pg_catalog.=) ANY \
+                          (SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1)) \
+                     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+                     WHERE g.index OPERATOR(pg_catalog.=) pg_catalog.format('%I.%I', n.nspname, c.relname) \
+                     ORDER BY c.oid OPERATOR(pg_catalog.=) $1 DESC LIMIT 1";
     let stored = Spi::connect(|client| {
         let mut table = client.select(statement, Some(1), &[index.into()])?;
         match table.next() {
@@ -129,7 +129,7 @@ pub fn store(index: pg_sys::Oid, gate: &Gate, figures: serde_json::Value) {
 fn drop_feedback_gate(index: pg_sys::Oid) {
     check_owner(index);
     as_owner(
-        "DELETE FROM situ.feedback_gates WHERE index = $1",
+        "DELETE FROM situ.feedback_gates WHERE index OPERATOR(pg_catalog.=) $1",
         &[qualified(index).into()],
     );
 }

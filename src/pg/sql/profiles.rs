@@ -50,11 +50,12 @@ fn merged(query: &Query, stored: &str) -> Result<Query, serde_json::Error> {
 /// The stored options of a profile, as JSON.
 fn options(index: pg_sys::Oid, profile: &str) -> Option<String> {
     let statement = "SELECT p.options::pg_catalog.text FROM situ.profiles p \
-                     JOIN pg_catalog.pg_class c ON c.oid = $1 OR c.oid IN \
-                          (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)) \
-                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE p.name = $2 AND p.index = pg_catalog.format('%I.%I', n.nspname, c.relname) \
-                     ORDER BY c.oid = $1 DESC LIMIT 1";
+                     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) $1 OR c.oid OPERATOR(pg_catalog.=) ANY \
+                          (SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1)) \
+                     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+                     WHERE p.name OPERATOR(pg_catalog.=) $2 \
+                       AND p.index OPERATOR(pg_catalog.=) pg_catalog.format('%I.%I', n.nspname, c.relname) \
+                     ORDER BY c.oid OPERATOR(pg_catalog.=) $1 DESC LIMIT 1";
     Spi::connect(|client| {
         let mut table = client.select(statement, Some(1), &[index.into(), profile.into()])?;
         match table.next() {
@@ -96,14 +97,16 @@ pub fn check_owner(index: pg_sys::Oid) {
 }
 
 /// Runs a statement on the extension's tables as the owner of that table, who alone may write it. The current user has been
-/// checked before. After an error the abort of the transaction gives the user back.
+/// checked before. The search path stays the caller's, so the statement names the schema of everything, operators too.
+/// After an error the abort of the transaction gives the user back.
 pub fn as_owner(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
     // SAFETY: the user is set back below, with what was read here.
     unsafe {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
         let owner = Spi::get_one::<pg_sys::Oid>(
-            "SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'situ.profiles'::pg_catalog.regclass",
+            "SELECT relowner FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) 'situ.profiles'::pg_catalog.regclass::pg_catalog.oid",
         );
         let Ok(Some(owner)) = owner else {
             fail(
@@ -146,7 +149,7 @@ pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figur
 fn drop_profile(index: pg_sys::Oid, name: &str) {
     check_owner(index);
     as_owner(
-        "DELETE FROM situ.profiles WHERE index = $1 AND name = $2",
+        "DELETE FROM situ.profiles WHERE index OPERATOR(pg_catalog.=) $1 AND name OPERATOR(pg_catalog.=) $2",
         &[qualified(index).into(), name.into()],
     );
 }

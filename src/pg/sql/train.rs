@@ -5,7 +5,7 @@ use super::leaf::{kind_of, name_of};
 use super::models::model_by_name;
 use super::profiles::qualified;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, TokenStates, Trained, Vectors, Watch};
-use crate::bridge::{BridgeError, adapter, file, lexsem};
+use crate::bridge::{BridgeError, adapter, file, lexsem, situate};
 use crate::index::Meta;
 use crate::model::Role;
 use crate::pg::am::kind::KeyKind;
@@ -235,9 +235,10 @@ fn train(
     let trainer = match kind {
         adapter::KIND => adapter::train,
         "lexsem" => lexsem::train,
+        situate::bridge::KIND => situate::train,
         other => bad(
             format!("there is no training of kind \"{other}\""),
-            "Use adapter or lexsem.",
+            "Use adapter, lexsem or situate.",
         ),
     };
     let named = [

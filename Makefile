@@ -15,7 +15,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-service bench-gpu eval bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu eval bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-index    recall and queries per second beside pgvector HNSW'
 	@echo 'make bench-encode   tokens per second beside ONNX Runtime, rten and candle'
 	@echo 'make bench-feedback what a second round by feedback adds to the latency of a search'
+	@echo 'make bench-precision nDCG of each precision of the kernels on the judged sets'
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
 	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
@@ -101,6 +102,9 @@ bench-service:
 
 bench-encode:
 	@scripts/bench_encode.sh
+
+bench-precision:
+	@scripts/bench_precision.sh
 
 clean: clean-cluster
 	cargo clean

@@ -223,3 +223,49 @@ fn a_profile_serves_the_operator_through_its_index_only() {
     let failure = client.failure(&order.replace('$', "profile => 'best'"));
     assert_eq!(failure.code, "0A000", "{failure:#?}");
 }
+
+#[test]
+fn operators_of_the_caller_never_run_as_the_owner_of_the_extension() {
+    let mut client = judged("profiles_operators");
+    client.run(
+        "CREATE ROLE profiles_caller LOGIN;
+         CREATE SCHEMA trap AUTHORIZATION profiles_caller;
+         GRANT CREATE ON SCHEMA public TO profiles_caller;
+         ALTER TABLE items OWNER TO profiles_caller;
+         ALTER TABLE asked OWNER TO profiles_caller;
+         ALTER TABLE judged OWNER TO profiles_caller",
+    );
+    let mut caller = shared().connect_as("profiles_caller", "profiles_operators");
+    caller.run("CREATE TABLE trap.seen (role text)");
+    for kind in ["text", "jsonb", "oid", "bigint", "boolean"] {
+        caller.run(&format!(
+            "CREATE FUNCTION trap.same({kind}, {kind}) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO trap.seen VALUES (current_user);
+                 RETURN $1 OPERATOR(pg_catalog.=) $2;
+             END $$;
+             CREATE OPERATOR trap.= (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap.same)"
+        ));
+    }
+    caller.run("SET search_path = trap, pg_catalog, public");
+    caller.run("SELECT 'a'::text = 'b'::text");
+    assert_eq!(caller.one::<i64>("SELECT count(*) FROM trap.seen"), 1, "the trap closes");
+    caller.run("TRUNCATE trap.seen");
+    caller.run(
+        "SELECT * FROM situ.tune('nearest', 'asked', 'judged', name => 'mine',
+            candidates => ARRAY[situ.query(probes => 2), situ.query(probes => 40)]);
+         SELECT * FROM situ.tune('nearest', 'asked', 'judged', name => 'mine',
+            candidates => ARRAY[situ.query(probes => 2), situ.query(probes => 40)]);
+         SELECT count(*) FROM situ.search('nearest',
+            situ.query(embedding => (SELECT embedding FROM asked LIMIT 1), profile => 'mine'));
+         SELECT * FROM situ.tune_feedback('nearest', 'asked', 'judged');
+         SELECT count(*) FROM situ.search('nearest',
+            situ.query(embedding => (SELECT embedding FROM asked LIMIT 1), feedback => 'rocchio'));
+         SELECT situ.drop_profile('nearest', 'mine');
+         SELECT situ.drop_feedback_gate('nearest')",
+    );
+    caller.run("SET search_path = pg_catalog");
+    assert_eq!(
+        caller.one::<i64>("SELECT count(*) FROM trap.seen WHERE role <> 'profiles_caller'"),
+        0
+    );
+}

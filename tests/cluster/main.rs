@@ -17,6 +17,7 @@ mod evaluate;
 mod feedback;
 mod full_disk;
 mod harness;
+mod lexsem;
 mod lifecycle;
 mod load;
 mod precision;

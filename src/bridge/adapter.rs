@@ -4,6 +4,7 @@
 //! passage side the same map is applied to every passage's vector when it is encoded, and queries stay as they are.
 //! The file has one tensor: `map` (F32, dimensions x dimensions, a row an input); the metadata says the `side`.
 
+mod fit;
 mod train;
 
 pub use train::{AdapterOptions, train};

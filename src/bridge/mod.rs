@@ -1,11 +1,13 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod adapter;
+mod eigen;
 pub mod feedback;
 pub mod file;
 pub mod gate;
 pub mod lexsem;
 pub mod situate;
 pub mod train;
+pub mod whiten;
 
 /// What can go wrong in a bridge.
 #[derive(Debug, thiserror::Error)]

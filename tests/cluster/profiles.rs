@@ -248,7 +248,11 @@ fn operators_of_the_caller_never_run_as_the_owner_of_the_extension() {
     }
     caller.run("SET search_path = trap, pg_catalog, public");
     caller.run("SELECT 'a'::text = 'b'::text");
-    assert_eq!(caller.one::<i64>("SELECT count(*) FROM trap.seen"), 1, "the trap closes");
+    assert_eq!(
+        caller.one::<i64>("SELECT count(*) FROM trap.seen"),
+        1,
+        "the trap closes"
+    );
     caller.run("TRUNCATE trap.seen");
     caller.run(
         "SELECT * FROM situ.tune('nearest', 'asked', 'judged', name => 'mine',

@@ -1,4 +1,4 @@
-use super::train::{by_map, mapped, passage_loss};
+use super::fit::{by_map, mapped, passage_loss};
 use super::*;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use crate::bridge::train::loss::Candidates;
@@ -163,23 +163,22 @@ fn a_turn_is_learned_on_both_sides_and_resumed_to_the_same_bytes() {
         );
         assert_eq!(whole.figures["queries"], "given");
 
-        let mut seen = Seen {
-            stop_after: Some(2),
-            ..Seen::default()
-        };
-        let stopped = train(&passages, &pairs, &options, &mut encode, &mut seen, None);
-        assert!(matches!(stopped, Err(BridgeError::Stopped)));
-        let checkpoint = seen.checkpoints.last().unwrap();
-        let resumed = train(
-            &passages,
-            &pairs,
-            &options,
-            &mut encode,
-            &mut Seen::default(),
-            Some(checkpoint),
-        )
-        .unwrap();
-        assert_eq!(resumed.weights, whole.weights, "{side}");
+        // Stopped in the second epoch, and after the first of the training on everything.
+        let judged = whole.figures["epochs"].as_u64().unwrap() as usize;
+        for stop_after in [2, judged + 1] {
+            let mut seen = Seen {
+                stop_after: Some(stop_after),
+                ..Seen::default()
+            };
+            let stopped = train(&passages, &pairs, &options, &mut encode, &mut seen, None);
+            assert!(matches!(stopped, Err(BridgeError::Stopped)));
+            let checkpoint = seen.checkpoints.last().unwrap();
+            let rest = &mut Seen::default();
+            let resumed = train(&passages, &pairs, &options, &mut encode, rest, Some(checkpoint)).unwrap();
+            assert_eq!(resumed.weights, whole.weights, "{side}");
+            assert_eq!(resumed.figures, whole.figures, "{side}");
+        }
+        let checkpoint = seen.checkpoints.first().unwrap();
         let other = train(
             &passages,
             &pairs[..500],

@@ -1,15 +1,14 @@
-//! Training of the adapter: the contrastive loss of each query against all passages of the training documents, by hand-made
-//! gradients, Adam, and early stopping on documents that are held out.
+//! Training of the adapter: options, the parts of the material, the stages and their figures.
 //!
-//! With `o = y / |y|` and `y = x + x M`, the loss's gradient by `M` is `x^T dy`, `dy = (do - (o . do) o) / |y|`.
+//! Documents are parted: most train, some choose the epoch, some judge. What was judged is then trained once more on all
+//! of them for the epochs that were chosen (`refit`), and that map is stored: the figures are of the map that had not
+//! seen the judging documents.
 
-use super::{Adapter, KIND, Side};
+use super::fit::{Fit, Stage, mean};
+use super::{Adapter, Side};
 use crate::bridge::BridgeError;
-use crate::bridge::file::{self, Tensors};
-use crate::bridge::train::adam::Adam;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::matrix::{product, transposed};
+use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::compute::pooling::normalize;
 use crate::eval::bootstrap::{Draws, of_gain};
@@ -22,10 +21,8 @@ use serde_json::{Map, Value, json};
 
 /// Texts that are encoded in one request.
 const ENCODED_AT_ONCE: usize = 1024;
-/// Epochs without a better one after which training ends.
-const PATIENCE: usize = 2;
-/// Steps between two reports of progress.
-const REPORT_STEPS: usize = 8;
+/// Most dimensions for which the metric is computed: its eigenvectors cost the third power.
+const MOST_WHITENED: usize = 1024;
 /// Fewest pairs to train on, and to hold out.
 const FEWEST_PAIRS: usize = 20;
 
@@ -48,6 +45,12 @@ pub struct AdapterOptions {
     pub held_out: f64,
     /// Most passages that a query is held against in a step.
     pub candidates: usize,
+    /// On the query side the map begins as the metric `(C + ridge m I)^(-whiten)` of the passages
+    /// ([`crate::bridge::whiten`]); 0 begins at the identity.
+    pub whiten: f64,
+    pub ridge: f64,
+    /// Whether the map is trained once more on all pairs, for the epochs that the held-out ones chose.
+    pub refit: bool,
     pub seed: u64,
     /// Threads, 0 for the machine's.
     pub threads: usize,
@@ -57,13 +60,16 @@ impl Default for AdapterOptions {
     fn default() -> AdapterOptions {
         AdapterOptions {
             side: Side::Query,
-            rate: 3e-4,
-            tau: 0.05,
+            rate: 1e-4,
+            tau: 0.04,
             decay: 1e-3,
-            epochs: 8,
+            epochs: 12,
             batch: 64,
             held_out: 0.2,
             candidates: 32_768,
+            whiten: 0.25,
+            ridge: 0.1,
+            refit: true,
             seed: 1,
             threads: 0,
         }
@@ -77,7 +83,8 @@ impl AdapterOptions {
             value,
             range,
         };
-        let names = "side, rate, tau, decay, epochs, batch, held_out, candidates, seed, threads";
+        let names = "side, rate, tau, decay, epochs, batch, held_out, candidates, whiten, ridge, refit, seed, \
+            threads";
         let options: AdapterOptions =
             serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
         let numbers = [options.rate, options.tau];
@@ -96,15 +103,18 @@ impl AdapterOptions {
         if !(0.05..=0.8).contains(&options.held_out) {
             return Err(bad(options.held_out.to_string(), "held_out 0.05 to 0.8"));
         }
+        if !(0.0..=2.0).contains(&options.whiten) || !(1e-6..=100.0).contains(&options.ridge) {
+            return Err(bad(format!("{options:?}"), "whiten 0 to 2, ridge 1e-6 to 100"));
+        }
         Ok(options)
     }
 }
 
 /// Queries with the positions of their passages.
 #[derive(Default)]
-struct Queries {
-    vectors: Vec<f32>,
-    targets: Vec<u32>,
+pub(super) struct Queries {
+    pub vectors: Vec<f32>,
+    pub targets: Vec<u32>,
 }
 
 /// Which part of the material a document belongs to.
@@ -207,99 +217,148 @@ pub fn train(
     let texts: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
     let (_, query_vectors) = embed(encode, watch, Role::Query, &texts)?;
 
-    let documents: Vec<Part> = passages
-        .iter()
-        .map(|passage| part(passage.document, &options))
-        .collect();
-    let of = |wanted: Part, place: &dyn Fn(u32) -> u32| {
-        let mut queries = Queries::default();
-        for (pair, vector) in pairs.iter().zip(query_vectors.chunks_exact(dimensions)) {
-            if documents.get(pair.passage as usize) == Some(&wanted) {
-                queries.vectors.extend_from_slice(vector);
-                queries.targets.push(place(pair.passage));
-            }
-        }
-        queries
+    let material = Material {
+        pool: &pool,
+        options: &options,
+        pairs,
+        dimensions,
+        vectors,
+        query_vectors,
+        documents: passages
+            .iter()
+            .map(|passage| part(passage.document, &options))
+            .collect(),
     };
-    let (known, places) = known(&documents, &options);
-    let training = of(Part::Training, &|passage| places[passage as usize]);
-    let training = training.without_strangers(dimensions);
-    let (choosing, judging) = (
-        of(Part::Choosing, &|passage| passage),
-        of(Part::Judging, &|passage| passage),
-    );
-    for (what, queries) in [
-        ("to train on", &training),
-        ("held out", &choosing),
-        ("held out", &judging),
+    let [choosing, judging] = [Part::Choosing, Part::Judging].map(|part| material.queries(part, &|passage| passage));
+    for (what, found) in [
+        (
+            "to train on",
+            material.queries(Part::Training, &|passage| passage).targets.len(),
+        ),
+        ("held out", choosing.targets.len()),
+        ("held out", judging.targets.len()),
     ] {
-        let found = queries.targets.len();
         if found < FEWEST_PAIRS {
             return Err(BridgeError::TooLittle(format!(
                 "{found} queries {what}, at least {FEWEST_PAIRS} are needed; pairs are held out document by document"
             )));
         }
     }
-    let known: Vec<f32> = known
-        .iter()
-        .flat_map(|place| &vectors[place * dimensions..(place + 1) * dimensions])
-        .copied()
-        .collect();
-    let mut fit = Fit {
-        pool: &pool,
-        options: &options,
-        candidates: Candidates::new(&pool, known.clone(), dimensions, options.batch)?,
-        known,
-        all: Candidates::new(&pool, vectors.clone(), dimensions, options.batch)?,
-        vectors,
-        training,
-        choosing,
-        moments: Adam::new(dimensions * dimensions),
-        adapter: Adapter::identity(options.side, dimensions),
-        best: Adapter::identity(options.side, dimensions),
-        best_score: 0.0,
-        best_epoch: 0,
-        epoch: 0,
-    };
-    fit.best_score = mean(&fit.scores(&fit.best, &fit.choosing)?);
-    if let Some(bytes) = checkpoint {
-        fit.resume(bytes)?;
-    }
-    fit.run(watch)?;
-    let plain = fit.scores(&Adapter::identity(options.side, dimensions), &judging)?;
-    let trained = fit.scores(&fit.best, &judging)?;
+    let identity = Adapter::identity(options.side, dimensions);
+    let mut judged = material.fit(Stage::Judged, choosing)?;
+    judged.resume(checkpoint)?;
+    judged.run(watch)?;
+    let plain = judged.scores(&identity, &judging)?;
+    let trained = judged.scores(&judged.best, &judging)?;
     let gain = mean(&trained) / mean(&plain).max(f64::MIN_POSITIVE) - 1.0;
+    let (accepted, trained_on) = (gain > 0.0, judged.trained_on());
+    let mut figures = json!({
+        "queries": if made.is_some() { "made" } else { "given" },
+        "trained_on": trained_on,
+        "held_out": judging.targets.len(),
+        "passages": passages.len(),
+        "epochs": judged.epoch,
+        "best_epoch": judged.best_epoch,
+    });
+    let refit = options.refit && accepted && judged.best_epoch > 0;
+    let stored = match refit {
+        false => judged.best,
+        true => {
+            let mut all = material.fit(Stage::Refit, Queries::default())?;
+            all.follow(&judged);
+            drop(judged);
+            all.resume(checkpoint)?;
+            all.run(watch)?;
+            figures["refitted_on"] = json!(all.trained_on());
+            all.whole()?
+        }
+    };
     let draws = Draws {
         seed: options.seed,
         ..Draws::default()
     };
     let interval = of_gain(&plain, &trained, draws);
-    let figures = json!({
-        "queries": if made.is_some() { "made" } else { "given" },
-        "trained_on": fit.training.targets.len(),
-        "held_out": judging.targets.len(),
-        "passages": passages.len(),
-        "epochs": fit.epoch,
-        "best_epoch": fit.best_epoch,
-        "ndcg@10": {
-            "plain": mean(&plain), "bridge": mean(&trained), "gain": gain,
-            "low": interval.map(|interval| interval.low), "high": interval.map(|interval| interval.high),
-        },
+    figures["ndcg@10"] = json!({
+        "plain": mean(&plain), "bridge": mean(&trained), "gain": gain,
+        "low": interval.map(|interval| interval.low), "high": interval.map(|interval| interval.high),
     });
     let more = Map::from_iter([("figures".to_owned(), figures.clone())]);
     Ok(Trained {
-        weights: fit.best.write(more)?,
-        accepted: gain > 0.0,
+        weights: stored.write(more)?,
+        accepted,
         figures,
     })
 }
 
+/// What a training has, encoded.
+struct Material<'a> {
+    pool: &'a Pool,
+    options: &'a AdapterOptions,
+    pairs: &'a [Pair],
+    dimensions: usize,
+    /// Of all passages.
+    vectors: Vec<f32>,
+    /// Of all pairs' queries.
+    query_vectors: Vec<f32>,
+    /// Of each passage.
+    documents: Vec<Part>,
+}
+
+impl<'a> Material<'a> {
+    /// The queries of the passages of which `wanted` says so, with `place` of their passages as targets; those whose
+    /// place is [`u32::MAX`] are left out.
+    fn queries_of(&self, wanted: &dyn Fn(Part) -> bool, place: &dyn Fn(u32) -> u32) -> Queries {
+        let mut queries = Queries::default();
+        for (pair, vector) in self.pairs.iter().zip(self.query_vectors.chunks_exact(self.dimensions)) {
+            let Some(part) = self.documents.get(pair.passage as usize) else {
+                continue;
+            };
+            let target = place(pair.passage);
+            if wanted(*part) && target != u32::MAX {
+                queries.vectors.extend_from_slice(vector);
+                queries.targets.push(target);
+            }
+        }
+        queries
+    }
+
+    fn queries(&self, part: Part, place: &dyn Fn(u32) -> u32) -> Queries {
+        self.queries_of(&|found| found == part, place)
+    }
+
+    /// A training that has not begun.
+    fn fit(&self, stage: Stage, choosing: Queries) -> Result<Fit<'a>, BridgeError> {
+        let wanted = |part: Part| stage == Stage::Refit || part == Part::Training;
+        let (known, places) = known(&self.documents, &wanted, self.options);
+        let d = self.dimensions;
+        let rows = known.iter().flat_map(|place| &self.vectors[place * d..(place + 1) * d]);
+        let known: Vec<f32> = rows.copied().collect();
+        let training = self.queries_of(&wanted, &|passage| {
+            places.get(passage as usize).copied().unwrap_or(u32::MAX)
+        });
+        let whitened = self.options.side == Side::Query && self.options.whiten > 0.0 && d <= MOST_WHITENED;
+        let start = match whitened {
+            true => Spread::of(&known, d).and_then(|spread| spread.metric(self.options.whiten, self.options.ridge)),
+            false => None,
+        };
+        Fit::new(
+            self.pool,
+            self.options,
+            stage,
+            start,
+            known,
+            self.vectors.clone(),
+            training,
+            choosing,
+        )
+    }
+}
+
 /// Positions of the passages that training queries are held against, and each passage's place among them (`u32::MAX`
 /// for none).
-fn known(documents: &[Part], options: &AdapterOptions) -> (Vec<usize>, Vec<u32>) {
-    let mut known: Vec<usize> = (0..documents.len())
-        .filter(|place| documents[*place] == Part::Training)
-        .collect();
+fn known(documents: &[Part], wanted: &dyn Fn(Part) -> bool, options: &AdapterOptions) -> (Vec<usize>, Vec<u32>) {
+    let places = documents.iter().zip(0..).filter(|(part, _)| wanted(**part));
+    let mut known: Vec<usize> = places.map(|(_, place)| place).collect();
     if known.len() > options.candidates {
         Random::new(options.seed).shuffle(&mut known);
         known.truncate(options.candidates);
@@ -310,264 +369,4 @@ fn known(documents: &[Part], options: &AdapterOptions) -> (Vec<usize>, Vec<u32>)
         places[*passage] = place as u32;
     }
     (known, places)
-}
-
-fn mean(scores: &[f64]) -> f64 {
-    scores.iter().sum::<f64>() / scores.len().max(1) as f64
-}
-
-impl Queries {
-    /// Without those whose passage is no candidate.
-    fn without_strangers(self, dimensions: usize) -> Queries {
-        let mut queries = Queries::default();
-        for (vector, target) in self.vectors.chunks_exact(dimensions).zip(self.targets) {
-            if target != u32::MAX {
-                queries.vectors.extend_from_slice(vector);
-                queries.targets.push(target);
-            }
-        }
-        queries
-    }
-
-    fn batch(&self, numbers: &[usize], dimensions: usize) -> Queries {
-        Queries {
-            vectors: numbers
-                .iter()
-                .flat_map(|number| &self.vectors[number * dimensions..(number + 1) * dimensions])
-                .copied()
-                .collect(),
-            targets: numbers.iter().map(|number| self.targets[*number]).collect(),
-        }
-    }
-}
-
-/// Rows after `x + x M`, with unit length, and the lengths before.
-pub(super) fn mapped(
-    pool: &Pool,
-    map: &[f32],
-    rows: &[f32],
-    dimensions: usize,
-) -> Result<(Vec<f32>, Vec<f32>), BridgeError> {
-    let mut sums = product(pool, rows, &transposed(map, dimensions), dimensions)?;
-    let mut lengths = Vec::with_capacity(rows.len() / dimensions.max(1));
-    for (sum, row) in sums.chunks_exact_mut(dimensions).zip(rows.chunks_exact(dimensions)) {
-        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-        let length = sum.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        normalize(sum);
-        lengths.push(length as f32);
-    }
-    Ok((sums, lengths))
-}
-
-/// The gradient by `M`, from the gradient by the unit vectors that [`mapped`] gave.
-pub(super) fn by_map(
-    pool: &Pool,
-    rows: &[f32],
-    units: &[f32],
-    lengths: &[f32],
-    mut by_units: Vec<f32>,
-    dimensions: usize,
-) -> Result<Vec<f32>, BridgeError> {
-    let lines = by_units
-        .chunks_exact_mut(dimensions)
-        .zip(units.chunks_exact(dimensions));
-    for ((gradient, unit), length) in lines.zip(lengths) {
-        let along: f32 = gradient.iter().zip(unit).map(|(g, o)| g * o).sum();
-        let factor = 1.0 / length.max(f32::MIN_POSITIVE);
-        for (g, o) in gradient.iter_mut().zip(unit) {
-            *g = (*g - along * o) * factor;
-        }
-    }
-    let count = rows.len() / dimensions.max(1);
-    product(
-        pool,
-        &transposed(rows, dimensions),
-        &transposed(&by_units, dimensions),
-        count,
-    )
-}
-
-/// The loop's state.
-struct Fit<'a> {
-    pool: &'a Pool,
-    options: &'a AdapterOptions,
-    /// Passages of the training documents, packed and as they are.
-    candidates: Candidates,
-    known: Vec<f32>,
-    /// All passages.
-    all: Candidates,
-    vectors: Vec<f32>,
-    training: Queries,
-    choosing: Queries,
-    moments: Adam,
-    adapter: Adapter,
-    best: Adapter,
-    best_score: f64,
-    best_epoch: usize,
-    epoch: usize,
-}
-
-impl Fit<'_> {
-    /// nDCG@10 of each query against all passages.
-    fn scores(&self, adapter: &Adapter, queries: &Queries) -> Result<Vec<f64>, BridgeError> {
-        let d = adapter.dimensions;
-        let ranks = match adapter.side {
-            Side::Query => {
-                let (mapped, _) = mapped(self.pool, &adapter.map, &queries.vectors, d)?;
-                self.all.ranks(self.pool, &mapped, &queries.targets)?
-            }
-            Side::Passage => {
-                let (mapped, _) = mapped(self.pool, &adapter.map, &self.vectors, d)?;
-                let all = Candidates::new(self.pool, mapped, d, self.options.batch)?;
-                all.ranks(self.pool, &queries.vectors, &queries.targets)?
-            }
-        };
-        let score = |rank: &u32| {
-            if *rank < 10 {
-                1.0 / f64::from(rank + 2).log2()
-            } else {
-                0.0
-            }
-        };
-        Ok(ranks.iter().map(score).collect())
-    }
-
-    fn step(&mut self, batch: &Queries) -> Result<f64, BridgeError> {
-        let d = self.adapter.dimensions;
-        let (loss, gradient) = match self.adapter.side {
-            Side::Query => {
-                let (units, lengths) = mapped(self.pool, &self.adapter.map, &batch.vectors, d)?;
-                let (loss, by_units) = self
-                    .candidates
-                    .loss(self.pool, &units, &batch.targets, self.options.tau)?;
-                (loss, by_map(self.pool, &batch.vectors, &units, &lengths, by_units, d)?)
-            }
-            Side::Passage => {
-                let (units, lengths) = mapped(self.pool, &self.adapter.map, &self.known, d)?;
-                let (loss, by_units) =
-                    passage_loss(self.pool, &batch.vectors, &units, &batch.targets, self.options.tau, d)?;
-                (loss, by_map(self.pool, &self.known, &units, &lengths, by_units, d)?)
-            }
-        };
-        self.moments.begin();
-        self.moments.update(
-            &mut self.adapter.map,
-            0,
-            &gradient,
-            self.options.rate,
-            self.options.decay,
-        );
-        Ok(loss)
-    }
-
-    fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
-        let (count, d) = (self.training.targets.len(), self.adapter.dimensions);
-        let batches = count.div_ceil(self.options.batch);
-        while self.epoch < self.options.epochs && self.epoch - self.best_epoch < PATIENCE {
-            let mut order: Vec<usize> = (0..count).collect();
-            Random::new(self.options.seed.wrapping_add(1 + self.epoch as u64)).shuffle(&mut order);
-            let mut loss = 0.0;
-            for (number, numbers) in order.chunks(self.options.batch).enumerate() {
-                let batch = self.training.batch(numbers, d);
-                loss += self.step(&batch)?;
-                if number % REPORT_STEPS == 0 {
-                    watch.step(&Progress {
-                        step: (self.epoch * batches + number + 1) as u64,
-                        steps: (self.options.epochs * batches) as u64,
-                        loss: loss / (number + 1) as f64,
-                        held_out: Some(self.best_score),
-                    })?;
-                }
-            }
-            self.epoch += 1;
-            let score = mean(&self.scores(&self.adapter, &self.choosing)?);
-            if score > self.best_score {
-                (self.best, self.best_score, self.best_epoch) = (self.adapter.clone(), score, self.epoch);
-            }
-            watch.checkpoint(&self.checkpoint()?)?;
-        }
-        Ok(())
-    }
-
-    /// The state between two epochs.
-    fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
-        let d = self.adapter.dimensions;
-        let state = json!({"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score,
-            "steps": self.moments.steps, "training": self.training.targets.len()});
-        let more = Map::from_iter([
-            ("state".to_owned(), state),
-            ("side".to_owned(), json!(self.adapter.side)),
-        ]);
-        let shape = || vec![d, d];
-        let tensors = [
-            ("map", shape(), &self.adapter.map[..]),
-            ("best", shape(), &self.best.map),
-            ("first", shape(), &self.moments.first),
-            ("second", shape(), &self.moments.second),
-        ];
-        file::write(KIND, d, more, &tensors)
-    }
-
-    fn resume(&mut self, bytes: &[u8]) -> Result<(), BridgeError> {
-        let mut tensors = Tensors::read(bytes, KIND)?;
-        let state = tensors.description.metadata.get("state").cloned().unwrap_or_default();
-        let number = |name: &str| state.get(name).and_then(Value::as_u64);
-        let score = state.get("best_score").and_then(Value::as_f64);
-        let damaged = || BridgeError::File("the checkpoint is of another training".to_owned());
-        let (Some(epoch), Some(best), Some(score)) = (number("epoch"), number("best_epoch"), score) else {
-            return Err(damaged());
-        };
-        let steps = number("steps").and_then(|steps| u32::try_from(steps).ok());
-        let (Some(steps), Some(trained)) = (steps, number("training")) else {
-            return Err(damaged());
-        };
-        if trained != self.training.targets.len() as u64 || best > epoch {
-            return Err(damaged());
-        }
-        let d = self.adapter.dimensions;
-        self.adapter.map = tensors.take("map", &[d, d])?;
-        self.best.map = tensors.take("best", &[d, d])?;
-        self.moments.first = tensors.take("first", &[d, d])?;
-        self.moments.second = tensors.take("second", &[d, d])?;
-        self.moments.steps = steps;
-        (self.epoch, self.best_epoch, self.best_score) = (epoch as usize, best as usize, score);
-        Ok(())
-    }
-}
-
-/// The mean loss of a batch of queries against unit vectors of passages, and its gradient by the passages.
-pub(super) fn passage_loss(
-    pool: &Pool,
-    queries: &[f32],
-    passages: &[f32],
-    targets: &[u32],
-    tau: f32,
-    dimensions: usize,
-) -> Result<(f64, Vec<f32>), BridgeError> {
-    let count = passages.len() / dimensions.max(1);
-    let mut scores = product(pool, queries, passages, dimensions)?;
-    let rows = targets.len();
-    let mut loss = 0.0;
-    for (line, target) in scores.chunks_exact_mut(count.max(1)).zip(targets) {
-        let most = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let own = line.get(*target as usize).copied().unwrap_or(most);
-        let mut sum = 0.0f64;
-        for score in line.iter_mut() {
-            *score = ((*score - most) / tau).exp();
-            sum += f64::from(*score);
-        }
-        loss += sum.ln() - f64::from((own - most) / tau);
-        let factor = 1.0 / (sum as f32 * tau * rows as f32);
-        line.iter_mut().for_each(|score| *score *= factor);
-        if let Some(score) = line.get_mut(*target as usize) {
-            *score -= 1.0 / (tau * rows as f32);
-        }
-    }
-    let gradient = product(
-        pool,
-        &transposed(&scores, count),
-        &transposed(queries, dimensions),
-        rows,
-    )?;
-    Ok((loss / rows.max(1) as f64, gradient))
 }

@@ -11,8 +11,9 @@
 //! | `metric` | F32 | dimensions x dimensions | absent without one |
 //! | `scale`, `projection`, `shift` | F32 | | parameters of the scheme |
 
-use super::{Fusion, Gate, LexSem, Scheme, whiten};
+use super::{Fusion, Gate, LexSem, Scheme};
 use crate::bridge::BridgeError;
+use crate::bridge::whiten;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorView};
 use serde_json::{Map, Value, json};

@@ -4,7 +4,6 @@
 //! ([`weigh`]), a table `W` (a row of `dimensions` numbers a token) turns it into `z = sum_t w_t W_t + b`, and [`fuse`]
 //! joins `z` with the query's vector. `docs/LEXSEM.md` has the formulas and what was measured.
 
-mod eigen;
 mod entries;
 mod file;
 pub mod fuse;
@@ -15,7 +14,6 @@ pub mod readings;
 mod steps;
 mod train;
 pub mod weigh;
-pub mod whiten;
 
 pub use entries::{Readings, entries};
 pub use file::{Layout, read, write};
@@ -23,7 +21,7 @@ pub use fuse::Fusion;
 pub use options::Options;
 pub use train::train;
 
-use super::BridgeError;
+use super::{BridgeError, whiten};
 use crate::compute::pooling;
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +192,7 @@ impl LexSem {
 }
 
 /// `vector` with unit length.
+#[cfg(test)]
 pub(crate) fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     pooling::normalize(&mut vector);
     vector

@@ -5,8 +5,8 @@
 //! A query that is a piece of a passage differs from it mostly along the directions in which all passages differ; at power
 //! 1/2 the passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
 
-use super::{eigen, unit};
-use crate::bridge::BridgeError;
+use super::{BridgeError, eigen};
+use crate::compute::pooling::normalize;
 
 /// Passages that the covariance is taken of, spread evenly.
 const MOST_PASSAGES: usize = 20_000;
@@ -97,7 +97,8 @@ pub fn apply(metric: &[f32], vector: &[f32]) -> Vec<f32> {
     for (x, row) in vector.iter().zip(metric.chunks_exact(vector.len().max(1))) {
         out.iter_mut().zip(row).for_each(|(sum, s)| *sum += x * s);
     }
-    unit(out)
+    normalize(&mut out);
+    out
 }
 
 /// Checks that a metric has the dimensions' shape.

@@ -22,7 +22,6 @@ pub use options::Options;
 pub use train::train;
 
 use super::{BridgeError, whiten};
-use crate::compute::pooling;
 use serde::{Deserialize, Serialize};
 
 /// How a query's tokens become vocabulary weights.
@@ -194,7 +193,7 @@ impl LexSem {
 /// `vector` with unit length.
 #[cfg(test)]
 pub(crate) fn unit(mut vector: Vec<f32>) -> Vec<f32> {
-    pooling::normalize(&mut vector);
+    crate::compute::pooling::normalize(&mut vector);
     vector
 }
 

@@ -220,12 +220,17 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
         lexsem::Scheme::Clr => encode.vocabulary(&texts).expect("vocabulary weights"),
         _ => vec![Vec::new(); texts.len()],
     };
-    let apply = |(((vector, ids), states), vocabulary): (((&[f32], &Vec<u32>), &TokenStates), &Vec<(u32, f32)>)| {
-        let ids = if states.ids.is_empty() { ids } else { &states.ids };
+    let apply = |(query, vector): (usize, &[f32])| {
+        let states = &states[query];
+        let ids = if states.ids.is_empty() {
+            &ids[query]
+        } else {
+            &states.ids
+        };
         let readings = lexsem::Readings {
             ids,
             states: &states.values,
-            vocabulary,
+            vocabulary: &vocabulary[query],
         };
         let parts = lexsem::entries(&bridge, readings).expect("entries");
         let parts = parts.iter().map(|(place, weight)| (bridge.row(*place), *weight));

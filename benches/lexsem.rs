@@ -237,13 +237,7 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
         bridge.apply(vector, parts).expect("applies")
     };
     let begun = Instant::now();
-    let corrected: Vec<Vec<f32>> = plain
-        .chunks(d)
-        .zip(&ids)
-        .zip(&states)
-        .zip(&vocabulary)
-        .map(apply)
-        .collect();
+    let corrected: Vec<Vec<f32>> = plain.chunks(d).enumerate().map(apply).collect();
     let each = begun.elapsed().as_secs_f64() * 1e6 / texts.len().max(1) as f64;
     let plain: Vec<Vec<f32>> = plain.chunks(d).map(<[f32]>::to_vec).collect();
     let before = ndcg(&plain, &vectors, &judged, d);

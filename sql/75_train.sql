@@ -1,4 +1,87 @@
--- Training of bridges.
+-- Training of bridges: a job is filed, a background worker of its own trains, whoever called waits or goes on.
+
+CREATE TABLE situ.training_jobs (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind text NOT NULL,
+    name text NOT NULL,
+    owner regrole NOT NULL,
+    arguments jsonb NOT NULL,
+    search_path text NOT NULL,
+    state text NOT NULL DEFAULT 'queued'
+        CHECK (state IN ('queued', 'running', 'paused', 'done', 'rejected', 'failed', 'cancelled')),
+    request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'pause', 'cancel')),
+    worker integer,
+    step bigint,
+    steps bigint,
+    first_step bigint,
+    loss double precision,
+    held_out double precision,
+    filed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    started_at timestamptz,
+    updated_at timestamptz,
+    finished_at timestamptz,
+    errcode integer,
+    error text,
+    detail text,
+    hint text,
+    checkpoint bytea
+);
+ALTER TABLE situ.training_jobs ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
+COMMENT ON TABLE situ.training_jobs IS
+    'trainings with their arguments and checkpoints; seen through the view situ.training, not dumped';
+
+CREATE VIEW situ.training AS
+    SELECT j.id, j.kind, j.name, j.owner,
+           CASE WHEN j.state IN ('queued', 'running', 'paused') AND j.worker IS NOT NULL AND NOT EXISTS
+                     (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) j.worker)
+                THEN 'interrupted' ELSE j.state END AS state,
+           j.step, j.steps, j.loss, j.held_out,
+           CASE WHEN j.state = 'running' AND j.step > j.first_step
+                THEN (j.updated_at - j.started_at) * (j.steps - j.step)::double precision
+                     / (j.step - j.first_step)::double precision END AS eta,
+           j.filed_at, j.started_at, j.updated_at, j.finished_at,
+           pg_catalog.octet_length(j.checkpoint) AS checkpoint_bytes, j.arguments, j.error, j.worker
+      FROM situ.training_jobs j
+     WHERE pg_catalog.pg_has_role(j.owner::oid, 'USAGE');
+COMMENT ON VIEW situ.training IS
+    'the caller''s trainings: state (queued, running, paused, interrupted, done, rejected, failed, cancelled), step, loss, held-out figure, the time that is left';
+GRANT SELECT ON situ.training TO PUBLIC;
+
+CREATE FUNCTION situ.file_training(
+    kind text,
+    name text,
+    index regclass,
+    model text,
+    passages regclass,
+    pairs regclass,
+    side text,
+    scheme text,
+    options jsonb,
+    seed bigint,
+    replace boolean
+) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'file_training_wrapper';
+COMMENT ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
+    'files a training and returns its number; a step of situ.train';
+
+CREATE FUNCTION situ.resume_training(id bigint) RETURNS integer
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_training_wrapper';
+COMMENT ON FUNCTION situ.resume_training(bigint) IS
+    'goes on with a training that is paused or was interrupted, from its last checkpoint, and returns the process of its worker; for its owner';
+
+CREATE FUNCTION situ.await_training(id bigint, worker integer) RETURNS boolean
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'await_training_wrapper';
+COMMENT ON FUNCTION situ.await_training(bigint, integer) IS
+    'whether a training goes on, after a moment; raises what it failed with; cancelling the statement cancels the training; a step of situ.train';
+
+CREATE FUNCTION situ.pause_training(id bigint) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_training_wrapper';
+COMMENT ON FUNCTION situ.pause_training(bigint) IS
+    'halts a training at its next step until situ.resume_training; for its owner';
+
+CREATE FUNCTION situ.cancel_training(id bigint) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cancel_training_wrapper';
+COMMENT ON FUNCTION situ.cancel_training(bigint) IS 'ends a training at its next step; for its owner';
 
 CREATE PROCEDURE situ.train(
     kind text,
@@ -11,8 +94,25 @@ CREATE PROCEDURE situ.train(
     scheme text DEFAULT NULL,
     options jsonb DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    replace boolean DEFAULT false
+    replace boolean DEFAULT false,
+    wait boolean DEFAULT true
 )
-    LANGUAGE c AS 'MODULE_PATHNAME', 'train_wrapper';
-COMMENT ON PROCEDURE situ.train(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
-    'trains a bridge (adapter, lexsem, situate) in this statement and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; cancelling the statement ends the training';
+    LANGUAGE plpgsql AS $$
+DECLARE
+    job bigint;
+    worker integer;
+BEGIN
+    job := situ.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace);
+    COMMIT;
+    worker := situ.resume_training(job);
+    COMMIT;
+    IF NOT wait THEN
+        RAISE NOTICE 'training % was started: SELECT * FROM situ.training', job;
+        RETURN;
+    END IF;
+    WHILE situ.await_training(job, worker) LOOP
+        COMMIT;
+    END LOOP;
+END $$;
+COMMENT ON PROCEDURE situ.train(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean, boolean) IS
+    'trains a bridge (adapter, lexsem, situate) in a background worker and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; wait => false returns at once, situ.training shows the rest';

@@ -53,7 +53,7 @@ pub struct Entry<'a> {
 
 /// Does something as the owner of the registry. The search path stays the caller's, so its statements name the schema of
 /// everything, operators too: an operator of the caller's must not run as the owner. After an error the abort of the transaction gives the user back.
-fn as_owner<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn as_owner<T>(work: impl FnOnce() -> T) -> T {
     let owner = Spi::get_one::<pg_sys::Oid>(
         "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
          WHERE c.relname OPERATOR(pg_catalog.=) 'bridges' AND n.nspname OPERATOR(pg_catalog.=) 'situ'",
@@ -107,6 +107,12 @@ pub fn find(name: &str) -> Registered {
         hash: text("hash"),
         owner: u32::try_from(owner).unwrap_or_default().into(),
     }
+}
+
+/// Whether there is a bridge of that name.
+pub fn exists(name: &str) -> bool {
+    let statement = "SELECT EXISTS (SELECT FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1)";
+    as_owner(|| one::<bool>(statement, &[name.into()])).unwrap_or_default()
 }
 
 /// The bytes of a bridge's file. The caller has checked that they may be read.

@@ -23,6 +23,8 @@ pub mod sql;
 #[cfg(feature = "pg")]
 pub mod store;
 #[cfg(feature = "pg")]
+pub mod training;
+#[cfg(feature = "pg")]
 pub mod vector;
 
 #[cfg(all(feature = "pg", feature = "pg_test"))]

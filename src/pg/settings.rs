@@ -4,6 +4,7 @@ use crate::model::Precision;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static DEFAULT_MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -12,6 +13,8 @@ static QUEUE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static MODEL_IDLE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static TRAINING_CHECKPOINT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
 static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 static DEVICES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
@@ -104,6 +107,26 @@ pub fn define(preload: bool) {
         GucFlags::UNIT_MS,
     );
     number(
+        c"situ.training_checkpoint",
+        c"Time between two checkpoints of a training.",
+        c"A training that is resumed begins at the last one. 0 keeps every one that the trainer offers.",
+        &TRAINING_CHECKPOINT,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"situ.training_memory",
+        c"Memory of a training's passages and their vectors.",
+        c"Of more passages, documents are drawn until it is full; the bridge's figures say how many of how many.",
+        &TRAINING_MEMORY,
+        1024,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    number(
         c"situ.batch_tokens",
         c"Tokens that the encoder puts into a batch.",
         c"A query waits for the running batch. 0 means what the measured speed does in a twelfth of a second.",
@@ -192,6 +215,16 @@ fn data_directory() -> PathBuf {
 /// `situ.default_model`, `None` where it is not set.
 pub fn default_model() -> Option<String> {
     text(&DEFAULT_MODEL)
+}
+
+/// Time between two checkpoints of a training.
+pub fn training_checkpoint() -> Duration {
+    Duration::from_millis(TRAINING_CHECKPOINT.get().max(0) as u64)
+}
+
+/// Bytes of a training's passages and vectors.
+pub fn training_memory() -> usize {
+    TRAINING_MEMORY.get().max(0) as usize * 1024
 }
 
 /// Threads of the encoder, 0 for the machine's.

@@ -31,4 +31,5 @@ mod situate;
 mod statistics;
 mod text;
 mod text_changes;
+mod train;
 mod vectors;

@@ -27,7 +27,8 @@ fn copy<const N: usize>(to: &mut [std::ffi::c_char; N], from: &CStr) {
     }
 }
 
-fn worker(name: &CStr, function: &CStr, restart: i32) -> pg_sys::BackgroundWorker {
+/// The description of a worker of this library.
+pub fn worker(name: &CStr, function: &CStr, restart: i32) -> pg_sys::BackgroundWorker {
     let mut worker = pg_sys::BackgroundWorker {
         bgw_flags: pg_sys::BGWORKER_SHMEM_ACCESS as i32,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,

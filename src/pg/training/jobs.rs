@@ -1,0 +1,234 @@
+//! The rows of `situ.training_jobs`. They are read and written as the owner of the extension's tables; callers check whose
+//! job it is. Statements name the schema of everything, operators too: the search path is the caller's.
+
+use crate::bridge::train::data::Progress;
+use crate::pg::bridges::as_owner;
+use crate::pg::fail::{fail, fail_with_hint};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use pgrx::spi::SpiError;
+use pgrx::{JsonB, pg_sys};
+use serde_json::Value;
+
+/// A job as it was filed, and where it is.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: i64,
+    pub kind: String,
+    pub name: String,
+    pub owner: pg_sys::Oid,
+    pub arguments: Value,
+    pub search_path: String,
+    /// queued, running, paused, done, rejected, failed, cancelled.
+    pub state: String,
+    /// The process that runs or ran it.
+    pub worker: Option<i32>,
+    pub checkpoint: Option<Vec<u8>>,
+    pub error: Option<Report>,
+}
+
+/// An error as it is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub code: i32,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Job {
+    /// Whether nothing is left to do.
+    pub fn is_over(&self) -> bool {
+        matches!(&*self.state, "done" | "rejected" | "failed" | "cancelled")
+    }
+}
+
+fn spi<T>(result: Result<T, SpiError>) -> T {
+    result.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+}
+
+fn write(statement: &str, arguments: &[DatumWithOid<'_>]) {
+    as_owner(|| spi(Spi::run_with_args(statement, arguments)));
+}
+
+/// Files a job as the current user's and gives its number.
+pub fn file(kind: &str, name: &str, arguments: Value, search_path: &str) -> i64 {
+    // SAFETY: the current user of a running statement.
+    let owner = unsafe { pg_sys::GetUserId() };
+    let statement = "INSERT INTO situ.training_jobs (kind, name, owner, arguments, search_path) \
+                     VALUES ($1, $2, $3::pg_catalog.oid::pg_catalog.regrole, $4, $5) RETURNING id";
+    let arguments = [
+        kind.into(),
+        name.into(),
+        owner.into(),
+        JsonB(arguments).into(),
+        search_path.into(),
+    ];
+    let id = as_owner(|| spi(Spi::get_one_with_args::<i64>(statement, &arguments)));
+    id.unwrap_or_else(|| {
+        fail(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            "the training was not filed".into(),
+        )
+    })
+}
+
+/// The job of that number; an error where there is none.
+pub fn load(id: i64, with_checkpoint: bool) -> Job {
+    let checkpoint = if with_checkpoint {
+        "checkpoint"
+    } else {
+        "NULL::pg_catalog.bytea"
+    };
+    let statement = format!(
+        "SELECT kind, name, owner::pg_catalog.oid, arguments, search_path, state, worker, {checkpoint}, errcode, error, \
+                detail, hint \
+           FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1"
+    );
+    let job = as_owner(|| {
+        spi(Spi::connect(|client| {
+            let mut rows = client.select(&statement, Some(1), &[id.into()])?;
+            let Some(row) = rows.next() else { return Ok(None) };
+            let text = |place: usize| Ok::<_, SpiError>(row.get::<String>(place)?.unwrap_or_default());
+            let code = row.get::<i32>(9)?;
+            Ok(Some(Job {
+                id,
+                kind: text(1)?,
+                name: text(2)?,
+                owner: row.get::<pg_sys::Oid>(3)?.unwrap_or(pg_sys::InvalidOid),
+                arguments: row.get::<JsonB>(4)?.map_or(Value::Null, |JsonB(value)| value),
+                search_path: text(5)?,
+                state: text(6)?,
+                worker: row.get::<i32>(7)?,
+                checkpoint: row.get::<Vec<u8>>(8)?,
+                error: match code {
+                    Some(code) => Some(Report {
+                        code,
+                        message: text(10)?,
+                        detail: row.get::<String>(11)?,
+                        hint: row.get::<String>(12)?,
+                    }),
+                    None => None,
+                },
+            }))
+        }))
+    });
+    job.unwrap_or_else(|| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("training {id} does not exist"),
+            "SELECT id FROM situ.training lists yours.",
+        )
+    })
+}
+
+/// The job, where the current user may decide over it.
+pub fn own(id: i64) -> Job {
+    let job = load(id, false);
+    // SAFETY: a catalog look-up for the current user.
+    let has = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), job.owner) };
+    if !has {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for training {id}"),
+            "Only its owner and superusers may do that.",
+        )
+    }
+    job
+}
+
+/// [`own`], as of now instead of as of the statement's beginning.
+pub fn own_latest(id: i64) -> Job {
+    // SAFETY: a snapshot that is popped below; an error's abort pops it too.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let job = own(id);
+        pg_sys::PopActiveSnapshot();
+        job
+    }
+}
+
+/// Asks the worker for something: run, pause or cancel.
+pub fn ask(id: i64, request: &str) {
+    write(
+        "UPDATE situ.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into(), request.into()],
+    );
+}
+
+/// This process has the job from now on.
+pub fn begin(id: i64) {
+    // SAFETY: a number of this process.
+    let worker = unsafe { pg_sys::MyProcPid };
+    write(
+        "UPDATE situ.training_jobs SET state = 'running', worker = $2, started_at = pg_catalog.clock_timestamp(), \
+                updated_at = pg_catalog.clock_timestamp(), finished_at = NULL, first_step = NULL, errcode = NULL, error = NULL, detail = NULL, hint = NULL \
+          WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into(), worker.into()],
+    );
+}
+
+/// Says where the training is, and gives what is asked of it. The first word after a start says where that began.
+pub fn progress(id: i64, progress: &Progress, state: &str) -> String {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let known = (progress.steps > 0).then_some(());
+    let arguments = [
+        id.into(),
+        known.map(|()| number(progress.step)).into(),
+        known.map(|()| number(progress.steps)).into(),
+        known.map(|()| progress.loss).filter(|loss| loss.is_finite()).into(),
+        progress.held_out.into(),
+        state.into(),
+    ];
+    let statement = "UPDATE situ.training_jobs SET step = coalesce($2, step), steps = coalesce($3, steps), \
+            first_step = coalesce(first_step, $2), loss = coalesce($4, loss), held_out = coalesce($5, held_out), \
+            state = $6, updated_at = pg_catalog.clock_timestamp() \
+          WHERE id OPERATOR(pg_catalog.=) $1 RETURNING request";
+    as_owner(|| spi(Spi::get_one_with_args::<String>(statement, &arguments))).unwrap_or_else(|| "cancel".to_owned())
+}
+
+/// What is asked of the training; a job that is gone is to be cancelled.
+pub fn request(id: i64) -> String {
+    let statement = "SELECT request FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1";
+    let found = as_owner(|| {
+        spi(Spi::connect(|client| {
+            match client.select(statement, Some(1), &[id.into()])?.next() {
+                Some(row) => row.get::<String>(1),
+                None => Ok(None),
+            }
+        }))
+    });
+    found.unwrap_or_else(|| "cancel".to_owned())
+}
+
+/// Keeps a state to go on from.
+pub fn keep(id: i64, checkpoint: &[u8]) {
+    write(
+        "UPDATE situ.training_jobs SET checkpoint = $2 WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into(), checkpoint.to_vec().into()],
+    );
+}
+
+/// Ends a job: done, rejected or cancelled.
+pub fn finish(id: i64, state: &str) {
+    write(
+        "UPDATE situ.training_jobs SET state = $2, finished_at = pg_catalog.clock_timestamp(), checkpoint = NULL \
+          WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into(), state.into()],
+    );
+}
+
+/// Ends a job with an error. Its checkpoint stays: what failed may be mended.
+pub fn give_up(id: i64, report: &Report) {
+    write(
+        "UPDATE situ.training_jobs SET state = 'failed', finished_at = pg_catalog.clock_timestamp(), errcode = $2, \
+                error = $3, detail = $4, hint = $5 WHERE id OPERATOR(pg_catalog.=) $1",
+        &[
+            id.into(),
+            report.code.into(),
+            report.message.as_str().into(),
+            report.detail.clone().into(),
+            report.hint.clone().into(),
+        ],
+    );
+}

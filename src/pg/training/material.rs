@@ -1,0 +1,261 @@
+//! What a training reads: passages and pairs, as the caller, in one snapshot; and the encoder service as trainers know it.
+
+use crate::bridge::BridgeError;
+use crate::bridge::train::data::{Encode, Pair, Passage, TokenStates, Vectors};
+use crate::eval::random::Random;
+use crate::index::Meta;
+use crate::model::Role;
+use crate::pg::am::kind::KeyKind;
+use crate::pg::am::text::TextIndex;
+use crate::pg::error::OrRaise;
+use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::service::client::{self, ModelRef};
+use crate::pg::service::{Lane, readings};
+use crate::pg::sql::evaluate::relations::table_of;
+use crate::pg::sql::leaf::{kind_of, name_of};
+use crate::pg::sql::profiles::qualified;
+use crate::pg::store::RelationStore;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pgrx::spi::SpiError;
+use std::collections::{HashMap, HashSet};
+
+/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: packed, as it is, mapped.
+const COPIES: usize = 4;
+
+/// The encoder service, for a trainer. Its own errors are raised, because they say what to do.
+pub struct Service {
+    pub model: ModelRef,
+    /// The masked language model of the scheme clr, and how many weights of a text are kept.
+    pub mlm: Option<(ModelRef, u32)>,
+}
+
+impl Encode for Service {
+    fn embed(&mut self, role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
+        let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        let vectors = client::embed(&self.model, role, &texts).or_raise();
+        Ok(Vectors {
+            dimensions: self.model.dimensions,
+            values: vectors.concat(),
+        })
+    }
+
+    fn tokens(&mut self, texts: &[&str]) -> Result<Vec<Vec<u32>>, BridgeError> {
+        Ok(readings::tokens(&self.model, Lane::Bulk, texts).or_raise())
+    }
+
+    fn states(&mut self, texts: &[&str]) -> Result<Vec<TokenStates>, BridgeError> {
+        Ok(readings::states(&self.model, Lane::Bulk, texts).or_raise())
+    }
+
+    fn vocabulary(&mut self, texts: &[&str]) -> Result<Vec<Vec<(u32, f32)>>, BridgeError> {
+        let (mlm, most) = self.mlm.as_ref().ok_or(BridgeError::NoReading("vocabulary weights"))?;
+        Ok(readings::vocabulary(mlm, Lane::Bulk, texts, *most).or_raise())
+    }
+}
+
+fn spi<T>(result: Result<T, SpiError>) -> T {
+    result.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+}
+
+pub fn bad(message: String, hint: &str) -> ! {
+    fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
+}
+
+/// Rows of (key, document, ordinal, text), in the order of documents and ordinals.
+pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
+    let statement = format!(
+        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text \
+           FROM {} WHERE id IS NOT NULL AND document IS NOT NULL AND body IS NOT NULL ORDER BY document, ordinal, id",
+        qualified(relation)
+    );
+    let mut documents: HashMap<String, u32> = HashMap::new();
+    let mut passages: Vec<Passage> = Vec::new();
+    spi(Spi::connect(|client| {
+        for row in client.select(&statement, None, &[])? {
+            let (key, document, text) = (row.get::<String>(1)?, row.get::<String>(2)?, row.get::<String>(3)?);
+            let (Some(key), Some(document), Some(text)) = (key, document, text) else {
+                continue;
+            };
+            let next = documents.len() as u32;
+            let document = *documents.entry(document).or_insert(next);
+            let ordinal = match passages.last() {
+                Some(last) if last.document == document => last.ordinal + 1,
+                _ => 0,
+            };
+            passages.push(Passage {
+                key,
+                document,
+                ordinal,
+                text,
+            });
+        }
+        Ok(())
+    }));
+    passages
+}
+
+/// The documents of a text index, cut as the index cuts them; a passage's key is the row's first column.
+pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
+    if kind_of(index) != KeyKind::Text {
+        bad(
+            format!("index \"{}\" is not over text", name_of(index)),
+            "Give the passages as a relation: passages => 'relation'.",
+        )
+    }
+    // SAFETY: opened and closed here; an error's abort releases the lock.
+    let text = unsafe {
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::index_open(index, lock);
+        let meta = Meta::open(&RelationStore::new(relation)).or_raise();
+        let text = TextIndex::open(relation, &meta);
+        pg_sys::index_close(relation, lock);
+        text
+    };
+    let table = table_of(index);
+    let body: Option<String> = spi(Spi::get_one_with_args(
+        "SELECT pg_catalog.pg_get_indexdef($1, 1, true)",
+        &[index.into()],
+    ));
+    let key: Option<String> = spi(Spi::get_one_with_args(
+        "SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute \
+          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum LIMIT 1",
+        &[table.into()],
+    ));
+    let (body, key) = (body.unwrap_or_default(), key.unwrap_or_default());
+    let statement = format!(
+        "SELECT ({key})::pg_catalog.text, ({body})::pg_catalog.text FROM {}",
+        qualified(table)
+    );
+    let rows: Vec<(String, String)> = spi(Spi::connect(|client| {
+        let mut rows = Vec::new();
+        for row in client.select(&statement, None, &[])? {
+            if let (Some(key), Some(body)) = (row.get::<String>(1)?, row.get::<String>(2)?) {
+                rows.push((key, body));
+            }
+        }
+        Ok(rows)
+    }));
+    let mut passages = Vec::new();
+    for (document, (key, body)) in rows.iter().enumerate() {
+        let chunks = client::chunk_document(&text.model, Lane::Bulk, body, text.record.situate.chunk_tokens).or_raise();
+        passages.extend(chunks.iter().map(|chunk| Passage {
+            key: key.clone(),
+            document: document as u32,
+            ordinal: chunk.ordinal,
+            text: chunk.span.of(body).unwrap_or_default().to_owned(),
+        }));
+    }
+    (text.model, passages)
+}
+
+/// A pair as it was read: the query, and the passages of the row that it names.
+struct Named {
+    query: String,
+    passages: Vec<u32>,
+}
+
+/// Rows of (query, passage). A pair whose passage the caller cannot see is left out. Where a row has several passages
+/// (`chunked`: an index's rows), the one nearest to the query is meant.
+pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, service: &mut Service) -> Vec<Pair> {
+    let mut places: HashMap<&str, Vec<u32>> = HashMap::new();
+    for (place, passage) in passages.iter().enumerate() {
+        let of_key = places.entry(&passage.key).or_default();
+        of_key.push(place as u32);
+        if of_key.len() > 1 && !chunked {
+            bad(
+                format!("several passages have the key \"{}\"", passage.key),
+                "A pair names one passage by its id.",
+            )
+        }
+    }
+    let statement = format!(
+        "SELECT query::pg_catalog.text, passage::pg_catalog.text FROM {} ORDER BY 1, 2",
+        qualified(relation)
+    );
+    let named: Vec<Named> = spi(Spi::connect(|client| {
+        let mut named = Vec::new();
+        for row in client.select(&statement, None, &[])? {
+            if let (Some(query), Some(key)) = (row.get::<String>(1)?, row.get::<String>(2)?)
+                && let Some(passages) = places.get(key.as_str())
+            {
+                let passages = passages.clone();
+                named.push(Named { query, passages });
+            }
+        }
+        Ok(named)
+    }));
+    nearest(named, passages, service)
+}
+
+/// One passage a pair.
+fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Vec<Pair> {
+    let open = || named.iter().filter(|pair| pair.passages.len() > 1);
+    let among: HashSet<u32> = open().flat_map(|pair| pair.passages.iter().copied()).collect();
+    let mut among: Vec<u32> = among.into_iter().collect();
+    among.sort_unstable();
+    let texts: Vec<&str> = among
+        .iter()
+        .map(|place| passages[*place as usize].text.as_str())
+        .collect();
+    let chunks = service.embed(Role::Passage, &texts).or_raise();
+    let texts: Vec<&str> = open().map(|pair| pair.query.as_str()).collect();
+    let queries = service.embed(Role::Query, &texts).or_raise();
+    let d = chunks.dimensions.max(1);
+    let vectors: HashMap<u32, &[f32]> = among.iter().copied().zip(chunks.values.chunks_exact(d)).collect();
+    let mut queries = queries.values.chunks_exact(d);
+    let mut pairs = Vec::with_capacity(named.len());
+    for Named { query, passages } in &named {
+        let passage = match passages[..] {
+            [only] => Some(only),
+            _ => queries.next().and_then(|query| {
+                let score = |place: &u32| -> f32 {
+                    let vector = vectors.get(place).copied().unwrap_or_default();
+                    vector.iter().zip(query).map(|(a, b)| a * b).sum()
+                };
+                let scored = passages.iter().map(|place| (score(place), *place));
+                // The first of equals.
+                scored
+                    .reduce(|best, next| if next.0 > best.0 { next } else { best })
+                    .map(|best| best.1)
+            }),
+        };
+        pairs.extend(passage.map(|passage| Pair {
+            query: query.clone(),
+            passage,
+        }));
+    }
+    pairs
+}
+
+/// As many documents, drawn by the seed, as fit into `memory` bytes with their vectors; the order stays.
+pub fn bounded(passages: Vec<Passage>, dimensions: usize, memory: usize, seed: u64) -> Vec<Passage> {
+    let bytes = |passage: &Passage| {
+        size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
+    };
+    if passages.iter().map(bytes).sum::<usize>() <= memory {
+        return passages;
+    }
+    let mut of_document: HashMap<u32, usize> = HashMap::new();
+    let mut documents = Vec::new();
+    for passage in &passages {
+        let sum = of_document.entry(passage.document).or_insert_with(|| {
+            documents.push(passage.document);
+            0
+        });
+        *sum += bytes(passage);
+    }
+    Random::new(seed).shuffle(&mut documents);
+    let (mut used, mut kept) = (0, HashSet::new());
+    for document in documents {
+        used += of_document.get(&document).copied().unwrap_or_default();
+        if used > memory {
+            break;
+        }
+        kept.insert(document);
+    }
+    passages
+        .into_iter()
+        .filter(|passage| kept.contains(&passage.document))
+        .collect()
+}

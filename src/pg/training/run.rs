@@ -1,0 +1,169 @@
+//! One job from its row to the stored bridge.
+
+use super::jobs::{self, Job};
+use super::material::{Service, bad, bounded, index_passages, read_pairs, relation_passages};
+use super::watch::{Row, transaction};
+use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
+use crate::bridge::{BridgeError, adapter, file, lexsem, situate};
+use crate::pg::bridges::{self, Entry};
+use crate::pg::error::OrRaise;
+use crate::pg::settings;
+use crate::pg::sql::leaf::name_of;
+use crate::pg::sql::models::model_by_name;
+use crate::pg::sql::profiles::qualified;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Accepted,
+    Rejected,
+    Cancelled,
+    /// It was over before.
+    Nothing,
+}
+
+/// A kind's trainer.
+pub type Trainer =
+    fn(&[Passage], &[Pair], &Value, &mut dyn Encode, &mut dyn Watch, Option<&[u8]>) -> Result<Trained, BridgeError>;
+
+/// The trainer of a kind; an error for a kind that has none.
+pub fn trainer(kind: &str) -> Trainer {
+    match kind {
+        adapter::KIND => adapter::train,
+        "lexsem" => lexsem::train,
+        situate::bridge::KIND => situate::train,
+        other => bad(
+            format!("there is no training of kind \"{other}\""),
+            "Use adapter, lexsem or situate.",
+        ),
+    }
+}
+
+/// What was read for a training.
+struct Material {
+    service: Service,
+    passages: Vec<Passage>,
+    /// Passages before some were left out for memory.
+    found: usize,
+    pairs: Option<Vec<Pair>>,
+    index: Option<String>,
+}
+
+/// A relation among a job's arguments.
+fn relation(job: &Job, name: &str) -> Option<pg_sys::Oid> {
+    let number = job.arguments.get(name).and_then(Value::as_u64)?;
+    u32::try_from(number).ok().map(pg_sys::Oid::from_u32)
+}
+
+fn read(job: &Job) -> Material {
+    let text = |name: &str| job.arguments.get(name).and_then(Value::as_str);
+    let options = job.arguments.get("options").cloned().unwrap_or_default();
+    let index = relation(job, "index");
+    let (model, passages) = match (index, relation(job, "passages")) {
+        (Some(index), None) => {
+            let (of_index, passages) = index_passages(index);
+            if text("model").is_some_and(|name| name != of_index.name) {
+                bad(
+                    format!("index \"{}\" has model \"{}\"", name_of(index), of_index.name),
+                    "Leave model out: a bridge of an index is trained over its model.",
+                )
+            }
+            (of_index, passages)
+        }
+        (None, Some(passages)) => (model_by_name(text("model")).or_raise(), relation_passages(passages)),
+        _ => bad(
+            "one of index and passages is needed".into(),
+            "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'.",
+        ),
+    };
+    let mlm = options.get("mlm").and_then(Value::as_str).map(|mlm| {
+        let most = options.get("vocabulary_top").and_then(Value::as_u64).unwrap_or(64);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        (model_by_name(Some(mlm)).or_raise(), most)
+    });
+    let found = passages.len();
+    let seed = options.get("seed").and_then(Value::as_u64).unwrap_or(1);
+    let passages = bounded(passages, model.dimensions, settings::training_memory(), seed);
+    let mut service = Service { model, mlm };
+    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, index.is_some(), &mut service));
+    if pairs.as_ref().is_some_and(Vec::is_empty) {
+        Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()
+    }
+    Material {
+        service,
+        passages,
+        found,
+        pairs,
+        index: index.map(qualified),
+    }
+}
+
+/// Reads, trains and stores. Errors are raised.
+pub fn run(id: i64) -> Over {
+    let job = transaction(|| {
+        let job = jobs::load(id, true);
+        let runs = !job.is_over() || job.state == "failed";
+        runs.then(|| jobs::begin(id)).map(|()| job)
+    });
+    let Some(job) = job else { return Over::Nothing };
+    let Material {
+        mut service,
+        passages,
+        found,
+        pairs,
+        index,
+    } = transaction(|| {
+        Spi::run_with_args(
+            "SELECT pg_catalog.set_config('search_path', $1, false)",
+            &[job.search_path.as_str().into()],
+        )
+        .unwrap_or_else(|error| pgrx::error!("{error}"));
+        read(&job)
+    });
+    let trainer = trainer(&job.kind);
+    let options = job.arguments.get("options").cloned().unwrap_or_else(|| json!({}));
+    let recipe = json!({
+        "kind": job.kind, "options": options, "index": index, "pairs": pairs.as_ref().map(Vec::len),
+        "passages": passages.len(), "passages_found": found, "precision": service.model.precision(),
+    });
+    let model = service.model.clone();
+    let pairs = pairs.unwrap_or_default();
+    let mut watch = Row::new(id);
+    let checkpoint = job.checkpoint.as_deref();
+    let mut trained = match trainer(&passages, &pairs, &options, &mut service, &mut watch, checkpoint) {
+        Err(BridgeError::Stopped) => return Over::Cancelled,
+        result => result.or_raise(),
+    };
+    if found > passages.len()
+        && let Some(figures) = trained.figures.as_object_mut()
+    {
+        figures.insert("passages_found".to_owned(), json!(found));
+    }
+    let stamp = Map::from_iter([
+        ("fingerprint".to_owned(), json!(model.fingerprint)),
+        ("model".to_owned(), json!(model.name)),
+        ("accepted".to_owned(), json!(trained.accepted)),
+        ("recipe".to_owned(), recipe.clone()),
+        ("figures".to_owned(), trained.figures.clone()),
+    ]);
+    let weights = file::stamp(&trained.weights, stamp).or_raise();
+    let replace = job.arguments.get("replace").and_then(Value::as_bool).unwrap_or(false);
+    transaction(|| {
+        let entry = Entry {
+            name: &job.name,
+            model: &model,
+            recipe,
+            figures: trained.figures,
+            accepted: trained.accepted,
+            weights: &weights,
+        };
+        bridges::store(entry, job.owner, replace);
+    });
+    match trained.accepted {
+        true => Over::Accepted,
+        false => Over::Rejected,
+    }
+}

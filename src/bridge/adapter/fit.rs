@@ -18,7 +18,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Epochs without a better one after which training ends.
-const PATIENCE: usize = 2;
+const PATIENCE: usize = 4;
+/// Epochs whose scores are averaged where an epoch is chosen: a score of some hundred questions is noisy.
+const SMOOTHED: usize = 3;
+/// Fewest steps of an epoch: few pairs are gone through several times before they are measured.
+const LEAST_STEPS: usize = 64;
 /// Steps between two reports of progress.
 const REPORT_STEPS: usize = 8;
 
@@ -122,6 +126,8 @@ pub(super) struct Fit<'a> {
     /// Epochs that are over, of this stage and of the judged one.
     pub epoch: usize,
     judged_epochs: usize,
+    /// Of every epoch so far, on the choosing documents.
+    scores: Vec<f64>,
 }
 
 impl<'a> Fit<'a> {
@@ -161,6 +167,7 @@ impl<'a> Fit<'a> {
             best_epoch: 0,
             epoch: 0,
             judged_epochs: 0,
+            scores: Vec::new(),
         };
         if stage == Stage::Judged {
             fit.best_score = mean(&fit.scores(&fit.best, &fit.choosing)?);
@@ -259,16 +266,25 @@ impl<'a> Fit<'a> {
     /// Trains to the end; `watch` sees every few steps and the state after every epoch.
     pub fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
         let (count, d) = (self.training.targets.len(), self.adapter.dimensions);
-        let batches = count.div_ceil(self.options.batch);
+        let once = count.div_ceil(self.options.batch).max(1);
+        let rounds = LEAST_STEPS.div_ceil(once).max(1);
+        let batches = once * rounds;
         let epochs = match self.stage {
             Stage::Judged => self.options.epochs,
             Stage::Refit => self.best_epoch,
         };
         while self.goes_on() {
+            let mut random = Random::new(self.options.seed.wrapping_add(1 + self.epoch as u64));
             let mut order: Vec<usize> = (0..count).collect();
-            Random::new(self.options.seed.wrapping_add(1 + self.epoch as u64)).shuffle(&mut order);
+            let orders: Vec<Vec<usize>> = (0..rounds)
+                .map(|_| {
+                    random.shuffle(&mut order);
+                    order.clone()
+                })
+                .collect();
             let mut loss = 0.0;
-            for (number, numbers) in order.chunks(self.options.batch).enumerate() {
+            let parts = orders.iter().flat_map(|order| order.chunks(self.options.batch));
+            for (number, numbers) in parts.enumerate() {
                 let batch = self.training.batch(numbers, d);
                 loss += self.step(&batch)?;
                 if number % REPORT_STEPS == 0 {
@@ -283,7 +299,9 @@ impl<'a> Fit<'a> {
             self.epoch += 1;
             if self.stage == Stage::Judged {
                 let whole = self.whole()?;
-                let score = mean(&self.scores(&whole, &self.choosing)?);
+                self.scores.push(mean(&self.scores(&whole, &self.choosing)?));
+                let last = self.scores.len().saturating_sub(SMOOTHED);
+                let score = mean(&self.scores[last..]);
                 if score > self.best_score {
                     (self.best, self.best_score, self.best_epoch) = (whole, score, self.epoch);
                 }
@@ -298,7 +316,7 @@ impl<'a> Fit<'a> {
         let d = self.adapter.dimensions;
         let state = json!({"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score,
             "steps": self.moments.steps, "training": self.training.targets.len(), "stage": self.stage,
-            "judged_epochs": self.judged_epochs});
+            "judged_epochs": self.judged_epochs, "scores": self.scores});
         let more = Map::from_iter([
             ("state".to_owned(), state),
             ("side".to_owned(), json!(self.adapter.side)),
@@ -353,6 +371,8 @@ impl<'a> Fit<'a> {
         if trained != self.training.targets.len() as u64 || epoch > most || (stage == Stage::Judged && best > epoch) {
             return Err(damaged());
         }
+        let scores = state.get("scores").cloned().unwrap_or_default();
+        self.scores = serde_json::from_value(scores).map_err(|_| damaged())?;
         self.adapter.map = tensors.take("map", &[d, d])?;
         self.moments.first = tensors.take("first", &[d, d])?;
         self.moments.second = tensors.take("second", &[d, d])?;

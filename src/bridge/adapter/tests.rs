@@ -147,7 +147,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
 fn a_turn_is_learned_on_both_sides_and_resumed_to_the_same_bytes() {
     let (passages, pairs) = material();
     for side in ["query", "passage"] {
-        let options = json!({"side": side, "rate": 0.02, "epochs": 6, "threads": 2});
+        let options = json!({"side": side, "rate": 0.004, "epochs": 6, "threads": 2});
         let mut encode = Turned { dimensions: 16 };
         let mut seen = Seen::default();
         let whole = train(&passages, &pairs, &options, &mut encode, &mut seen, None).unwrap();

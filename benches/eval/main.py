@@ -85,8 +85,7 @@ class Evaluation:
         return float(self.db.one(f"SELECT {seconds.format(index)} / {seconds.format(self.name + '.plain')}") or 1)
 
     def situated(self) -> None:
-        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone. A chunk
-        that the caller cuts has to fit the model: the first 150 words of each row are taken."""
+        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone."""
         s, base = self.name, None
         if not self.set.situated:
             return
@@ -107,7 +106,7 @@ class Evaluation:
             table, begin = f"{s}.situated_{kind}", time.monotonic()
             made = (
                 f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
-                f"ids, situ.situate(array_agg(array_to_string((regexp_split_to_array(body, '\\s+'))[1:150], ' ') ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
+                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
                 "GROUP BY document) d, generate_subscripts(ids, 1) n;"
             )
             try:

@@ -313,7 +313,8 @@ impl Plan {
             .map(|chunk| {
                 let first = spans.partition_point(|token| token.start < chunk.span.start);
                 let end = spans.partition_point(|token| token.start < chunk.span.end);
-                first..end
+                // A chunk that the caller cut may be longer than any window: its tail is not read, as when it is alone.
+                first..end.min(first + window_tokens.max(1))
             })
             .collect();
         let windows = windows(&ranges, window_tokens);

@@ -1,9 +1,10 @@
 //! `situate` over the real model: what each mode promises about its vectors, and chunks of real books.
 
 use super::BridgeError;
-use super::situate::{Situate, SituateOptions, SituatedChunk, finish, plan};
+use super::situate::{Situate, SituateOptions, SituatedChunk, finish, plan, plan_chunks};
 use crate::compute::Pool;
 use crate::model::{Encoder, Role};
+use crate::text::Span;
 use std::path::PathBuf;
 
 fn encoder() -> Option<Encoder> {
@@ -120,6 +121,37 @@ fn windows_read_about_twice_the_text_and_stay_in_the_limit() {
         let read: usize = plan.sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let tokens = encoder.tokenize(&text).unwrap().ids.len();
         assert!(read >= tokens && read <= tokens * 5 / 2, "{read} tokens for {tokens}");
+    }
+}
+
+#[test]
+fn a_chunk_longer_than_the_model_reads_loses_its_tail_in_every_mode() {
+    let Some(encoder) = encoder() else { return };
+    let short = "The miller had three sons.";
+    let text = format!(
+        "{short} {}",
+        "He left them his mill, his donkey and his cat. ".repeat(60)
+    );
+    let spans = [
+        Span {
+            start: 0,
+            end: short.len() as u32,
+        },
+        Span {
+            start: short.len() as u32,
+            end: text.len() as u32,
+        },
+    ];
+    let pool = Pool::new(2).unwrap();
+    for mode in [Situate::None, Situate::Header, Situate::Late, Situate::Bridge] {
+        let plan = plan_chunks(&encoder, Some("Puss in Boots"), &text, &spans, &options(mode, 0.25)).unwrap();
+        let vectors = encoder.encode(&pool, &plan.sequences).unwrap();
+        let chunks = finish(plan, &vectors).unwrap();
+        assert_eq!(chunks.len(), 2, "{mode:?}");
+        if mode == Situate::None {
+            let alone = embed(&encoder, spans[1].of(&text).unwrap());
+            assert_eq!(chunks[1].vector, alone);
+        }
     }
 }
 

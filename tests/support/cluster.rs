@@ -248,13 +248,13 @@ impl Cluster {
                 Err(error) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => {}
                 Err(error) => panic!(
                     "{user} cannot connect to {database}: {error}\n{}",
-                    tail(&self.log(), 40)
+                    tail(&self.log(), 12)
                 ),
             }
             assert!(
                 std::time::Instant::now() < deadline,
                 "the server does not recover:\n{}",
-                tail(&self.log(), 40)
+                tail(&self.log(), 12)
             );
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
@@ -307,7 +307,7 @@ impl Cluster {
             eprintln!(
                 "--- the end of the log of {}:\n{}",
                 self.folder.display(),
-                tail(&self.log(), 40)
+                tail(&self.log(), 12)
             );
         }
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -403,7 +403,8 @@ fn children(parent: i32) -> Vec<i32> {
     .collect()
 }
 
+/// The last lines, without those of checkpoints.
 fn tail(text: &str, lines: usize) -> String {
-    let all: Vec<&str> = text.lines().collect();
+    let all: Vec<&str> = text.lines().filter(|line| !line.contains("LOG:  checkpoint")).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -118,3 +118,8 @@ ALTER TABLE situ.feedback_gates ENABLE ALWAYS TRIGGER changed;
 CREATE FUNCTION situ.drop_feedback_gate(index regclass) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_feedback_gate_wrapper';
 COMMENT ON FUNCTION situ.drop_feedback_gate(regclass) IS 'removes the gate of an index; for the owner of the index';
+
+CREATE FUNCTION situ.feedback_text(query text, passages text[], model text) RETURNS @extschema:vector@.vector
+    LANGUAGE c STABLE PARALLEL SAFE COST 10000 AS 'MODULE_PATHNAME', 'feedback_text_wrapper';
+COMMENT ON FUNCTION situ.feedback_text(text, text[], text) IS
+    'the vector of a query read together with the texts of passages, nearest first (ANCE-PRF), by a bridge of kind feedback or a registered model that was made for it';

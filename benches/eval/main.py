@@ -178,6 +178,14 @@ class Evaluation:
         if chosen:
             self.step(f"{s}: situ.tune_feedback")
             self.db.run(f"SELECT situ.tune_feedback('{plain}', '{s}.tune_queries', '{s}.qrels');")
+        if self.db.has_function("feedback_text"):
+            # A copy of the encoder that reads the question with the first round's passages.
+            pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
+            why = self.train("feedback", f"{s}_reader", pairs)
+            if why != FAILED:
+                self.variants.append(
+                    Variant("feedback", "text", plain, f"feedback_model => '{s}_reader'", rejected=why)
+                )
         self.variants.append(
             Variant("feedback", "gated", plain, "feedback => 'gated'", default=True, chosen_by_queries=chosen)
         )

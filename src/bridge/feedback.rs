@@ -11,6 +11,7 @@
 //! gate, which keeps fewer of them where the first round was sharp ([`sharpness`]).
 
 use super::BridgeError;
+use super::text_feedback::MOST_PASSAGES;
 use serde::{Deserialize, Serialize};
 
 /// Most rows of a first round that are looked at.
@@ -31,6 +32,8 @@ pub enum Method {
     Rocchio,
     /// Rocchio with a calibrated number of rows that stay in front.
     Gated,
+    /// A trained model reads the query with the passages' texts (`bridge/text_feedback`).
+    Text,
 }
 
 /// What the second round ranks.
@@ -71,6 +74,9 @@ pub struct Options {
     /// Rows of the first round that stay in front.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<i32>,
+    /// Of `text`: the bridge or registered model that reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// A calibrated gate: how strong the feedback is, and how much of the first round stays in front.
@@ -150,11 +156,22 @@ fn weight(name: &'static str, value: Option<f32>, default: f32) -> Result<f32, B
 
 impl Options {
     /// What is to be done: `None` without feedback. `gate` is the index's own, used by `gated` alone.
+    /// That of texts is done before the scan that this is for.
     pub fn plan(&self, gate: Option<Gate>) -> Result<Option<Plan>, BridgeError> {
+        if self.method == Method::Text {
+            return self.check_text().map(|()| None);
+        }
+        if let Some(model) = &self.model {
+            return Err(BridgeError::Option {
+                name: "feedback_model",
+                value: model.clone(),
+                range: "it is an option of feedback => 'text'",
+            });
+        }
         // What a method takes for what is not said: depth, alpha, beta, gamma, bottom.
         let gate = gate.unwrap_or_default();
         let (depth, alpha, beta, gamma, bottom) = match self.method {
-            Method::None => return Ok(None),
+            Method::None | Method::Text => return Ok(None),
             Method::Average => (3, 1.0, 1.0, 0.0, 0),
             Method::Rocchio => (5, 0.4, 0.6, 0.1, 0),
             Method::Gated => (2, 1.0, gate.strength, gate.strength, 32),
@@ -219,6 +236,35 @@ impl Options {
             mode,
             gate,
         }))
+    }
+}
+
+impl Options {
+    /// What `text` says: a depth and a model, nothing else.
+    fn check_text(&self) -> Result<(), BridgeError> {
+        let most = MOST_PASSAGES as i32;
+        number(
+            "feedback_depth",
+            self.depth,
+            1,
+            1,
+            MOST_PASSAGES,
+            "it may be 1 to 20 with feedback => 'text'",
+        )?;
+        let own = Options {
+            method: Method::Text,
+            depth: self.depth.filter(|depth| *depth <= most),
+            model: self.model.clone(),
+            ..Options::default()
+        };
+        match own == *self {
+            true => Ok(()),
+            false => Err(BridgeError::Option {
+                name: "feedback",
+                value: "text".to_owned(),
+                range: "it takes feedback_depth and feedback_model alone",
+            }),
+        }
     }
 }
 

@@ -107,6 +107,11 @@ impl Tensors {
         }
     }
 
+    /// All tensors that were not taken out: name, shape and numbers.
+    pub fn into_all(self) -> impl Iterator<Item = (String, (Vec<usize>, Vec<f32>))> {
+        self.tensors.into_iter()
+    }
+
     /// Takes out a tensor of any shape, where there is one of that name.
     pub fn take_any(&mut self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
         self.tensors.remove(name)

@@ -6,6 +6,7 @@ pub mod file;
 pub mod gate;
 pub mod lexsem;
 pub mod situate;
+pub mod text_feedback;
 pub mod train;
 pub mod whiten;
 

@@ -5,12 +5,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Blocks every signal in the calling thread until dropped; threads spawned meanwhile inherit the mask.
-struct SignalsBlocked {
+pub struct SignalsBlocked {
     before: libc::sigset_t,
 }
 
 impl SignalsBlocked {
-    fn new() -> Self {
+    #[allow(clippy::new_without_default)] // not a plain value
+    pub fn new() -> Self {
         // SAFETY: both sets are plain data that the calls fill in; zero is a valid initial state for them.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();

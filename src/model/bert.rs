@@ -9,17 +9,17 @@ use crate::compute::cuda::bert as cuda;
 use crate::compute::{LayerNorm, Linear};
 
 /// Names and shapes of the tensors, found in the weights with or without the prefix `bert.` or `roberta.`.
-struct Names<'a> {
+pub(super) struct Names<'a> {
     manifest: &'a Manifest,
     prefix: &'static str,
     /// Names of a layer norm's tensors: `weight` and `bias`, or `gamma` and `beta` in old files.
     norm: [&'static str; 2],
 }
 
-type Tensor = (String, Vec<usize>);
+pub(super) type Tensor = (String, Vec<usize>);
 
 impl<'a> Names<'a> {
-    fn new(manifest: &'a Manifest, weights: &Weights) -> Names<'a> {
+    pub(super) fn new(manifest: &'a Manifest, weights: &Weights) -> Names<'a> {
         let bare = "embeddings.word_embeddings.weight";
         let prefixes = ["", "bert.", "roberta."];
         let has = |prefix: &&str| weights.contains(&format!("{prefix}{bare}"));
@@ -39,7 +39,7 @@ impl<'a> Names<'a> {
         )
     }
 
-    fn norm(&self, place: &str) -> [Tensor; 2] {
+    pub(super) fn norm(&self, place: &str) -> [Tensor; 2] {
         self.norm.map(|part| {
             (
                 format!("{}{place}.LayerNorm.{part}", self.prefix),
@@ -57,25 +57,25 @@ impl<'a> Names<'a> {
         ]
     }
 
-    fn words(&self) -> Tensor {
+    pub(super) fn words(&self) -> Tensor {
         self.table("word_embeddings", self.manifest.vocabulary)
     }
 
-    fn positions(&self) -> Tensor {
+    pub(super) fn positions(&self) -> Tensor {
         let rows = self.manifest.first_position + self.manifest.positions;
         self.table("position_embeddings", rows)
     }
 
-    fn token_types(&self) -> Tensor {
+    pub(super) fn token_types(&self) -> Tensor {
         self.table("token_type_embeddings", self.manifest.token_types)
     }
 
-    fn qkv(&self, layer: usize) -> [[Tensor; 2]; 3] {
+    pub(super) fn qkv(&self, layer: usize) -> [[Tensor; 2]; 3] {
         let hidden = self.manifest.hidden;
         ["query", "key", "value"].map(|part| self.linear(layer, &format!("attention.self.{part}"), hidden, hidden))
     }
 
-    fn attention_output(&self, layer: usize) -> [Tensor; 2] {
+    pub(super) fn attention_output(&self, layer: usize) -> [Tensor; 2] {
         self.linear(
             layer,
             "attention.output.dense",
@@ -84,11 +84,11 @@ impl<'a> Names<'a> {
         )
     }
 
-    fn attention_norm(&self, layer: usize) -> [Tensor; 2] {
+    pub(super) fn attention_norm(&self, layer: usize) -> [Tensor; 2] {
         self.norm(&format!("encoder.layer.{layer}.attention.output"))
     }
 
-    fn up(&self, layer: usize) -> [Tensor; 2] {
+    pub(super) fn up(&self, layer: usize) -> [Tensor; 2] {
         self.linear(
             layer,
             "intermediate.dense",
@@ -97,11 +97,11 @@ impl<'a> Names<'a> {
         )
     }
 
-    fn down(&self, layer: usize) -> [Tensor; 2] {
+    pub(super) fn down(&self, layer: usize) -> [Tensor; 2] {
         self.linear(layer, "output.dense", self.manifest.hidden, self.manifest.intermediate)
     }
 
-    fn output_norm(&self, layer: usize) -> [Tensor; 2] {
+    pub(super) fn output_norm(&self, layer: usize) -> [Tensor; 2] {
         self.norm(&format!("encoder.layer.{layer}.output"))
     }
 }

@@ -1,6 +1,7 @@
 //! A loaded model: text in, vectors out.
 
 use super::cuda::OnCard;
+use super::embedding_head::EmbeddingHead;
 use super::files::states;
 use super::manifest::content;
 use super::mlm::Head;
@@ -73,6 +74,8 @@ pub struct Encoder {
     pub(super) situated: Option<Situated>,
     /// The head of a masked language model, where the weights have one.
     head: Option<Head>,
+    /// The head behind the pooling, where the weights have one.
+    embedding_head: Option<EmbeddingHead>,
 }
 
 /// Loads a model's weights to where they are to be.
@@ -132,6 +135,7 @@ impl Encoder {
         let weights = Weights::open(dir)?;
         let place = place(&manifest, &weights)?;
         let head = Head::load(&manifest, &weights, Level::detect())?;
+        let embedding_head = EmbeddingHead::load(&manifest, &weights, Level::detect())?;
         // Fingerprint, tokenizer and weights were read one after the other: they must be of the same content.
         if content(dir)? != paths || states(&paths)? != before {
             return Err(ModelError::Changed(dir.to_path_buf()));
@@ -156,6 +160,7 @@ impl Encoder {
             place,
             situated,
             head,
+            embedding_head,
         })
     }
 
@@ -170,7 +175,9 @@ impl Encoder {
     /// Bytes of memory that the weights take; the tokenizer is not counted.
     pub fn memory(&self) -> usize {
         let head = self.head.as_ref().map_or(0, Head::memory);
+        let behind = self.embedding_head.as_ref().map_or(0, EmbeddingHead::memory);
         let own = head
+            + behind
             + match &self.place {
                 Place::Cpu(network) => network.memory(),
                 Place::Card(card) => card.memory(),
@@ -276,10 +283,20 @@ impl Encoder {
         batch: &[Sequence],
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let vectors = match &self.place {
+        let mut vectors = match &self.place {
             Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
             Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
         };
+        if let Some(head) = &self.embedding_head {
+            let reads = batch
+                .iter()
+                .flat_map(|one| std::iter::repeat_n(&one.read, one.vectors()));
+            for (vector, read) in vectors.iter_mut().zip(reads) {
+                if *read == Read::Pooled {
+                    *vector = head.apply(pool, vector)?;
+                }
+            }
+        }
         match vectors
             .iter()
             .position(|vector| vector.iter().any(|number| !number.is_finite()))

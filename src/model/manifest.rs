@@ -8,7 +8,7 @@ use super::config::Config;
 use super::files::{fingerprint, read_optional_json, required};
 use super::modules::{Modules, Prompts};
 use super::weights::{self, Weights};
-use super::{ModelError, adapter, network, situated};
+use super::{ModelError, adapter, embedding_head, network, situated};
 use crate::compute::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -123,7 +123,12 @@ impl Manifest {
         manifest.pooling = modules.pooling;
         manifest.normalize = modules.normalize;
         (manifest.query_prefix, manifest.passage_prefix) = (prompts.query, prompts.passage);
-        network::check(&manifest, &Weights::open(dir)?)?;
+        let weights = Weights::open(dir)?;
+        if embedding_head::found(&weights) && modules.pooling_config.is_none() {
+            manifest.pooling = Pooling::Cls;
+        }
+        network::check(&manifest, &weights)?;
+        embedding_head::check(&manifest, &weights)?;
         manifest.fingerprint = fingerprint(dir, &content(dir)?)?;
         Ok(manifest)
     }

@@ -6,13 +6,17 @@ mod config;
 mod cuda;
 mod decoder;
 mod device;
+mod embedding_head;
 mod encoder;
+mod feedback;
 mod files;
+pub mod fine_tune;
 mod manifest;
 mod mlm;
 mod modern_bert;
 mod modules;
 mod network;
+pub mod overlay;
 pub mod situated;
 mod tokenizer;
 mod weights;
@@ -69,6 +73,9 @@ pub enum ModelError {
     /// The tokenizer cannot be loaded or failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// An operation of a training failed.
+    #[error("tensors: {0}")]
+    Tensor(String),
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },

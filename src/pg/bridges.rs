@@ -11,6 +11,7 @@ use super::service::client::ModelRef;
 use super::sql::models::model_by_name;
 use crate::bridge::adapter::{self, Adapter, Side};
 use crate::bridge::file;
+use crate::bridge::text_feedback::{self, TextFeedback};
 use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode;
@@ -134,7 +135,7 @@ pub fn check_owner(bridge: &Registered, user: pg_sys::Oid) {
 }
 
 /// Fails unless the bridge was accepted and is for that model.
-fn check_usable(bridge: &Registered, model: &ModelRef) {
+pub(super) fn check_usable(bridge: &Registered, model: &ModelRef) {
     if !bridge.accepted {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -170,6 +171,7 @@ pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
         adapter::KIND => Adapter::read(bytes).map(drop)?,
         "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
         situate::bridge::KIND => situate::bridge::Bridge::read(bytes).map(drop)?,
+        text_feedback::KIND => TextFeedback::read(bytes).map(drop)?,
         other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),
     }
     Ok(description)
@@ -288,9 +290,16 @@ fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f3
             let text = text.unwrap_or_else(|| no_words(&bridge.name));
             lexsem::apply(&bridge.name, model, text, vector).or_raise()
         }
-        other => fail(
+        other => fail_with_hint(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!("bridge \"{}\" of kind {other} does not change a query", bridge.name),
+            format!(
+                "bridge \"{}\" of kind {other} does not change a query's vector",
+                bridge.name
+            ),
+            match other {
+                text_feedback::KIND => "Name it as what it is: feedback => 'text', feedback_model => the bridge.",
+                _ => "Bridges of kind adapter and lexsem do.",
+            },
         ),
     }
 }

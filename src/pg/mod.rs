@@ -23,6 +23,8 @@ pub mod sql;
 #[cfg(feature = "pg")]
 pub mod store;
 #[cfg(feature = "pg")]
+pub mod text_feedback;
+#[cfg(feature = "pg")]
 pub mod training;
 #[cfg(feature = "pg")]
 pub mod vector;

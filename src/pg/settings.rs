@@ -202,7 +202,8 @@ pub fn kernel_cache() -> PathBuf {
     data_directory().join("situ_kernels")
 }
 
-fn data_directory() -> PathBuf {
+/// The server's data directory.
+pub fn data_directory() -> PathBuf {
     // SAFETY: the server sets its data directory before any library is loaded, and does not change it.
     unsafe {
         match pg_sys::DataDir.is_null() {

@@ -31,5 +31,6 @@ mod situate;
 mod statistics;
 mod text;
 mod text_changes;
+mod text_feedback;
 mod train;
 mod vectors;

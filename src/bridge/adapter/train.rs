@@ -7,20 +7,16 @@
 use super::fit::{Fit, Stage, mean};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
+use crate::bridge::train::parts::{Part, embed, made_pairs, part};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
-use crate::compute::pooling::normalize;
 use crate::eval::bootstrap::{Draws, of_gain};
 use crate::eval::random::Random;
-use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::model::Role;
-use crate::text::sentences;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Texts that are encoded in one request.
-const ENCODED_AT_ONCE: usize = 1024;
 /// Most dimensions for which the metric is computed: its eigenvectors cost the third power.
 const MOST_WHITENED: usize = 1024;
 /// Fewest pairs to train on, and to hold out.
@@ -117,79 +113,6 @@ pub(super) struct Queries {
     pub targets: Vec<u32>,
 }
 
-/// Which part of the material a document belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Training,
-    Choosing,
-    Judging,
-}
-
-/// By a hash of its number, so that a document's part does not depend on the others.
-fn part(document: u32, options: &AdapterOptions) -> Part {
-    let bits = Random::new(options.seed ^ u64::from(document).wrapping_mul(0x9e37_79b9_7f4a_7c15)).bits();
-    let share = (bits >> 11) as f64 / (1u64 << 53) as f64;
-    match share {
-        share if share >= options.held_out => Part::Training,
-        share if share >= options.held_out / 2.0 => Part::Choosing,
-        _ => Part::Judging,
-    }
-}
-
-/// A sentence of each passage as its query.
-fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
-    let spans = |text: &str| {
-        let spans = sentences(text).into_iter();
-        spans.map(|span| span.start as usize..span.end as usize).collect()
-    };
-    let cut = Cut {
-        words: &white_space_words,
-        sentences: &spans,
-    };
-    let mut random = Random::new(seed);
-    let mut pairs = Vec::new();
-    for (number, passage) in passages.iter().enumerate() {
-        let made = make(
-            Task::Sentence,
-            &passage.text,
-            0.0..1.0,
-            &cut,
-            &Frequencies::default(),
-            &mut random,
-        );
-        pairs.extend(made.map(|query| Pair {
-            query,
-            passage: number as u32,
-        }));
-    }
-    pairs
-}
-
-/// Encodes texts, looking at `watch` between requests. Every vector gets unit length.
-fn embed(
-    encode: &mut dyn Encode,
-    watch: &mut dyn Watch,
-    role: Role,
-    texts: &[&str],
-) -> Result<(usize, Vec<f32>), BridgeError> {
-    let (mut dimensions, mut vectors) = (0, Vec::new());
-    for part in texts.chunks(ENCODED_AT_ONCE) {
-        let found = encode.embed(role, part)?;
-        let expected = part.len() * found.dimensions;
-        if found.dimensions == 0 || found.values.len() != expected || ![0, found.dimensions].contains(&dimensions) {
-            return Err(BridgeError::Vectors {
-                expected,
-                found: found.values.len(),
-            });
-        }
-        dimensions = found.dimensions;
-        vectors.extend(found.values);
-        watch.step(&Progress::default())?;
-    }
-    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
-    Ok((dimensions, vectors))
-}
-
 /// Trains an adapter. Without pairs, a sentence of each passage is its query; the figures say which it was
 /// (`queries`: given or made). The bridge is accepted where it raises nDCG@10 on the judged held-out queries.
 ///
@@ -226,7 +149,7 @@ pub fn train(
         query_vectors,
         documents: passages
             .iter()
-            .map(|passage| part(passage.document, &options))
+            .map(|passage| part(passage.document, options.held_out, options.seed))
             .collect(),
     };
     let [choosing, judging] = [Part::Choosing, Part::Judging].map(|part| material.queries(part, &|passage| passage));

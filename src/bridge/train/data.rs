@@ -2,6 +2,7 @@
 
 use crate::bridge::BridgeError;
 use crate::model::Role;
+use std::path::PathBuf;
 
 /// A passage of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub trait Encode {
     /// Vocabulary weights of each text (`lexsem::weigh::clr`), from the masked language model that the training names.
     fn vocabulary(&mut self, _texts: &[&str]) -> Result<Vec<Vec<(u32, f32)>>, BridgeError> {
         Err(BridgeError::NoReading("vocabulary weights"))
+    }
+    /// The directory of the model's files, for trainings that change a copy of them.
+    fn directory(&mut self) -> Result<PathBuf, BridgeError> {
+        Err(BridgeError::NoReading("files"))
     }
 }
 

@@ -48,8 +48,13 @@ impl Candidates {
         })
     }
 
-    /// `q P^T`, row-major: a row of one score a candidate for each query.
-    fn scores(&self, pool: &Pool, queries: &[f32]) -> Result<Vec<f32>, BridgeError> {
+    /// How many candidates there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// `q P^T`, row-major: a row of one score a candidate for each query, of at most as many as were said.
+    pub fn scores(&self, pool: &Pool, queries: &[f32]) -> Result<Vec<f32>, BridgeError> {
         let rows = queries.len() / self.dimensions;
         let mut scores = vec![0.0f32; rows * self.count];
         self.score_memory.run(pool, &self.scores, queries, &mut scores)?;

@@ -3,3 +3,4 @@ pub mod adam;
 pub mod data;
 pub mod loss;
 pub mod matrix;
+pub mod parts;

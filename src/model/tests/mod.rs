@@ -10,6 +10,7 @@ mod made_up;
 pub(crate) mod maker;
 mod mlm;
 mod reference;
+mod text_feedback;
 mod tokens;
 
 use std::path::PathBuf;

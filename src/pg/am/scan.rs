@@ -13,6 +13,7 @@ use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
 use crate::pg::sql::{gates, profiles};
 use crate::pg::store::RelationStore;
+use crate::pg::text_feedback;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 
@@ -87,7 +88,8 @@ unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key:
                 ..Operand::default()
             };
         };
-        let query = profiles::resolve(&asked, (*index).rd_id);
+        let resolved = profiles::resolve(&asked, (*index).rd_id);
+        let query = text_feedback::second_round(resolved, &[(*index).rd_id], (*index).rd_id);
         let probes = query.probes.unwrap_or(0);
         let feedback = query
             .feedback

@@ -19,6 +19,8 @@ const MOST_TEXT: usize = 256 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelRef {
     pub name: String,
+    /// The directory that `path` is below, where it is not `situ.model_dir`.
+    pub root: Option<String>,
     /// Directory, relative to `situ.model_dir`.
     pub path: String,
     /// Content hash of the model's files; the worker serves nothing else under this name.
@@ -41,7 +43,7 @@ impl ModelRef {
 
     pub(super) fn key(&self) -> ModelKey {
         ModelKey {
-            root: settings::model_dir(),
+            root: self.root.clone().unwrap_or_else(settings::model_dir),
             path: self.path.clone(),
             fingerprint: self.fingerprint.clone(),
             precision: self.precision(),

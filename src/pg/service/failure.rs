@@ -89,7 +89,7 @@ impl From<&ModelError> for Failure {
                 Some("Lower situ.model_memory or situ.batch_tokens, or give the card to this server alone."),
             ),
             E::Compute(ComputeError::Memory { .. }) => (Kind::Memory, None),
-            E::Sequence { .. } | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
+            E::Sequence { .. } | E::Tensor(_) | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
         };
         Failure {
             kind,
@@ -104,7 +104,7 @@ impl From<&BridgeError> for Failure {
     fn from(error: &BridgeError) -> Failure {
         match error {
             BridgeError::Model(inner) => Failure::from(inner),
-            BridgeError::Option { .. } => Failure::new(Kind::Argument, error.to_string()),
+            BridgeError::Option { .. } | BridgeError::TooLittle(_) => Failure::new(Kind::Argument, error.to_string()),
             _ => Failure::new(Kind::Internal, error.to_string()),
         }
     }

@@ -109,6 +109,15 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             let sequence = first_state(encoder, text)?;
             Ok(Ok(Planned::Vocabulary(sequence, *most as usize)))
         }
+        Item::Feedback {
+            query,
+            passages,
+            passage_tokens,
+        } => {
+            let passages: Vec<&str> = passages.iter().map(String::as_str).collect();
+            let sequence = encoder.feedback(query, &passages, *passage_tokens as usize)?;
+            Ok(Ok(Planned::One(sequence)))
+        }
         Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
         Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
     });

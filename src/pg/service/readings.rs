@@ -6,6 +6,8 @@ use crate::bridge::train::data::TokenStates;
 
 /// Texts whose tokens are asked for in one item.
 const TEXTS_OF_AN_ITEM: usize = 64;
+/// Most bytes of a passage of feedback; no model reads as far.
+const MOST_TEXT: usize = 16 << 10;
 
 fn unexpected() -> ServiceError {
     ServiceError::Protocol("a text was answered with something else".to_owned())
@@ -64,6 +66,26 @@ pub fn first_state(model: &ModelRef, lane: Lane, text: &str) -> Result<Vec<f32>,
     };
     let found = ordered(model, lane, &mut items, take)?;
     found.into_iter().next().ok_or_else(unexpected)
+}
+
+/// The vector of each query read together with its passages, of each `passage_tokens` (0 for all).
+pub fn feedback(
+    model: &ModelRef,
+    lane: Lane,
+    asked: &[(&str, Vec<&str>)],
+    passage_tokens: u32,
+) -> Result<Vec<Vec<f32>>, ServiceError> {
+    let part = |text: &str| text[..text.floor_char_boundary(MOST_TEXT)].to_owned();
+    let mut items = asked.iter().map(|(query, passages)| Item::Feedback {
+        query: part(query),
+        passages: passages.iter().map(|passage| part(passage)).collect(),
+        passage_tokens,
+    });
+    let take = |reply| match reply {
+        Reply::Vector(vector) => Some(vector),
+        _ => None,
+    };
+    ordered(model, lane, &mut items, take)
 }
 
 /// The vocabulary weights that a masked language model gives each text, the `most` largest (0 for all).

@@ -54,6 +54,12 @@ pub enum Item {
     /// The vocabulary weights of a masked language model for a query, the `most` largest (0 for all): answered by
     /// [`Reply::Vocabulary`].
     Vocabulary { text: String, most: u32 },
+    /// A query read together with passages, of each `passage_tokens` (0 for all): answered by [`Reply::Vector`].
+    Feedback {
+        query: String,
+        passages: Vec<String>,
+        passage_tokens: u32,
+    },
     /// Measures the model in every precision of the processor: answered by [`Report::Calibrated`]. `again`: also where
     /// the worker has measured the same files before.
     Calibrate { again: bool },
@@ -70,6 +76,7 @@ impl Item {
             Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
             Item::States { text } | Item::FirstState { text } | Item::Vocabulary { text, .. } => text.len(),
             Item::Tokens { texts } => texts.iter().map(String::len).sum(),
+            Item::Feedback { query, passages, .. } => query.len() + passages.iter().map(String::len).sum::<usize>(),
             Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }
     }

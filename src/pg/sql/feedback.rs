@@ -3,9 +3,10 @@
 use crate::bridge::feedback::{Method, Mode, average, rocchio};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
+use crate::pg::text_feedback;
 use crate::pg::vector::{Vector, read_vector, read_vectors};
 use pgrx::PgSqlErrorCode;
-use pgrx::datum::AnyElement;
+use pgrx::datum::{AnyElement, Array};
 use pgrx::prelude::*;
 
 fn unknown(what: &str, name: &str, hint: &str) -> ! {
@@ -23,7 +24,8 @@ pub fn method(name: &str) -> Method {
         "average" => Method::Average,
         "rocchio" => Method::Rocchio,
         "gated" => Method::Gated,
-        _ => unknown("feedback", name, "Use none, average, rocchio or gated."),
+        "text" => Method::Text,
+        _ => unknown("feedback", name, "Use none, average, rocchio, gated or text."),
     }
 }
 
@@ -68,4 +70,12 @@ fn feedback_rocchio(
     Some(Vector(
         rocchio(&query, &many(positive), &many(negative), alpha, beta, gamma).or_raise(),
     ))
+}
+
+/// `situ.feedback_text(query, passages, model)`.
+#[pg_extern(stable, parallel_safe, sql = false)]
+fn feedback_text(query: Option<&str>, passages: Option<Array<'_, &str>>, model: Option<&str>) -> Option<Vector> {
+    let (query, model) = (query?, model?);
+    let passages: Vec<String> = passages?.iter().flatten().map(str::to_owned).collect();
+    Some(Vector(text_feedback::vector(model, query, &passages)))
 }

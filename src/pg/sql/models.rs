@@ -92,6 +92,7 @@ fn read() -> Result<Registry, RegistryError> {
             let text = |column: usize| String::from_datum(values[column], nulls[column]).unwrap_or_default();
             models.push(ModelRef {
                 name: text(0),
+                root: None,
                 path: text(1),
                 fingerprint: text(2),
                 dimensions: i32::from_datum(values[3], nulls[3]).unwrap_or_default().max(0) as usize,
@@ -215,6 +216,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
     let owner = unsafe { pg_sys::GetOuterUserId() };
     let model = ModelRef {
         name: name.to_owned(),
+        root: None,
         path: path.to_owned(),
         fingerprint: manifest.fingerprint.clone(),
         dimensions: manifest.dimensions,

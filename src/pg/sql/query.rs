@@ -179,6 +179,7 @@ fn make_query(
     feedback_keep: Option<i32>,
     feedback_list: Option<i32>,
     bridge: Option<&str>,
+    feedback_model: Option<&str>,
 ) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
@@ -212,6 +213,7 @@ fn make_query(
                 rounds,
                 mode: feedback_mode.map(feedback::mode),
                 keep: feedback_keep,
+                model: feedback_model.map(str::to_owned),
             },
         ),
         bridge: bridge.map(str::to_owned),
@@ -228,6 +230,7 @@ fn feedback_options(method: Option<&str>, given: Options) -> Option<Options> {
     let method = match method {
         Some(name) => feedback::method(name),
         None if given == Options::default() => return None,
+        None if given.model.is_some() => Method::Text,
         None => Method::Gated,
     };
     let options = Options { method, ..given };

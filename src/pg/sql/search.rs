@@ -7,14 +7,16 @@ use super::profiles;
 use crate::pg::am::kind;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
+use crate::pg::text_feedback;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 /// The k nearest rows of an index, or of all partitions of a partitioned one, nearest first.
 pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<Found> {
-    let query = profiles::resolve(query, index);
-    let mut found: Vec<Found> = leaves(index)
+    let leaves = leaves(index);
+    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves, index);
+    let mut found: Vec<Found> = leaves
         .into_iter()
         .flat_map(|leaf| search_leaf(leaf, &query, k, want))
         .collect();

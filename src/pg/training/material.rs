@@ -4,13 +4,15 @@ use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, TokenStates, Vectors};
 use crate::eval::random::Random;
 use crate::index::Meta;
-use crate::model::Role;
+use crate::model::{Manifest, Role};
 use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text::TextIndex;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::service::client::{self, ModelRef};
-use crate::pg::service::{Lane, readings};
+use crate::pg::service::models::resolve;
+use crate::pg::service::{Lane, ServiceError, readings};
+use crate::pg::settings;
 use crate::pg::sql::evaluate::relations::table_of;
 use crate::pg::sql::leaf::{kind_of, name_of};
 use crate::pg::sql::profiles::qualified;
@@ -19,6 +21,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 
 /// Bytes of vectors that a passage or query takes while it trains, over those of one vector: packed, as it is, mapped.
 const COPIES: usize = 4;
@@ -51,6 +54,19 @@ impl Encode for Service {
     fn vocabulary(&mut self, texts: &[&str]) -> Result<Vec<Vec<(u32, f32)>>, BridgeError> {
         let (mlm, most) = self.mlm.as_ref().ok_or(BridgeError::NoReading("vocabulary weights"))?;
         Ok(readings::vocabulary(mlm, Lane::Bulk, texts, *most).or_raise())
+    }
+
+    fn directory(&mut self) -> Result<PathBuf, BridgeError> {
+        let root = self.model.root.clone().unwrap_or_else(settings::model_dir);
+        let directory = resolve(&root, &self.model.path).map_err(ServiceError::from).or_raise();
+        let found = Manifest::read(&directory)?.fingerprint;
+        match found == self.model.fingerprint {
+            true => Ok(directory),
+            false => Err(BridgeError::Outside(format!(
+                "the files of model \"{}\" are not those that were registered",
+                self.model.name
+            ))),
+        }
     }
 }
 

@@ -204,28 +204,42 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 mod candidates {
     use super::*;
     use crate::bridge::feedback::{Method, Options};
+    use crate::bridge::text_feedback;
     use crate::pg::sql::leaf::model_of;
     use pgrx::spi::SpiError;
 
-    /// Each accepted bridge of the query side that fits the index's model, alone.
+    /// Each accepted bridge that fits the index's model, alone: those of the query side, and readers of feedback.
     pub fn bridges(index: pg_sys::Oid) -> Vec<Query> {
         let there = Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('situ.bridges') IS NOT NULL");
         let model = match model_of(index, &Query::default()) {
             Some(model) if there == Ok(Some(true)) => model,
             _ => return Vec::new(),
         };
-        let statement = "SELECT name FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
-                         AND kind IN ('adapter', 'lexsem') \
+        let statement = "SELECT name, kind FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
+                         AND kind IN ('adapter', 'lexsem', 'feedback') \
                          AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
         let names = Spi::connect(|client| {
             let table = client.select(statement, None, &[model.fingerprint.as_str().into()])?;
-            let names = table.map(|row| row.get::<String>(1)).filter_map(Result::transpose);
-            names.collect::<Result<Vec<_>, SpiError>>()
+            let mut names = Vec::new();
+            for row in table {
+                names.extend(row.get::<String>(1)?.zip(row.get::<String>(2)?));
+            }
+            Ok::<_, SpiError>(names)
         });
         let names = names.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()));
         names
             .into_iter()
-            .filter_map(|name| with(&Query::default(), json!({ "bridge": name })))
+            .filter_map(|(name, kind)| {
+                let more = match kind.as_str() {
+                    text_feedback::KIND => json!({ "feedback": Options {
+                        method: Method::Text,
+                        model: Some(name),
+                        ..Options::default()
+                    } }),
+                    _ => json!({ "bridge": name }),
+                };
+                with(&Query::default(), more)
+            })
             .collect()
     }
 

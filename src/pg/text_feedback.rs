@@ -1,0 +1,216 @@
+//! Feedback of texts at query time: who reads a query together with the passages of a first round, and the second round.
+//!
+//! A reader is a bridge of kind `feedback` (a trained copy of the index's encoder) or a registered model made for it, such
+//! as a published ANCE-PRF. A copy is written to a directory among the server's temporary files, named by the hash of
+//! its weights, when it is first used: the registry's row is what counts, base backups leave the directory out, the server
+//! removes it when it starts, and whoever needs it writes it again.
+
+use super::bridges::{self, Registered};
+use super::error::OrRaise;
+use super::fail::{fail, fail_with_hint};
+use super::service::client::ModelRef;
+use super::service::models::resolve;
+use super::service::{Lane, ServiceError, readings};
+use super::settings;
+use super::sql::leaf::{Want, model_of, search_leaf};
+use super::sql::models::model_by_name;
+use super::sql::query::Query;
+use crate::bridge::feedback::{Method, Options};
+use crate::bridge::text_feedback::{KIND, MOST_PASSAGES, Reading, TextFeedback};
+use crate::model::{Manifest, overlay};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+/// Passages that are read with a query where neither the query nor the reader says (the published models' k).
+const PASSAGES: usize = 3;
+/// Copies whose fingerprint a backend keeps.
+const KEPT: usize = 16;
+
+/// What a backend keeps of a written copy.
+#[derive(Clone)]
+struct Copy {
+    fingerprint: String,
+    reading: Reading,
+}
+
+/// Who reads, and how.
+struct Reader {
+    model: ModelRef,
+    reading: Reading,
+}
+
+thread_local! {
+    /// By the hash of the bridge.
+    static COPIES: RefCell<Vec<(String, Copy)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where the server keeps temporary files.
+fn temporary() -> PathBuf {
+    settings::data_directory().join("base").join("pgsql_tmp")
+}
+
+fn io(path: &Path, error: &std::io::Error) -> ! {
+    fail(
+        PgSqlErrorCode::ERRCODE_IO_ERROR,
+        format!("cannot write \"{}\": {error}", path.display()),
+    )
+}
+
+/// The copy of `model` with the bridge's weights in `folder`, written where it is not there yet.
+fn copy(bridge: &Registered, model: &ModelRef, folder: &str) -> Copy {
+    let known = COPIES.with_borrow(|copies| copies.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
+    let directory = temporary().join(folder);
+    if let Some((_, copy)) = known.filter(|_| directory.is_dir()) {
+        return copy;
+    }
+    let trained = TextFeedback::read(&bridges::weights(&bridge.name)).or_raise();
+    if !directory.is_dir() {
+        let base = resolve(&settings::model_dir(), &model.path)
+            .map_err(ServiceError::from)
+            .or_raise();
+        // Two backends may write at once: each its own, and the first one's gets the name.
+        // SAFETY: a plain global of the backend.
+        let own = temporary().join(format!("{folder}.{}", unsafe { pg_sys::MyProcPid }));
+        std::fs::create_dir_all(&own).unwrap_or_else(|error| io(&own, &error));
+        let written = overlay::write(&base, &trained.replaced, &own);
+        if let Err(error) = written {
+            let _ = std::fs::remove_dir_all(&own);
+            Err(error).or_raise()
+        }
+        if std::fs::rename(&own, &directory).is_err() {
+            let _ = std::fs::remove_dir_all(&own);
+        }
+    }
+    let copy = Copy {
+        fingerprint: Manifest::read(&directory).or_raise().fingerprint,
+        reading: trained.reading,
+    };
+    COPIES.with_borrow_mut(|copies| {
+        copies.retain(|(hash, _)| *hash != bridge.hash);
+        if copies.len() >= KEPT {
+            copies.remove(0);
+        }
+        copies.push((bridge.hash.clone(), copy.clone()));
+    });
+    copy
+}
+
+/// The reader of that name for queries whose vectors have `dimensions` numbers; `encoder` is the index's model, where it
+/// is known. Anything that does not fit is an error.
+fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader {
+    if !bridges::exists(name) {
+        let model = model_by_name(Some(name)).or_raise();
+        let passages = depth.and_then(|depth| usize::try_from(depth).ok()).unwrap_or(PASSAGES);
+        return Reader {
+            model,
+            reading: Reading {
+                passages,
+                passage_tokens: 0,
+            },
+        };
+    }
+    let bridge = bridges::find(name);
+    if bridge.kind != KIND {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("bridge \"{name}\" is of kind {}, not {KIND}", bridge.kind),
+            "feedback_model names a bridge that was trained with CALL situ.train('feedback', ...), or a registered model \
+             that was made to read passages.",
+        )
+    }
+    let base = model_by_name(Some(&bridge.model)).or_raise();
+    bridges::check_usable(&bridge, encoder.unwrap_or(&base));
+    let folder = format!("pgsql_tmp_situ_{}", bridge.hash);
+    let Copy { fingerprint, reading } = copy(&bridge, &base, &folder);
+    if depth.is_some_and(|depth| usize::try_from(depth) != Ok(reading.passages)) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "bridge \"{name}\" reads {} passages, not {}",
+                reading.passages,
+                depth.unwrap_or_default()
+            ),
+            "Leave feedback_depth out.",
+        )
+    }
+    Reader {
+        model: ModelRef {
+            name: name.to_owned(),
+            root: Some(temporary().to_string_lossy().into_owned()),
+            path: folder,
+            fingerprint,
+            ..base
+        },
+        reading,
+    }
+}
+
+/// Whether a query asks for feedback of texts.
+fn asked(query: &Query) -> Option<&Options> {
+    query.feedback.as_ref().filter(|options| options.method == Method::Text)
+}
+
+fn nameless() -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+        "feedback of texts needs a model that reads them".into(),
+        "Name it: situ.query('...', feedback => 'text', feedback_model => 'name'). CALL situ.train('feedback', ...) makes one.",
+    )
+}
+
+fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
+    let passages = passages
+        .iter()
+        .take(reader.reading.passages)
+        .map(String::as_str)
+        .collect();
+    let asked = [(query, passages)];
+    let vectors = readings::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
+    vectors.or_raise().into_iter().next().unwrap_or_default()
+}
+
+/// The query of the second round over these leaf indexes: the same with the vector that the reader gives it. A query
+/// that does not ask for feedback of texts is left as it is. The leaves are those of `index`.
+pub fn second_round(query: Query, leaves: &[pg_sys::Oid], index: pg_sys::Oid) -> Query {
+    let Some(options) = asked(&query) else { return query };
+    let name = options.model.as_deref().unwrap_or_else(|| nameless());
+    let encoder = model_of(index, &query);
+    let reader = reader(name, encoder.as_ref(), options.depth);
+    let plain = Query {
+        feedback: None,
+        ..query.clone()
+    };
+    let passages = reader.reading.passages;
+    let mut found: Vec<_> = leaves
+        .iter()
+        .flat_map(|leaf| search_leaf(*leaf, &plain, passages, &Want::Passage))
+        .collect();
+    found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+    if found.iter().any(|row| row.place.is_none()) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "feedback of texts needs an index over text".into(),
+            "Over vectors, read the texts yourself: situ.query(embedding => situ.feedback_text('...', array_of_texts, 'name')).",
+        )
+    }
+    let texts: Vec<String> = found.into_iter().take(passages).filter_map(|row| row.text).collect();
+    if texts.is_empty() {
+        return plain;
+    }
+    Query {
+        embedding: Some(read(&reader, query.words(), &texts)),
+        bridge: None,
+        ..plain
+    }
+}
+
+/// What a reader makes of a query and passages, nearest first.
+pub fn vector(name: &str, query: &str, passages: &[String]) -> Vec<f32> {
+    let count = i32::try_from(passages.len().min(MOST_PASSAGES)).ok();
+    let reader = match bridges::exists(name) {
+        true => reader(name, None, None),
+        false => reader(name, None, count),
+    };
+    read(&reader, query, passages)
+}

@@ -45,7 +45,7 @@ impl Encoder {
             ids.push(separator);
         }
         let (start, end) = (first.len(), (first.len() + own.len()).min(ids.len()));
-        let whole = vec![start as u32..end as u32];
+        let whole: Vec<_> = std::iter::once(start as u32..end as u32).collect();
         let read = match self.manifest.pooling {
             Pooling::Mean if start == end => Read::Pooled,
             Pooling::Mean if self.manifest.normalize => Read::Spans(whole),

@@ -1,6 +1,6 @@
 //! Feedback of texts on a server: a trained copy of the encoder reads question and passages, the second round follows.
 
-use crate::support::{Sql, shared};
+use crate::support::{Cluster, Sql, shared};
 use postgres::Client;
 
 /// 150 houses of five rooms, a text index over them, and a question about each room.
@@ -154,4 +154,47 @@ fn a_training_of_a_copy_is_cancelled_between_questions() {
         client.one::<bool>("SELECT state = 'cancelled' FROM situ.training")
     });
     assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.bridges"), 0);
+}
+
+#[test]
+fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
+    let cluster = Cluster::new();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (checkpoint, model) = (
+        cluster.folder().join("checkpoint"),
+        cluster.folder().join("models/ance"),
+    );
+    let python = |script: &str, arguments: &[&std::path::Path]| {
+        let output = std::process::Command::new("python3")
+            .arg(root.join(script))
+            .args(arguments)
+            .output();
+        let output = output.expect("python3 starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    python("tests/cluster/make_ance.py", &[&checkpoint]);
+    python("scripts/convert_ance.py", &[&checkpoint, &model]);
+    let mut client = cluster.database("ance");
+    client.run("SELECT situ.register_model('ance', 'ance')");
+    assert!(client.one::<bool>("SELECT pooling = 'cls' AND NOT normalize AND dimensions = 24 FROM situ.models"));
+    // Lower-casing is part of the model.
+    assert!(
+        client.one::<bool>("SELECT situ.embed('Red RED red', 'ance')::text = situ.embed('red red red', 'ance')::text")
+    );
+    assert!(client.one::<bool>(
+        "SELECT situ.feedback_text('Red', ARRAY['a RED fox', 'x'], 'ance')::text = situ.feedback_text('red', ARRAY['a red fox', 'x'], 'ance')::text"
+    ));
+    // The passages are read, in their order; the first token is what is read out.
+    let distinct = "SELECT count(DISTINCT situ.feedback_text('red', p, 'ance')::text) FROM (VALUES (ARRAY['a', 'b']), (ARRAY['b', 'a']), ('{}')) v(p)";
+    assert_eq!(client.one::<i64>(distinct), 3);
+    assert!(client.one::<bool>(
+        "SELECT situ.feedback_text('red', '{}', 'ance')::text = situ.embed('red', 'ance', 'query')::text"
+    ));
+    client.run(
+        "CREATE TABLE t AS SELECT n AS id, 'the fox number ' || n || ' is red' AS body FROM generate_series(1, 60) n;
+         CREATE INDEX t_index ON t USING situ (body) WITH (model = 'ance')",
+    );
+    let rows: i64 =
+        client.one("SELECT count(*) FROM situ.search('t_index', situ.query('fox 7', feedback_model => 'ance'), 10)");
+    assert_eq!(rows, 10);
 }

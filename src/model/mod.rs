@@ -8,6 +8,8 @@ mod decoder;
 mod device;
 mod encoder;
 mod files;
+pub mod gguf;
+pub mod llm;
 mod manifest;
 mod mlm;
 mod modern_bert;
@@ -69,6 +71,9 @@ pub enum ModelError {
     /// The tokenizer cannot be loaded or failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A chat template that does not parse, fails, or does not fit the messages.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },

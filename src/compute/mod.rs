@@ -3,6 +3,7 @@ mod activation;
 pub mod apply;
 mod attention;
 pub mod bert;
+mod blocks;
 mod buffer;
 #[cfg(test)]
 pub use buffer::count;
@@ -38,6 +39,7 @@ mod simd;
 mod simd_x86;
 
 pub use activation::Activation;
+pub use blocks::{BlockKind, scale_and_minimum};
 pub use buffer::Buffer;
 pub use layer_norm::LayerNorm;
 pub use linear::{Linear, Precision};

@@ -11,6 +11,8 @@ mod encoder;
 mod feedback;
 mod files;
 pub mod fine_tune;
+pub mod gguf;
+pub mod llm;
 mod manifest;
 mod mlm;
 mod modern_bert;
@@ -76,6 +78,9 @@ pub enum ModelError {
     /// An operation of a training failed.
     #[error("tensors: {0}")]
     Tensor(String),
+    /// A chat template that does not parse, fails, or does not fit the messages.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },

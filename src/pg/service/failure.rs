@@ -81,7 +81,7 @@ impl From<&ModelError> for Failure {
                 Kind::Unsupported,
                 Some("Take a model of a supported family, in safetensors of F32, F16 or BF16."),
             ),
-            E::Tokenizer(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Tokenizer(_) | E::Template(_) => (Kind::BadModel, Some(MODEL_HINT)),
             E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
             E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
             E::Compute(ComputeError::DeviceMemory { .. }) => (

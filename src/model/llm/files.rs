@@ -1,0 +1,296 @@
+//! The files of a language model: a GGUF file or a directory of safetensors, seen alike.
+//!
+//! Tensors have Hugging Face's names and order of rows in both. GGUF files of the llama architecture keep the rows of a
+//! query or key head so that the two numbers of a rotary pair are neighbours; they are put back where each half of the
+//! head holds one number of every pair.
+
+use super::super::ModelError;
+use super::super::files::{State, fingerprint, states};
+use super::super::gguf::{Gguf, TensorKind};
+use super::super::weights::{self, Weights};
+use super::config::{self, LlmConfig};
+use super::directory;
+pub use crate::compute::BlockKind;
+use std::path::{Path, PathBuf};
+
+/// A matrix, or a vector as one row.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub rows: usize,
+    pub columns: usize,
+    pub data: TensorData,
+}
+
+/// The numbers of a tensor, row after row.
+#[derive(Clone, Debug)]
+pub enum TensorData {
+    F32(Vec<f32>),
+    /// Blocks along the rows; each row has `kind.row_bytes(columns)` bytes.
+    Blocks { kind: BlockKind, bytes: Vec<u8> },
+}
+
+impl Tensor {
+    /// The numbers, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match &self.data {
+            TensorData::F32(numbers) => numbers.clone(),
+            TensorData::Blocks { kind, bytes } => {
+                let mut numbers = vec![0.0; bytes.len() / kind.bytes() * kind.length()];
+                kind.dequantise(bytes, &mut numbers);
+                numbers
+            }
+        }
+    }
+}
+
+pub(super) enum Container {
+    Gguf(Gguf),
+    Directory { dir: PathBuf, weights: Weights },
+}
+
+/// The open files of a language model.
+pub struct LlmFiles {
+    container: Container,
+    config: LlmConfig,
+    paths: Vec<PathBuf>,
+    states: Vec<State>,
+    fingerprint: String,
+}
+
+impl LlmFiles {
+    /// Opens a `.gguf` file, a directory with one, or a directory with config.json, tokenizer.json and safetensors.
+    /// Reads all files once for the fingerprint.
+    pub fn open(path: &Path) -> Result<LlmFiles, ModelError> {
+        if path.is_dir() {
+            let mut found = Vec::new();
+            let entries = std::fs::read_dir(path).map_err(|source| super::super::files::io(path, source))?;
+            for entry in entries {
+                let entry = entry.map_err(|source| super::super::files::io(path, source))?.path();
+                if entry.extension().is_some_and(|extension| extension == "gguf") {
+                    found.push(entry);
+                }
+            }
+            return match found.as_slice() {
+                [] => LlmFiles::open_directory(path),
+                [one] => LlmFiles::open_gguf(one),
+                _ => Err(ModelError::Invalid {
+                    path: path.to_path_buf(),
+                    what: format!("it holds {} GGUF files: name one of them", found.len()),
+                }),
+            };
+        }
+        LlmFiles::open_gguf(path)
+    }
+
+    fn open_gguf(path: &Path) -> Result<LlmFiles, ModelError> {
+        let paths = vec![path.to_path_buf()];
+        let states = states(&paths)?;
+        let file = Gguf::open(path)?;
+        let config = config::gguf(&file)?;
+        Ok(LlmFiles {
+            container: Container::Gguf(file),
+            config,
+            // The name of the file is left out: a copy under another name is the same model.
+            fingerprint: fingerprint(path, &paths)?,
+            paths,
+            states,
+        })
+    }
+
+    fn open_directory(dir: &Path) -> Result<LlmFiles, ModelError> {
+        let mut paths = weights::files(dir)?;
+        let names = [
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ];
+        paths.extend(names.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file()));
+        let states = states(&paths)?;
+        let weights = Weights::open(dir)?;
+        let config = directory::config(dir, &weights)?;
+        Ok(LlmFiles {
+            container: Container::Directory {
+                dir: dir.to_path_buf(),
+                weights,
+            },
+            config,
+            fingerprint: fingerprint(dir, &paths)?,
+            paths,
+            states,
+        })
+    }
+
+    pub fn config(&self) -> &LlmConfig {
+        &self.config
+    }
+
+    /// Hex SHA-256 over the content of all files.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Fails where a file was written since it was opened. To be asked once the tensors have been read.
+    pub fn unchanged(&self) -> Result<(), ModelError> {
+        if states(&self.paths)? == self.states {
+            return Ok(());
+        }
+        Err(ModelError::Changed(self.paths.first().cloned().unwrap_or_default()))
+    }
+
+    pub(super) fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Whether there is a tensor of that name (Hugging Face's).
+    pub fn has(&self, name: &str) -> bool {
+        match &self.container {
+            Container::Gguf(file) => gguf_name(name).is_some_and(|name| file.info(&name).is_some()),
+            Container::Directory { weights, .. } => weights.contains(name),
+        }
+    }
+
+    /// Reads a tensor by Hugging Face's name. Fails where its numbers are not finite.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        match &self.container {
+            Container::Gguf(file) => self.gguf_tensor(file, name),
+            Container::Directory { weights, .. } => {
+                let shape = weights.shape(name).ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
+                let (rows, columns) = matrix(name, shape)?;
+                let data = TensorData::F32(weights.read(name, shape)?);
+                Ok(Tensor { rows, columns, data })
+            }
+        }
+    }
+
+    fn gguf_tensor(&self, file: &Gguf, name: &str) -> Result<Tensor, ModelError> {
+        let missing = || ModelError::MissingTensor(name.to_string());
+        let stored = gguf_name(name).ok_or_else(missing)?;
+        let info = file.info(&stored).ok_or_else(missing)?;
+        let (rows, columns) = matrix(name, &info.shape)?;
+        let not_finite = || ModelError::NotFinite(name.to_string());
+        let heads = self.interleaved_heads(name);
+        let data = match info.kind {
+            TensorKind::Blocks(kind) => {
+                let mut bytes = file.read(&stored)?;
+                if !kind.is_finite(&bytes) {
+                    return Err(not_finite());
+                }
+                if let Some(heads) = heads {
+                    bytes = self.halves(name, &bytes, rows, heads)?;
+                }
+                TensorData::Blocks { kind, bytes }
+            }
+            _ => {
+                let mut numbers = floats(file, &stored)?;
+                if numbers.iter().any(|number| !number.is_finite()) {
+                    return Err(not_finite());
+                }
+                if let Some(heads) = heads {
+                    // A bias has one number for each row of the weights.
+                    let rows = if info.shape.len() == 1 { columns } else { rows };
+                    numbers = self.halves(name, &numbers, rows, heads)?;
+                }
+                TensorData::F32(numbers)
+            }
+        };
+        Ok(Tensor { rows, columns, data })
+    }
+
+    /// The heads of a tensor whose rows a GGUF file of this family keeps in rotary pairs.
+    fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        use super::LlmFamily::{Llama, Mistral};
+        if !matches!(self.config.family, Llama | Mistral) {
+            return None;
+        }
+        let is = |part: &str| name.contains(part);
+        match () {
+            _ if is(".self_attn.q_proj.") => Some(self.config.heads),
+            _ if is(".self_attn.k_proj.") => Some(self.config.key_heads),
+            _ => None,
+        }
+    }
+
+    /// Rows (of equal length) of heads in pairs, put into halves: row `2 j + i` of a head becomes row `i width / 2 + j`.
+    fn halves<T: Copy>(&self, name: &str, values: &[T], rows: usize, heads: usize) -> Result<Vec<T>, ModelError> {
+        let width = self.config.head_width;
+        if rows != heads * width {
+            return Err(ModelError::TensorShape {
+                name: name.to_string(),
+                expected: vec![heads * width],
+                found: vec![rows],
+            });
+        }
+        let length = values.len() / rows;
+        let mut turned = Vec::with_capacity(values.len());
+        for head in values.chunks_exact(length * width) {
+            for half in 0..2 {
+                for pair in head.chunks_exact(2 * length) {
+                    turned.extend_from_slice(pair.get(half * length..(half + 1) * length).unwrap_or_default());
+                }
+            }
+        }
+        Ok(turned)
+    }
+}
+
+/// Rows and columns of a vector or matrix.
+fn matrix(name: &str, shape: &[usize]) -> Result<(usize, usize), ModelError> {
+    match shape {
+        [columns] => Ok((1, *columns)),
+        [rows, columns] => Ok((*rows, *columns)),
+        _ => Err(ModelError::TensorShape {
+            name: name.to_string(),
+            expected: vec![0, 0],
+            found: shape.to_vec(),
+        }),
+    }
+}
+
+/// The numbers of a tensor of a GGUF file, whatever they are stored as.
+pub(super) fn floats(file: &Gguf, name: &str) -> Result<Vec<f32>, ModelError> {
+    let bytes = file.read(name)?;
+    let kind = file.info(name).map(|info| info.kind);
+    let halves = || bytes.as_chunks::<2>().0.iter();
+    Ok(match kind {
+        Some(TensorKind::F16) => halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect(),
+        Some(TensorKind::Bf16) => halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()).collect(),
+        Some(TensorKind::Blocks(kind)) => {
+            let mut numbers = vec![0.0; bytes.len() / kind.bytes() * kind.length()];
+            kind.dequantise(&bytes, &mut numbers);
+            numbers
+        }
+        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+    })
+}
+
+/// The name in a GGUF file of a tensor with Hugging Face's name.
+fn gguf_name(name: &str) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => return Some("token_embd.weight".to_string()),
+        "model.norm.weight" => return Some("output_norm.weight".to_string()),
+        "lm_head.weight" => return Some("output.weight".to_string()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let (part, end) = rest.rsplit_once('.')?;
+    let part = match part {
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.{part}.{end}"))
+}

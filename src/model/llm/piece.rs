@@ -1,0 +1,12 @@
+//! What a prompt is made of.
+
+/// A part of a prompt, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// Text, which never becomes a special token.
+    Text(String),
+    /// Token ids, special ones among them.
+    Tokens(Vec<u32>),
+    /// Rows of hidden numbers that stand in the place of token embeddings, one position each.
+    Vectors(Vec<Vec<f32>>),
+}

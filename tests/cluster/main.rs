@@ -16,6 +16,7 @@ mod devices;
 mod evaluate;
 mod feedback;
 mod full_disk;
+mod generate;
 mod harness;
 mod lifecycle;
 mod load;

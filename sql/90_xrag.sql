@@ -5,6 +5,19 @@ CREATE FUNCTION situ.xrag_token(embedding @extschema:vector@.vector, bridge text
 COMMENT ON FUNCTION situ.xrag_token(@extschema:vector@.vector, text) IS
     'the vector that stands for a passage in a prompt of the bridge''s LLM, from the passage''s vector by the bridge''s encoder; where the bridge makes several tokens of a passage, their vectors one after the other';
 
+CREATE FUNCTION situ.import_xrag(
+    name text,
+    weights bytea,
+    model text DEFAULT NULL,
+    llm text DEFAULT NULL,
+    normalized boolean DEFAULT true,
+    "replace" boolean DEFAULT false
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'import_xrag_wrapper';
+COMMENT ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) IS
+    'stores a projector as a bridge of kind xrag from the bytes of a safetensors file with the published names (projector.projector.0 and .2, weight and bias), which leads from vectors of model to llm; normalized: it was trained on vectors of length 1';
+
 CREATE FUNCTION situ.xrag_prompt(
     question text,
     tokens @extschema:vector@.vector[] DEFAULT NULL,

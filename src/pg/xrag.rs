@@ -81,6 +81,17 @@ impl XragBridge {
 
     /// The vector, or the vectors one after the other, that stand for the passage with that vector.
     pub fn token(&self, vector: &[f32]) -> Vec<f32> {
+        let (expected, found) = (self.projector.inputs(), vector.len());
+        if expected != found {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                format!(
+                    "bridge \"{}\" is for vectors of {expected} dimensions, not {found}",
+                    self.registered.name
+                ),
+                "Use a vector of the encoder that the bridge was trained over.",
+            )
+        }
         if self.projector.normalized {
             let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
             if (length - 1.0).abs() > SLACK {

@@ -32,3 +32,4 @@ mod statistics;
 mod text;
 mod text_changes;
 mod vectors;
+mod xrag;

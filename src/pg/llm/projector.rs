@@ -6,8 +6,9 @@
 //! the LLM) and `normalized` (whether it was trained on vectors of length 1).
 
 use crate::bridge::BridgeError;
-use crate::bridge::file::Tensors;
-use serde_json::Value;
+use crate::bridge::file::{self, Tensors};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value};
 
 /// The name of this kind of bridge.
 pub const KIND: &str = "xrag";
@@ -79,6 +80,52 @@ fn erf(x: f64) -> f64 {
     value.copysign(x)
 }
 
+/// The tensors of a projector.
+const TENSORS: [&str; 4] = [
+    "projector.projector.0.weight",
+    "projector.projector.0.bias",
+    "projector.projector.2.weight",
+    "projector.projector.2.bias",
+];
+
+/// A bridge's bytes from a published safetensors file of a projector in F32, F16 or BF16. `more` is added to the metadata.
+///
+/// # Errors
+/// [`BridgeError::File`] for bytes that are no projector.
+pub fn import(bytes: &[u8], more: Map<String, Value>) -> Result<Vec<u8>, BridgeError> {
+    let corrupt = |what: String| BridgeError::File(what);
+    let file = SafeTensors::deserialize(bytes).map_err(|error| corrupt(error.to_string()))?;
+    let mut tensors = Vec::new();
+    for name in TENSORS {
+        let view = file.tensor(name).map_err(|error| corrupt(error.to_string()))?;
+        let pairs = || view.data().as_chunks::<2>().0.iter().copied();
+        let numbers: Vec<f32> = match view.dtype() {
+            Dtype::F32 => view
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|four| f32::from_le_bytes(*four))
+                .collect(),
+            Dtype::F16 => pairs().map(|two| half::f16::from_le_bytes(two).to_f32()).collect(),
+            Dtype::BF16 => pairs().map(|two| half::bf16::from_le_bytes(two).to_f32()).collect(),
+            other => {
+                return Err(corrupt(format!(
+                    "tensor \"{name}\" is of type {other:?}, not F32, F16 or BF16"
+                )));
+            }
+        };
+        tensors.push((name, view.shape().to_vec(), numbers));
+    }
+    let dimensions = tensors.first().and_then(|(_, shape, _)| shape.get(1)).copied();
+    let views: Vec<(&str, Vec<usize>, &[f32])> = tensors
+        .iter()
+        .map(|(name, shape, numbers)| (*name, shape.clone(), numbers.as_slice()))
+        .collect();
+    let written = file::write(KIND, dimensions.unwrap_or_default(), more, &views)?;
+    Projector::read(&written).map(|_| written)
+}
+
 impl Projector {
     /// Reads a bridge's bytes.
     ///
@@ -98,6 +145,11 @@ impl Projector {
             first,
             second,
         })
+    }
+
+    /// Numbers of the vector of a passage.
+    pub fn inputs(&self) -> usize {
+        self.first.inputs
     }
 
     /// Numbers of what [`Projector::project`] gives: the LLM's width, once for each token of a passage.
@@ -131,8 +183,7 @@ impl Projector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bridge::file;
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     fn bytes(more: Map<String, Value>) -> Vec<u8> {
         let tensors: [(&str, Vec<usize>, &[f32]); 4] = [
@@ -165,6 +216,42 @@ mod tests {
             projector.project(&[1.0]),
             Err(BridgeError::Vectors { expected: 2, found: 1 })
         ));
+    }
+
+    #[test]
+    fn published_files_are_imported_in_half_precision_as_well() {
+        let expected = Projector::read(&bytes(Map::new())).expect("read");
+        for kind in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let whole = bytes(Map::new());
+            let file = SafeTensors::deserialize(&whole).expect("a file");
+            let mut parts = Vec::new();
+            for (name, view) in file.tensors() {
+                let numbers = view
+                    .data()
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|four| f32::from_le_bytes(*four));
+                let data: Vec<u8> = match kind {
+                    Dtype::F16 => numbers.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
+                    Dtype::BF16 => numbers.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+                    _ => view.data().to_vec(),
+                };
+                parts.push((name, view.shape().to_vec(), data));
+            }
+            let views = parts.iter().map(|(name, shape, data)| {
+                let view = safetensors::tensor::TensorView::new(kind, shape.clone(), data).expect("a view");
+                (name.as_str(), view)
+            });
+            let published = safetensors::serialize(views.collect::<Vec<_>>(), None).expect("written");
+            let more = Map::from_iter([("llm".to_owned(), json!("f"))]);
+            let found = Projector::read(&import(&published, more).expect("imported")).expect("read");
+            // The numbers of the example are exact in every type.
+            assert_eq!(found.first, expected.first, "{kind:?}");
+            assert_eq!(found.second, expected.second, "{kind:?}");
+            assert_eq!(found.llm.as_deref(), Some("f"));
+            assert!(import(&published[..published.len() - 1], Map::new()).is_err());
+        }
     }
 
     #[test]

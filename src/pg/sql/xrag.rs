@@ -1,17 +1,21 @@
-//! A document as a token of an LLM: `situ.xrag_token`, `situ.xrag_prompt`, `situ.xrag_prompt_embeds`.
+//! A document as a token of an LLM: `situ.xrag_token`, `situ.xrag_prompt`, `situ.xrag_prompt_embeds`, `situ.import_xrag`.
 
 use super::generate::Options;
-use super::models::llm_by_name;
+use super::models::{llm_by_name, model_by_name};
 use super::prompt::{Prompt, PromptPiece};
 use super::template;
+use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
+use crate::pg::llm::projector::{self, Projector};
 use crate::pg::llm::{client, torch};
 use crate::pg::vector::{Vector, read_vector, read_vectors};
 use crate::pg::xrag;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
+use pgrx::pg_sys;
 use pgrx::prelude::*;
+use serde_json::{Map, json};
 
 /// `situ.xrag_token(embedding, bridge)`.
 #[pg_extern(stable, strict, parallel_safe, sql = false)]
@@ -19,6 +23,47 @@ fn xrag_token(embedding: AnyElement, bridge: &str) -> Vector {
     // SAFETY: the function is declared with a vector here.
     let vector = unsafe { read_vector(embedding.datum()) }.or_raise();
     Vector(xrag::open(bridge).token(&vector))
+}
+
+/// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.
+#[pg_extern(volatile, sql = false)]
+fn import_xrag(
+    name: &str,
+    weights: &[u8],
+    model: Option<&str>,
+    llm: Option<&str>,
+    normalized: Option<bool>,
+    replace: Option<bool>,
+) -> String {
+    let (model, llm) = (model_by_name(model).or_raise(), llm_by_name(llm).or_raise());
+    let more = Map::from_iter([
+        ("fingerprint".to_owned(), json!(model.fingerprint)),
+        ("llm".to_owned(), json!(llm.fingerprint)),
+        ("normalized".to_owned(), json!(normalized.unwrap_or(true))),
+    ]);
+    let weights = projector::import(weights, more).or_raise();
+    let outputs = Projector::read(&weights).or_raise().outputs();
+    if llm.dimensions == 0 || outputs % llm.dimensions != 0 {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            format!(
+                "the projector gives {outputs} numbers, LLM \"{}\" takes {} a token",
+                llm.name, llm.dimensions
+            ),
+            "Name the LLM that it was trained for.",
+        )
+    }
+    let entry = Entry {
+        name,
+        model: &model,
+        recipe: json!({"imported": true, "llm": llm.name}),
+        figures: json!({}),
+        accepted: true,
+        weights: &weights,
+    };
+    // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    bridges::store(entry, caller, replace.unwrap_or(false))
 }
 
 /// `situ.xrag_prompt(question, tokens, template, bridge)`.

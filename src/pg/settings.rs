@@ -4,6 +4,7 @@ use crate::model::Precision;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static DEFAULT_MODEL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -13,6 +14,10 @@ static MODEL_IDLE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static DEFAULT_LLM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT_KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
+static LLM_ENDPOINT_RETRIES: GucSetting<i32> = GucSetting::<i32>::new(2);
 static LLM_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LLM_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LLM_QUEUE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
@@ -141,6 +146,42 @@ pub fn define(preload: bool) {
         c"LLM that functions use when none is named.",
         c"Empty means the only registered LLM.",
         &DEFAULT_LLM,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    string(
+        c"situ.llm_endpoint",
+        c"Address of an OpenAI-compatible endpoint, as http://127.0.0.1:8080/v1.",
+        c"LLMs by the name endpoint:model are models of it. Empty means there is none.",
+        &LLM_ENDPOINT,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    string(
+        c"situ.llm_endpoint_key",
+        c"Key of the endpoint, sent as a bearer token.",
+        c"Only superusers see it.",
+        &LLM_ENDPOINT_KEY,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL,
+    );
+    number(
+        c"situ.llm_endpoint_timeout",
+        c"Longest time of an answer of the endpoint, repetitions included.",
+        c"A request that takes longer fails.",
+        &LLM_ENDPOINT_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"situ.llm_endpoint_retries",
+        c"How often a request is sent again where the endpoint cannot be reached or is busy.",
+        c"0 means never.",
+        &LLM_ENDPOINT_RETRIES,
+        0,
+        10,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -315,4 +356,24 @@ pub fn llm_memory() -> usize {
 /// Bytes of the LLM's queue.
 pub fn llm_queue_memory() -> usize {
     LLM_QUEUE_MEMORY.get().max(0) as usize * 1024
+}
+
+/// `situ.llm_endpoint`, `None` where it is not set.
+pub fn llm_endpoint() -> Option<String> {
+    text(&LLM_ENDPOINT)
+}
+
+/// `situ.llm_endpoint_key`, `None` where it is not set.
+pub fn llm_endpoint_key() -> Option<String> {
+    text(&LLM_ENDPOINT_KEY)
+}
+
+/// Longest time of an answer of the endpoint.
+pub fn llm_endpoint_timeout() -> Duration {
+    Duration::from_millis(u64::from(LLM_ENDPOINT_TIMEOUT.get().unsigned_abs()))
+}
+
+/// How often a request to the endpoint is sent again.
+pub fn llm_endpoint_retries() -> u32 {
+    LLM_ENDPOINT_RETRIES.get().unsigned_abs()
 }

@@ -124,6 +124,11 @@ impl Answer {
         }
     }
 
+    /// What a complete answer has cost.
+    pub fn figures(&self) -> Option<Figures> {
+        self.done
+    }
+
     /// The next piece of text of an answer, with its token; `None` at its end.
     pub fn next_token(&mut self) -> Result<Option<(u32, String)>, LlmError> {
         if self.done.is_some() {
@@ -138,16 +143,6 @@ impl Answer {
             _ => Err(protocol("a prompt was answered with something else")),
         }
     }
-}
-
-/// The whole answer to an [`Item::Generate`], and what it cost.
-pub fn generate(llm: &ModelRef, item: Item) -> Result<(String, Figures), LlmError> {
-    let mut answer = Answer::ask(llm, item)?;
-    let mut text = String::new();
-    while let Some((_, piece)) = answer.next_token()? {
-        text.push_str(&piece);
-    }
-    Ok((text, answer.done.unwrap_or_default()))
 }
 
 /// The input vectors of a prompt: their dimensions, and the numbers row by row.

@@ -12,11 +12,16 @@
 //! | `engine` | the thread that decodes, model by model |
 //! | `projector` | from a passage's vector to the vectors that stand for it |
 //! | `runtime` | what runs an LLM |
+//! | `target` | who answers a prompt: an LLM of this server, or of the endpoint |
+//! | `endpoint` | answers of an OpenAI-compatible endpoint |
+//! | `http` | a plain HTTP client |
 //! | `torch` | prompts as files of `torch.save` |
 //! | `loaded` | one LLM in memory and the answers it works on |
 
 pub mod desk;
+pub mod endpoint;
 pub mod engine;
+pub mod http;
 pub mod loaded;
 pub mod projector;
 pub mod runtime;
@@ -25,5 +30,7 @@ pub mod wire;
 
 #[cfg(feature = "pg")]
 pub mod client;
+#[cfg(feature = "pg")]
+pub mod target;
 #[cfg(feature = "pg")]
 pub mod worker;

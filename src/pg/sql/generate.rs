@@ -1,11 +1,9 @@
 //! Texts from prompts: `situ.generate`, `situ.generate_stream`.
 
-use super::models::llm_by_name;
 use super::prompt::Prompt;
-use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail_full, fail_with_hint};
-use crate::pg::llm::client::{self, Answer};
-use crate::pg::llm::wire::{Item, Part, PromptForm, Sampling, Turn};
+use crate::pg::llm::target::Target;
+use crate::pg::llm::wire::{Part, PromptForm, Sampling, Turn};
 use crate::pg::service::ModelRef;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
@@ -78,8 +76,9 @@ impl Options {
     }
 
     /// The prompt as the worker takes it: the user's turn, after the system's where there is one.
-    pub fn form(&self, llm: &ModelRef, prompt: &Prompt) -> PromptForm {
-        if let Some(fingerprint) = &prompt.llm
+    /// `llm`: none for the endpoint's, which takes text alone.
+    pub fn form(&self, llm: Option<&ModelRef>, prompt: &Prompt) -> PromptForm {
+        if let (Some(fingerprint), Some(llm)) = (&prompt.llm, llm)
             && *fingerprint != llm.fingerprint
         {
             fail_full(
@@ -109,16 +108,8 @@ impl Options {
         PromptForm {
             chat,
             turns: system.chain([turn("user", parts)]).collect(),
-            width: llm.dimensions as u32,
+            width: llm.map_or(0, |llm| llm.dimensions) as u32,
             values,
-        }
-    }
-
-    /// The item for the worker.
-    pub fn item(&self, llm: &ModelRef, prompt: &Prompt) -> Item {
-        Item::Generate {
-            sampling: self.sampling(),
-            prompt: self.form(llm, prompt),
         }
     }
 }
@@ -131,20 +122,19 @@ pub fn stops(stop: Option<Array<'_, &str>>) -> Vec<String> {
 
 fn answer(model: Option<&str>, prompt: Option<Prompt>, options: &Options) -> Option<String> {
     let prompt = prompt?;
-    let llm = llm_by_name(model).or_raise();
-    let (text, _) = client::generate(&llm, options.item(&llm, &prompt)).or_raise();
-    Some(text)
+    let target = Target::by_name(model);
+    let form = options.form(target.local(), &prompt);
+    Some(target.ask(form, options.sampling()).finish().0)
 }
 
 fn stream(model: Option<&str>, prompt: Option<Prompt>, options: &Options) -> SetOfIterator<'static, String> {
     let Some(prompt) = prompt else {
         return SetOfIterator::new(Vec::new());
     };
-    let llm = llm_by_name(model).or_raise();
-    let mut answer = Answer::ask(&llm, options.item(&llm, &prompt)).or_raise();
-    SetOfIterator::new(std::iter::from_fn(move || {
-        answer.next_token().or_raise().map(|(_, text)| text)
-    }))
+    let target = Target::by_name(model);
+    let form = options.form(target.local(), &prompt);
+    let mut talk = target.ask(form, options.sampling());
+    SetOfIterator::new(std::iter::from_fn(move || talk.next_text()))
 }
 
 macro_rules! generating {

@@ -1,6 +1,8 @@
 //! The type `situ.prompt`: text with vectors in the places of tokens.
 
+use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::llm::endpoint::EndpointError;
 use crate::pg::llm::wire::Part;
 use crate::pg::service::ModelRef;
 use pgrx::PgSqlErrorCode;
@@ -64,12 +66,13 @@ impl Prompt {
 
     /// Parts for the worker and the vectors' numbers. A vector that is several times as long as the LLM's own stands for as
     /// many tokens. Raises an error where the prompt is not one for that LLM.
-    pub fn parts(&self, llm: &ModelRef) -> (Vec<Part>, Vec<f32>) {
+    pub fn parts(&self, llm: Option<&ModelRef>) -> (Vec<Part>, Vec<f32>) {
         self.check();
         let mut values = Vec::new();
         let parts = self.pieces.iter().map(|piece| match piece {
             PromptPiece::Text(text) => Part::Text(text.clone()),
             PromptPiece::Vector(vector) => {
+                let llm = llm.ok_or(EndpointError::Vectors).or_raise();
                 if llm.dimensions == 0 || vector.len() % llm.dimensions != 0 {
                     bad(
                         format!(

@@ -5,7 +5,6 @@
 
 use super::generate::{Options, stops};
 use super::leaf::{Found, Want, model_of};
-use super::models::llm_by_name;
 use super::prompt::{Prompt, PromptPiece};
 use super::query::Query;
 use super::search::{nearest, positive};
@@ -13,7 +12,7 @@ use super::template;
 use crate::model::Role;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
-use crate::pg::llm::client;
+use crate::pg::llm::target::{self, Target};
 use crate::pg::service::{self, ModelRef};
 use crate::pg::xrag;
 use pgrx::pg_sys;
@@ -110,11 +109,17 @@ fn qualified_name(relation: pg_sys::Oid) -> String {
 }
 
 /// What stands for the passages in a prompt, by mode.
-fn documents(mode: Mode, found: &[Found], encoder: Option<ModelRef>, bridge: Option<&str>, llm: &ModelRef) -> Prompt {
+fn documents(
+    mode: Mode,
+    found: &[Found],
+    encoder: Option<ModelRef>,
+    bridge: Option<&str>,
+    llm: Option<&ModelRef>,
+) -> Prompt {
     let mut prompt = Prompt::default();
-    match (mode, bridge) {
+    match (mode, bridge.zip(llm)) {
         (Mode::Text, _) => prompt.pieces = texts(found).into_iter().map(PromptPiece::Text).collect(),
-        (Mode::Xrag, Some(bridge)) => {
+        (Mode::Xrag, Some((bridge, llm))) => {
             let Some(encoder) = encoder else {
                 bad(
                     "the index does not say which model its passages are encoded by".to_owned(),
@@ -172,7 +177,10 @@ fn rag(
         system,
         chat: None,
     };
-    let llm = llm_by_name(model).or_raise();
+    let target = match mode {
+        Mode::Xrag => Target::Local(target::local_only(model)),
+        Mode::Text | Mode::None => Target::by_name(model),
+    };
     let k = positive("k", k.unwrap_or(3));
 
     let since = Instant::now();
@@ -191,7 +199,7 @@ fn rag(
     let encoder = (mode == Mode::Xrag)
         .then(|| model_of(index, &search.unwrap_or_default()))
         .flatten();
-    let documents = documents(mode, &found, encoder, bridge, &llm);
+    let documents = documents(mode, &found, encoder, bridge, target.local());
     let encoding_ms = milliseconds(since);
 
     let template = template.unwrap_or(match mode {
@@ -206,7 +214,8 @@ fn rag(
         pieces: template::fill(template, &question, documents.pieces, separator),
         llm: documents.llm,
     };
-    let (answer, figures) = client::generate(&llm, options.item(&llm, &prompt)).or_raise();
+    let form = options.form(target.local(), &prompt);
+    let (answer, figures) = target.ask(form, options.sampling()).finish();
     TableIterator::new(vec![(
         answer,
         JsonB(found.iter().map(source).collect()),

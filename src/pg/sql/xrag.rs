@@ -8,7 +8,7 @@ use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::llm::projector::{self, Projector};
-use crate::pg::llm::{client, torch};
+use crate::pg::llm::{client, target, torch};
 use crate::pg::vector::{Vector, read_vector, read_vectors};
 use crate::pg::xrag;
 use pgrx::PgSqlErrorCode;
@@ -101,13 +101,13 @@ fn xrag_prompt_embeds(
     chat: Option<bool>,
 ) -> Option<Vec<u8>> {
     let prompt = prompt?;
-    let llm = llm_by_name(llm).or_raise();
+    let llm = target::local_only(llm);
     let options = Options {
         system,
         chat,
         ..Options::default()
     };
-    let (columns, values) = client::embeds(&llm, options.form(&llm, &prompt)).or_raise();
+    let (columns, values) = client::embeds(&llm, options.form(Some(&llm), &prompt)).or_raise();
     let file = torch::save(&values, columns as usize);
     Some(file.unwrap_or_else(|| {
         fail_with_hint(

@@ -13,6 +13,7 @@ mod concurrency;
 mod crash;
 mod data;
 mod devices;
+mod endpoint;
 mod evaluate;
 mod feedback;
 mod full_disk;

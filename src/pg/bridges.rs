@@ -7,6 +7,7 @@
 use super::error::OrRaise;
 use super::fail::{fail, fail_full, fail_with_hint};
 use super::lexsem;
+use super::llm::projector::{self, Projector};
 use super::service::client::ModelRef;
 use super::sql::models::model_by_name;
 use crate::bridge::adapter::{self, Adapter, Side};
@@ -134,8 +135,8 @@ pub fn check_owner(bridge: &Registered, user: pg_sys::Oid) {
     }
 }
 
-/// Fails unless the bridge was accepted and is for that model.
-pub(super) fn check_usable(bridge: &Registered, model: &ModelRef) {
+/// Fails unless the bridge was accepted.
+pub fn check_accepted(bridge: &Registered) {
     if !bridge.accepted {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -145,6 +146,11 @@ pub(super) fn check_usable(bridge: &Registered, model: &ModelRef) {
             "Train it again with other pairs or options.".into(),
         )
     }
+}
+
+/// Fails unless the bridge was accepted and is for that model.
+pub fn check_usable(bridge: &Registered, model: &ModelRef) {
+    check_accepted(bridge);
     if bridge.fingerprint != model.fingerprint {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -170,6 +176,7 @@ pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
     match description.kind.as_str() {
         adapter::KIND => Adapter::read(bytes).map(drop)?,
         "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
+        projector::KIND => Projector::read(bytes).map(drop)?,
         situate::bridge::KIND => situate::bridge::Bridge::read(bytes).map(drop)?,
         text_feedback::KIND => TextFeedback::read(bytes).map(drop)?,
         other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),

@@ -177,6 +177,9 @@ impl Describe for RegistryError {
             RegistryError::NotInstalled => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             RegistryError::EmptyName => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             RegistryError::NotOwner(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            RegistryError::NotEncoder(_) | RegistryError::NotLlm(_) => PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            RegistryError::UnknownLlm(_) | RegistryError::NoLlm => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            RegistryError::AmbiguousLlm => PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
         }
     }
     fn detail(&self) -> Option<String> {
@@ -198,6 +201,14 @@ impl Describe for RegistryError {
             }
             RegistryError::NotInstalled => "CREATE EXTENSION situ CASCADE creates it.".to_owned(),
             RegistryError::EmptyName => "Give the model a name.".to_owned(),
+            RegistryError::NotEncoder(_) => "Name an encoder: SELECT name, kind FROM situ.models.".to_owned(),
+            RegistryError::NotLlm(_) => "Name an LLM: SELECT name, kind FROM situ.models.".to_owned(),
+            RegistryError::UnknownLlm(_) | RegistryError::NoLlm => {
+                "SELECT name FROM situ.models WHERE kind = 'llm' lists the LLMs; situ.register_model(name, path) adds \
+                 one."
+                    .to_owned()
+            }
+            RegistryError::AmbiguousLlm => "Name the LLM, or set situ.default_llm.".to_owned(),
             RegistryError::NotOwner(_) => {
                 "The role that registered the model owns it: SELECT name, owner FROM situ.models.".to_owned()
             }

@@ -2,6 +2,7 @@
 //!
 //! Without the feature `pg` only the parts of the service that need no server are compiled, for their tests.
 
+pub mod llm;
 pub mod service;
 
 #[cfg(feature = "pg")]
@@ -28,6 +29,8 @@ pub mod text_feedback;
 pub mod training;
 #[cfg(feature = "pg")]
 pub mod vector;
+#[cfg(feature = "pg")]
+pub mod xrag;
 
 #[cfg(all(feature = "pg", feature = "pg_test"))]
 #[path = "../../pgrx-tests/mod.rs"]

@@ -15,6 +15,14 @@ static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static TRAINING_CHECKPOINT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
+static DEFAULT_LLM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT_KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
+static LLM_ENDPOINT_RETRIES: GucSetting<i32> = GucSetting::<i32>::new(2);
+static LLM_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static LLM_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
+static LLM_QUEUE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
 static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 static DEVICES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
@@ -155,7 +163,81 @@ pub fn define(preload: bool) {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    string(
+        c"situ.default_llm",
+        c"LLM that functions use when none is named.",
+        c"Empty means the only registered LLM.",
+        &DEFAULT_LLM,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    string(
+        c"situ.llm_endpoint",
+        c"Address of an OpenAI-compatible endpoint, as http://127.0.0.1:8080/v1.",
+        c"LLMs by the name endpoint:model are models of it. Empty means there is none.",
+        &LLM_ENDPOINT,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    string(
+        c"situ.llm_endpoint_key",
+        c"Key of the endpoint, sent as a bearer token.",
+        c"Only superusers see it.",
+        &LLM_ENDPOINT_KEY,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL,
+    );
+    number(
+        c"situ.llm_endpoint_timeout",
+        c"Longest time of an answer of the endpoint, repetitions included.",
+        c"A request that takes longer fails.",
+        &LLM_ENDPOINT_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"situ.llm_endpoint_retries",
+        c"How often a request is sent again where the endpoint cannot be reached or is busy.",
+        c"0 means never.",
+        &LLM_ENDPOINT_RETRIES,
+        0,
+        10,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    number(
+        c"situ.llm_threads",
+        c"Threads of the LLM worker.",
+        c"0 means one for each processor.",
+        &LLM_THREADS,
+        0,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
+        c"situ.llm_memory",
+        c"Memory of the LLM worker for weights and the states of answers in progress.",
+        c"LLMs that nobody uses leave for one that is needed; answers beyond it wait. 0 means no limit.",
+        &LLM_MEMORY,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
     if preload {
+        number(
+            c"situ.llm_queue_memory",
+            c"Shared memory of the queue between backends and the LLM worker.",
+            c"Each call in progress takes 128 kB of it; more calls than fit wait.",
+            &LLM_QUEUE_MEMORY,
+            1024,
+            1 << 20,
+            GucContext::Postmaster,
+            GucFlags::UNIT_KB,
+        );
         string(
             c"situ.devices",
             c"Devices of the encoder, each with a worker of its own.",
@@ -287,4 +369,44 @@ pub fn request_timeout() -> i32 {
 /// Tokens, 0 for what the measured speed suggests.
 pub fn batch_tokens() -> usize {
     BATCH_TOKENS.get().max(0) as usize
+}
+
+/// `situ.default_llm`, `None` where it is not set.
+pub fn default_llm() -> Option<String> {
+    text(&DEFAULT_LLM)
+}
+
+/// Threads of the LLM worker, 0 for the machine's.
+pub fn llm_threads() -> usize {
+    LLM_THREADS.get().max(0) as usize
+}
+
+/// Bytes for weights and caches of LLMs, 0 for no limit.
+pub fn llm_memory() -> usize {
+    LLM_MEMORY.get().max(0) as usize * 1024
+}
+
+/// Bytes of the LLM's queue.
+pub fn llm_queue_memory() -> usize {
+    LLM_QUEUE_MEMORY.get().max(0) as usize * 1024
+}
+
+/// `situ.llm_endpoint`, `None` where it is not set.
+pub fn llm_endpoint() -> Option<String> {
+    text(&LLM_ENDPOINT)
+}
+
+/// `situ.llm_endpoint_key`, `None` where it is not set.
+pub fn llm_endpoint_key() -> Option<String> {
+    text(&LLM_ENDPOINT_KEY)
+}
+
+/// Longest time of an answer of the endpoint.
+pub fn llm_endpoint_timeout() -> Duration {
+    Duration::from_millis(u64::from(LLM_ENDPOINT_TIMEOUT.get().unsigned_abs()))
+}
+
+/// How often a request to the endpoint is sent again.
+pub fn llm_endpoint_retries() -> u32 {
+    LLM_ENDPOINT_RETRIES.get().unsigned_abs()
 }

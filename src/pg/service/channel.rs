@@ -5,7 +5,8 @@
 //! transaction for whatever should still be held then.
 
 use super::ServiceError;
-use super::shared::{self, ACTIVE, CLAIMED, DeviceState, FREE, LEFT, Shared};
+use super::claim::{claim, claim_any, claim_beside};
+use super::shared::{self, DeviceState, FREE, LEFT, Shared};
 use super::wire::{Assembler, Lane, Outgoing, Reply, decode_reply};
 use crate::pg::settings;
 use parking_lot::Mutex;
@@ -22,18 +23,23 @@ const MOST_BYTES: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Numbers of the slots that this process holds.
-static HELD: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+/// The slots that this process holds: queue and number.
+static HELD: Mutex<Vec<(&'static Shared, usize)>> = Mutex::new(Vec::new());
+
+/// Notes that this process holds a slot.
+pub(super) fn hold(shared: &'static Shared, number: usize) {
+    HELD.lock().push((shared, number));
+}
 
 /// Gives a slot back. `clean`: everything was answered and read.
-fn release(number: usize, clean: bool) {
+fn release(shared: &'static Shared, number: usize, clean: bool) {
     let mut held = HELD.lock();
-    let Some(place) = held.iter().position(|other| *other == number) else {
+    let same = |(queue, other): &(&'static Shared, usize)| std::ptr::eq(*queue, shared) && *other == number;
+    let Some(place) = held.iter().position(same) else {
         return;
     };
     held.swap_remove(place);
     drop(held);
-    let Some(shared) = Shared::get() else { return };
     let slot = shared.slot(number);
     if clean {
         slot.state.store(FREE, Ordering::SeqCst);
@@ -50,9 +56,9 @@ fn release(number: usize, clean: bool) {
 
 fn release_all() {
     loop {
-        let number = HELD.lock().last().copied();
-        match number {
-            Some(number) => release(number, false),
+        let last = HELD.lock().last().copied();
+        match last {
+            Some((shared, number)) => release(shared, number, false),
             None => return,
         }
     }
@@ -84,6 +90,8 @@ struct Sent {
     message: Vec<u8>,
     /// Workers that got it and ended.
     lost: u32,
+    /// A part of its answer was read: it cannot be sent again.
+    begun: bool,
 }
 
 /// A claimed slot and what is in flight on it.
@@ -105,8 +113,15 @@ impl Channel {
     /// Claims a slot; waits (cancellable) while all are taken.
     /// `model`: the name under which the caller knows what it asks.
     pub fn open(lane: Lane, model: &str) -> Result<Channel, ServiceError> {
-        let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
+        Channel::open_in(Shared::get().ok_or(ServiceError::NotPreloaded)?, lane, model)
+    }
+
+    /// As [`Channel::open`], in a given queue. Its worker is started where it is not wanted all the time.
+    pub fn open_in(shared: &'static Shared, lane: Lane, model: &str) -> Result<Channel, ServiceError> {
         watch_exits();
+        if shared.wanted.swap(1, Ordering::SeqCst) == 0 {
+            shared::wake(&shared.launcher_latch);
+        }
         let number = match claim_any(shared, lane)? {
             Some(number) => number,
             None => {
@@ -214,7 +229,12 @@ impl Channel {
         }
         self.sent_bytes += message.len();
         self.outgoing.push(message.clone());
-        self.sent.insert(number, Sent { message, lost: 0 });
+        let sent = Sent {
+            message,
+            lost: 0,
+            begun: false,
+        };
+        self.sent.insert(number, sent);
         self.slot().items.fetch_add(1, Ordering::Relaxed);
         self.slot().outstanding.store(self.sent_bytes as u64, Ordering::Relaxed);
         if self.follow_worker_quietly() && self.outgoing.flush(&self.shared.requests(self.number)) {
@@ -236,6 +256,18 @@ impl Channel {
 
     /// An answer that is there, with its item's number.
     pub fn poll(&mut self) -> Result<Option<(u64, Reply)>, ServiceError> {
+        let Some(message) = self.poll_message()? else {
+            return Ok(None);
+        };
+        let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
+        let (number, reply) = decode_reply(&message).map_err(protocol)?;
+        self.answered(number, true)?;
+        Ok(Some((number, reply)))
+    }
+
+    /// A message of the worker that is there, without its length word. Its reader says what it answers
+    /// ([`Channel::answered`]).
+    pub fn poll_message(&mut self) -> Result<Option<Vec<u8>>, ServiceError> {
         let slot = self.slot();
         if slot.cancelled.load(Ordering::SeqCst) == self.generation {
             let by = slot.canceller.get();
@@ -249,19 +281,22 @@ impl Channel {
             self.device().wake_worker();
         }
         let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
-        let Some(message) = message.map_err(protocol)? else {
-            return Ok(None);
-        };
-        let (number, reply) = decode_reply(&message).map_err(protocol)?;
-        let sent = self
-            .sent
-            .remove(&number)
-            .ok_or_else(|| ServiceError::Protocol(format!("reply to {number}")))?;
-        self.sent_bytes -= sent.message.len();
+        message.map_err(protocol)
+    }
+
+    /// Notes an answer to item `number`, `complete` or a part of one.
+    pub fn answered(&mut self, number: u64, complete: bool) -> Result<(), ServiceError> {
+        let unknown = || ServiceError::Protocol(format!("reply to {number}"));
         self.last_answer = Instant::now();
+        if !complete {
+            self.sent.get_mut(&number).ok_or_else(unknown)?.begun = true;
+            return Ok(());
+        }
+        let sent = self.sent.remove(&number).ok_or_else(unknown)?;
+        self.sent_bytes -= sent.message.len();
         self.slot().done.fetch_add(1, Ordering::Relaxed);
         self.slot().outstanding.store(self.sent_bytes as u64, Ordering::Relaxed);
-        Ok(Some((number, reply)))
+        Ok(())
     }
 
     /// Where a new worker runs: empties the rings and sends again what was not answered, each item once.
@@ -297,7 +332,7 @@ impl Channel {
         // The requests carry it, and it is the name of the call for those who want to cancel it.
         to.generation.store(self.generation, Ordering::SeqCst);
         let left = std::mem::replace(&mut self.number, number);
-        release(left, false);
+        release(self.shared, left, false);
         self.count_loss()?;
         self.send_again(to.epoch.load(Ordering::SeqCst));
         Ok(())
@@ -310,12 +345,13 @@ impl Channel {
         }
     }
 
-    /// Notes that the worker that had the requests is gone; an item that was lost twice is an error.
+    /// Notes that the worker that had the requests is gone; an item that was lost twice, or whose answer had begun, is an
+    /// error.
     fn count_loss(&mut self) -> Result<(), ServiceError> {
         let had_worker = self.epoch != 0;
         for sent in self.sent.values_mut() {
             sent.lost += u32::from(had_worker);
-            if sent.lost > 1 {
+            if sent.lost > 1 || sent.begun {
                 return Err(ServiceError::WorkerLost {
                     last_error: self.device().last_error.get(),
                 });
@@ -383,115 +419,6 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let answered = self.sent.is_empty() && self.outgoing.bytes() == 0;
         // A worker that came meanwhile does not touch the slot; its next owner empties the rings.
-        release(self.number, answered);
+        release(self.shared, self.number, answered);
     }
-}
-
-/// The devices that may be asked, the one with the least to do first: bytes that senders wait for, by the measured
-/// speed; one that is not measured yet counts as the fastest. One without a worker comes last.
-fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
-    let devices = shared.devices();
-    if let [only] = devices
-        && !only.is_lost()
-    {
-        return Ok(vec![0]);
-    }
-    let mut usable: Vec<usize> = (0..shared.listed())
-        .filter(|device| !devices[*device].is_lost())
-        .collect();
-    if usable.is_empty() && settings::device_fallback() {
-        usable.extend((shared.listed()..devices.len()).filter(|device| !devices[*device].is_lost()));
-    }
-    if usable.is_empty() {
-        return Err(ServiceError::DeviceLost {
-            device: devices[0].name.get(),
-            last_error: devices[0].last_error.get(),
-        });
-    }
-    let speed = |device: &usize| devices[*device].account.counters.speed.load(Ordering::Relaxed);
-    let most = usable.iter().map(speed).max().unwrap_or(0).max(1);
-    usable.sort_by_cached_key(|device| {
-        let slots = shared.slots_of(*device).map(|number| shared.slot(number));
-        let taken = slots.filter(|slot| slot.state.load(Ordering::Relaxed) == ACTIVE);
-        let (senders, bytes) = taken.fold((0, 0), |(senders, bytes), slot| {
-            (senders + 1, bytes + slot.outstanding.load(Ordering::Relaxed))
-        });
-        let speed = Some(speed(device)).filter(|speed| *speed > 0).unwrap_or(most);
-        (
-            !devices[*device].worker_runs(),
-            bytes.saturating_mul(1000) / speed,
-            senders,
-        )
-    });
-    Ok(usable)
-}
-
-/// Claims a slot of the device that has the least to do and a slot free.
-fn claim_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, ServiceError> {
-    let choices = choices(shared)?;
-    Ok(choices.into_iter().find_map(|device| claim(shared, device, lane)))
-}
-
-/// Slots of `count` that bulk senders may have: some are kept for the query lane, so that they can never keep queries out.
-fn bulk_share(count: usize) -> usize {
-    count - (count / 8).max(2).min(count / 2)
-}
-
-/// Claims one of the first half of a device's bulk slots.
-fn claim_beside(shared: &'static Shared, device: usize) -> Option<usize> {
-    let slots = shared.slots_of(device);
-    let half = bulk_share(slots.len()) / 2;
-    let own = slots.into_iter().take(half).find(|number| take(shared, *number))?;
-    Some(occupy(shared, own, Lane::Bulk))
-}
-
-/// Claims a free slot of a device and of the lane's share.
-fn claim(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
-    let mut slots = shared.slots_of(device);
-    let share = bulk_share(slots.len());
-    let own = match lane {
-        Lane::Query => slots.rev().find(|number| take(shared, *number)),
-        Lane::Bulk => slots.by_ref().take(share).find(|number| take(shared, *number)),
-    }?;
-    Some(occupy(shared, own, lane))
-}
-
-/// Writes the owner into a slot that was taken, and returns its number.
-fn occupy(shared: &'static Shared, own: usize, lane: Lane) -> usize {
-    let slot = shared.slot(own);
-    // SAFETY: set in every backend; `MyLatch` lies in the server's process table.
-    let (pid, latch, user, database) = unsafe {
-        let user = pg_sys::GetUserId().to_u32();
-        (pg_sys::MyProcPid, pg_sys::MyLatch, user, pg_sys::MyDatabaseId.to_u32())
-    };
-    // Never 0, which in `cancelled` means nobody.
-    let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
-    slot.generation.store(generation, Ordering::SeqCst);
-    slot.pid.store(pid, Ordering::Relaxed);
-    slot.user.store(user, Ordering::Relaxed);
-    slot.database.store(database, Ordering::Relaxed);
-    slot.lane.store(u32::from(lane == Lane::Bulk), Ordering::Relaxed);
-    slot.since.store(shared::now(), Ordering::Relaxed);
-    slot.items.store(0, Ordering::Relaxed);
-    slot.done.store(0, Ordering::Relaxed);
-    slot.outstanding.store(0, Ordering::Relaxed);
-    slot.progress.tokens.store(0, Ordering::Relaxed);
-    slot.progress.running.store(0, Ordering::Relaxed);
-    slot.latch.store(latch, Ordering::SeqCst);
-    let epoch = shared.device_of(own).epoch.load(Ordering::SeqCst);
-    if slot.epoch.swap(epoch, Ordering::SeqCst) != epoch {
-        shared.requests(own).reset();
-        shared.replies(own).reset();
-    }
-    HELD.lock().push(own);
-    slot.state.store(ACTIVE, Ordering::SeqCst);
-    own
-}
-
-fn take(shared: &Shared, number: usize) -> bool {
-    let state = &shared.slot(number).state;
-    state.load(Ordering::Relaxed) == FREE
-        && state
-            .compare_exchange(FREE, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
 }

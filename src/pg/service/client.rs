@@ -15,17 +15,27 @@ pub use super::documents::{Documents, PassageSink};
 /// Most bytes of one text to embed. No model reads as far; what lies behind is not sent.
 const MOST_TEXT: usize = 256 << 10;
 
+/// What a registered model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Texts to vectors.
+    Encoder,
+    /// Prompts to texts.
+    Llm,
+}
+
 /// A registered model, as the registry has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelRef {
     pub name: String,
     /// The directory that `path` is below, where it is not `situ.model_dir`.
     pub root: Option<String>,
-    /// Directory, relative to `situ.model_dir`.
+    pub kind: ModelKind,
+    /// Directory, or file of an LLM, relative to `situ.model_dir`.
     pub path: String,
     /// Content hash of the model's files; the worker serves nothing else under this name.
     pub fingerprint: String,
-    /// Numbers in a vector.
+    /// Numbers in a vector; of an LLM in the vector that stands for a token.
     pub dimensions: usize,
     /// The role that registered it, as its OID.
     pub owner: u32,

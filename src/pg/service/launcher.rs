@@ -1,5 +1,5 @@
-//! The launcher: a static background worker that keeps one encoder worker a device alive, with back-off, and empties
-//! the slots that were left on a device without a worker.
+//! The launcher: a static background worker that keeps one encoder worker a device and, once it was asked for, the LLM's
+//! worker alive, with back-off, and empties the slots that were left on a device without a worker.
 
 use super::shared::{self, DeviceState, FREE, LEFT, Shared};
 use super::statistics::add;
@@ -54,12 +54,16 @@ pub fn register() {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    let Some(shared) = Shared::get() else { return };
-    // SAFETY: this process's latch in the server's process table.
-    shared
-        .launcher_latch
-        .store(unsafe { pg_sys::MyLatch }, Ordering::SeqCst);
-    let mut children: Vec<Child> = (0..shared.devices().len()).map(Child::new).collect();
+    let (Some(encoder), Some(llm)) = (Shared::get(), Shared::llm()) else {
+        return;
+    };
+    for shared in [encoder, llm] {
+        // SAFETY: this process's latch in the server's process table.
+        let latch = unsafe { pg_sys::MyLatch };
+        shared.launcher_latch.store(latch, Ordering::SeqCst);
+    }
+    let children = (0..encoder.devices().len()).map(|number| Child::new(encoder, number, &ENCODER));
+    let mut children: Vec<Child> = children.chain([Child::new(llm, 0, &LLM)]).collect();
     while !BackgroundWorker::sigterm_received() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: outside of a transaction, as the server's own workers do.
@@ -67,11 +71,15 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
             children.iter_mut().for_each(Child::try_at_once);
         }
         // The one behind those of the setting is for when one of them is lost.
-        let lost = shared.devices()[..shared.listed()].iter().any(DeviceState::is_lost);
+        let lost = encoder.devices()[..encoder.listed()].iter().any(DeviceState::is_lost);
         let standby = lost && settings::device_fallback();
         let mut wait = LONGEST_PAUSE;
         for child in &mut children {
-            wait = wait.min(child.look(shared, child.number < shared.listed() || standby));
+            let wanted = match child.program.always {
+                true => child.number < encoder.listed() || standby,
+                false => child.shared.wanted.load(Ordering::SeqCst) != 0,
+            };
+            wait = wait.min(child.look(wanted));
         }
         sleep(wait);
     }
@@ -81,8 +89,29 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
     }
 }
 
+/// What the worker of a queue is.
+struct Program {
+    title: &'static str,
+    function: &'static CStr,
+    /// Started with the server, not on first use.
+    always: bool,
+}
+
+const ENCODER: Program = Program {
+    title: "situ encoder",
+    function: c"situ_encoder_main",
+    always: true,
+};
+const LLM: Program = Program {
+    title: "situ llm",
+    function: c"situ_llm_main",
+    always: false,
+};
+
 /// The worker of one device.
 struct Child {
+    shared: &'static Shared,
+    program: &'static Program,
     number: usize,
     running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
     epoch_before: u64,
@@ -91,8 +120,10 @@ struct Child {
 }
 
 impl Child {
-    fn new(number: usize) -> Child {
+    fn new(shared: &'static Shared, number: usize, program: &'static Program) -> Child {
         Child {
+            shared,
+            program,
             number,
             running: None,
             epoch_before: 0,
@@ -107,7 +138,8 @@ impl Child {
     }
 
     /// Starts the worker where it is `wanted` and does not run; says when to look again.
-    fn look(&mut self, shared: &'static Shared, wanted: bool) -> Duration {
+    fn look(&mut self, wanted: bool) -> Duration {
+        let shared = self.shared;
         let Some(state) = shared.devices().get(self.number) else {
             return LONGEST_PAUSE;
         };
@@ -123,7 +155,8 @@ impl Child {
             self.next_start = Instant::now() + self.pause;
             add(&state.account.counters.restarts, 1);
             pgrx::log!(
-                "situ launcher: the encoder worker of {} ended; a new one starts in {} ms",
+                "situ launcher: the {} worker of {} ended; a new one starts in {} ms",
+                self.program.title.trim_start_matches("situ "),
                 state.name.get(),
                 self.pause.as_millis()
             );
@@ -135,7 +168,7 @@ impl Child {
         if self.running.is_none() && !state.worker_runs() {
             empty_left_slots(shared, self.number);
             if wanted && Instant::now() >= self.next_start {
-                self.start(shared, state);
+                self.start(state);
             }
         }
         match self.running {
@@ -149,17 +182,17 @@ impl Child {
         }
     }
 
-    fn start(&mut self, shared: &Shared, state: &DeviceState) {
+    fn start(&mut self, state: &DeviceState) {
         self.epoch_before = state.epoch.load(Ordering::SeqCst);
-        let title = match shared.devices().len() {
-            1 => "situ encoder".to_owned(),
-            _ => format!("situ encoder {} ({})", self.number, state.name.get()),
+        let title = match self.shared.devices().len() {
+            1 => self.program.title.to_owned(),
+            _ => format!("{} {} ({})", self.program.title, self.number, state.name.get()),
         };
-        match start(&title, self.number) {
+        match start(&title, self.program.function, self.number) {
             Some(handle) => self.running = Some((handle, Instant::now())),
             None => {
                 state.start_failures.fetch_add(1, Ordering::Relaxed);
-                state.note_error("no background worker slot is free for the encoder: raise max_worker_processes");
+                state.note_error("no background worker slot is free: raise max_worker_processes");
                 pgrx::log!("situ launcher: no background worker slot is free: raise max_worker_processes");
                 self.pause = longer(self.pause);
                 self.next_start = Instant::now() + self.pause;
@@ -186,15 +219,15 @@ fn longer(pause: Duration) -> Duration {
 }
 
 /// Starts a worker; `None` where the server has no room for one.
-fn start(title: &str, device: usize) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+fn start(title: &str, function: &CStr, device: usize) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
     let title = CString::new(title).ok()?;
-    let mut encoder = worker(&title, c"situ_encoder_main", pg_sys::BGW_NEVER_RESTART);
-    encoder.bgw_main_arg = pg_sys::Datum::from(device);
+    let mut description = worker(&title, function, pg_sys::BGW_NEVER_RESTART);
+    description.bgw_main_arg = pg_sys::Datum::from(device);
     let mut handle = std::ptr::null_mut();
     // SAFETY: the server copies the structure; the handle is allocated in a context that lives as long as we do.
     unsafe {
         let previous = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut encoder, &mut handle);
+        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut description, &mut handle);
         pg_sys::MemoryContextSwitchTo(previous);
         registered.then_some(handle)
     }

@@ -8,13 +8,15 @@
 //! | `failure` | errors that cross the process border |
 //! | `statistics` | counters and texts in shared memory |
 //! | `shared` | the layout of the shared memory, slots and their ownership rules |
-//! | `channel` | a backend's slot: claim, send, wait, resend, release |
+//! | `channel` | a backend's slot: send, wait, resend, release |
+//! | `claim` | which slot a call gets |
 //! | `line` | a call: its slots, one a device where it has much to send, and what goes to which |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
 //! | `readings` | tokens, token states and vocabulary weights |
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
+//! | `process` | what a worker's main thread waits with |
 //! | `exchange` | items and answers between the main thread and the others |
 //! | `device` | what workers run on |
 //! | `desk` | where items wait in the worker, and their ways between its threads |
@@ -45,7 +47,9 @@ pub mod wire;
 mod tests;
 
 #[cfg(feature = "pg")]
-mod channel;
+pub mod channel;
+#[cfg(feature = "pg")]
+mod claim;
 #[cfg(feature = "pg")]
 pub mod client;
 #[cfg(feature = "pg")]
@@ -54,6 +58,8 @@ pub mod documents;
 pub mod launcher;
 #[cfg(feature = "pg")]
 mod line;
+#[cfg(feature = "pg")]
+pub mod process;
 #[cfg(feature = "pg")]
 pub mod readings;
 #[cfg(feature = "pg")]
@@ -66,8 +72,8 @@ pub use wire::{Item, Lane, Passage, Reply, Report};
 
 #[cfg(feature = "pg")]
 pub use client::{
-    Documents, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode, situate_chunks,
-    situate_document,
+    Documents, ModelKind, ModelRef, SituatedPassage, ask, ask_each, chunk_document, embed, embed_query, encode,
+    situate_chunks, situate_document,
 };
 
 /// Why a request was not answered.

@@ -1,6 +1,7 @@
 //! The queue in shared memory: its layout, and who may touch which part when.
 //!
-//! The area holds [`Shared`] and, after it, one [`Slot`] header and two rings (requests, replies) a slot. A backend
+//! There are two queues of this layout, one for the encoder's workers and one for the LLM's ([`Shared::get`],
+//! [`Shared::llm`]). The area of each holds [`Shared`] and, after it, one [`Slot`] header and two rings (requests, replies) a slot. A backend
 //! claims a slot for the duration of a call. Rules:
 //!
 //! - **State.** `FREE -> ACTIVE` by the claiming backend (compare-and-swap through `CLAIMED`). `ACTIVE -> FREE` by its
@@ -34,6 +35,7 @@ use crate::model::Device;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::settings;
 use pgrx::{pg_guard, pg_sys};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Bytes of a ring; each slot has two.
@@ -127,8 +129,10 @@ impl DeviceState {
 pub struct Shared {
     /// The server tells a worker without a database nothing about its children: a worker that ends sets this latch.
     pub launcher_latch: AtomicPtr<pg_sys::Latch>,
-    /// The last number that an owner of a slot got.
-    pub generation: AtomicU64,
+    /// The last number that an owner of a slot got, in the encoder's queue for the slots of both.
+    generation: AtomicU64,
+    /// 1: somebody has asked; a queue whose workers are started on first use has them from then on.
+    pub wanted: AtomicU32,
     /// Backends that wait for a slot sleep here.
     freed: pg_sys::ConditionVariable,
     slots: u32,
@@ -139,6 +143,7 @@ pub struct Shared {
 }
 
 static AREA: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+static LLM_AREA: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
@@ -192,7 +197,9 @@ unsafe extern "C-unwind" fn on_request() {
             previous();
         }
         let slots = slots_in(settings::queue_memory(), devices().0.len());
-        pg_sys::RequestAddinShmemSpace(area_bytes(slots));
+        let llm_slots = slots_in(settings::llm_queue_memory(), 1);
+        // Each area begins on a cache line.
+        pg_sys::RequestAddinShmemSpace(area_bytes(slots) + area_bytes(llm_slots) + 256);
     }
 }
 
@@ -205,9 +212,28 @@ unsafe extern "C-unwind" fn on_startup() {
             previous();
         }
         let (devices, listed) = devices();
-        let slots = slots_in(settings::queue_memory(), devices.len());
-        let mut found = false;
-        let area = pg_sys::ShmemInitStruct(c"situ encoder queue".as_ptr(), area_bytes(slots), &mut found);
+        AREA.store(
+            start_area(c"situ encoder queue", settings::queue_memory(), &devices, listed),
+            Ordering::Release,
+        );
+        LLM_AREA.store(
+            start_area(c"situ llm queue", settings::llm_queue_memory(), &[Device::Cpu], 1),
+            Ordering::Release,
+        );
+    }
+}
+
+/// Attaches to an area; the first to come makes it.
+///
+/// # Safety
+/// In the server's start-up hook, before any other process can see the memory.
+unsafe fn start_area(name: &CStr, memory: usize, devices: &[Device], listed: usize) -> *mut Shared {
+    let slots = slots_in(memory, devices.len());
+    let mut found = false;
+    // SAFETY: the area is 64-byte aligned (the server aligns to cache lines); zeroed bytes are valid values of every
+    // field.
+    unsafe {
+        let area = pg_sys::ShmemInitStruct(name.as_ptr(), area_bytes(slots), &mut found);
         let shared = area.cast::<Shared>();
         if !found {
             std::ptr::write_bytes(area.cast::<u8>(), 0, area_bytes(slots));
@@ -221,15 +247,26 @@ unsafe extern "C-unwind" fn on_startup() {
                 state.models.set("[]");
             }
         }
-        AREA.store(shared, Ordering::Release);
+        shared
     }
 }
 
+/// A number for the owner of a slot, of either queue. Never 0, which in `cancelled` means nobody.
+pub fn next_generation() -> u64 {
+    Shared::get().map_or(1, |shared| shared.generation.fetch_add(1, Ordering::SeqCst) + 1)
+}
+
 impl Shared {
-    /// The area; `None` where the library was not preloaded.
+    /// The encoder's queue; `None` where the library was not preloaded.
     pub fn get() -> Option<&'static Shared> {
         // SAFETY: where it is set, it points to shared memory that stays mapped until the process ends.
         unsafe { AREA.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The LLM's queue; `None` where the library was not preloaded.
+    pub fn llm() -> Option<&'static Shared> {
+        // SAFETY: as above.
+        unsafe { LLM_AREA.load(Ordering::Acquire).as_ref() }
     }
 
     /// Slots in the queue.

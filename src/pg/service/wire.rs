@@ -176,7 +176,8 @@ enum ReplyHeader {
 #[error("{0}")]
 pub struct BadMessage(pub String);
 
-fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, BadMessage> {
+/// The bytes of a message: its length, its header and the numbers behind it.
+pub fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, BadMessage> {
     let mut message = vec![0u8; 8];
     message = postcard::to_extend(header, message).map_err(|error| BadMessage(error.to_string()))?;
     let header_bytes = message.len() - 8;
@@ -194,7 +195,7 @@ fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, BadMes
 }
 
 /// Header and numbers of a message without its length word.
-fn unframe<H: DeserializeOwned>(message: &[u8]) -> Result<(H, Vec<f32>), BadMessage> {
+pub fn unframe<H: DeserializeOwned>(message: &[u8]) -> Result<(H, Vec<f32>), BadMessage> {
     let short = || BadMessage("a message is cut short".to_owned());
     let (length, rest) = message.split_first_chunk::<4>().ok_or_else(short)?;
     let (header, numbers) = rest

@@ -8,6 +8,7 @@ use super::desk::Desk;
 use super::device;
 use super::engine::{Engine, plan_ahead, threads};
 use super::exchange::{Answer, Outbox, Sender, Settings, Work};
+use super::process::{drain, pipe, resident_bytes, wait_set};
 use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
 use super::statistics::{add, get, put};
 use super::threads::spawn;
@@ -18,7 +19,6 @@ use crate::pg::settings;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -164,17 +164,6 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
     }
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
-    let mut ends = [0; 2];
-    // SAFETY: room for two descriptors; on success both are open and ours.
-    unsafe {
-        if libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) != 0 {
-            return Err(format!("cannot create a pipe: {}", std::io::Error::last_os_error()));
-        }
-        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
-    }
-}
-
 fn follow_settings(to: &Settings) {
     to.threads.store(settings::cpu_threads(), Ordering::Relaxed);
     to.batch_tokens.store(settings::batch_tokens(), Ordering::Relaxed);
@@ -257,28 +246,6 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-fn wait_set(read_end: &OwnedFd) -> *mut pg_sys::WaitEventSet {
-    // SAFETY: the set lives as long as the process; latch and descriptor do too. Postmaster death ends the process.
-    unsafe {
-        #[cfg(feature = "pg16")]
-        let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
-        #[cfg(not(feature = "pg16"))]
-        let set = pg_sys::CreateWaitEventSet(std::ptr::null_mut(), 3);
-        let none = std::ptr::null_mut();
-        pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, -1, pg_sys::MyLatch, none);
-        pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, -1, std::ptr::null_mut(), none);
-        let pipe = read_end.as_raw_fd();
-        pg_sys::AddWaitEventToSet(set, pg_sys::WL_SOCKET_READABLE, pipe, std::ptr::null_mut(), none);
-        set
-    }
-}
-
-fn drain(pipe: &OwnedFd) {
-    let mut bytes = [0u8; 256];
-    // SAFETY: an open, non-blocking descriptor and a buffer of that size.
-    while unsafe { libc::read(pipe.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) } > 0 {}
 }
 
 impl Worker {
@@ -407,15 +374,4 @@ impl Worker {
             put(&counters.tokens_per_second, speed as u64);
         }
     }
-}
-
-/// Bytes of this process that are in memory.
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = pages
-        .split_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok());
-    // SAFETY: no preconditions.
-    pages.unwrap_or_default() * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(0) as u64
 }

@@ -1,10 +1,11 @@
-//! Acting on the encoder service: `situ.cancel_request`, `situ.warm`, `situ.unload`.
+//! Acting on the encoder service and the LLM worker: `situ.cancel_request`, `situ.warm`, `situ.unload`.
 
-use super::models::{check_owner, model_by_name};
+use super::models::{any_by_name, check_owner, model_by_name};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
+use crate::pg::llm::client as llm;
 use crate::pg::service::shared::{self, ACTIVE, Shared};
-use crate::pg::service::{Item, Report, ServiceError, ask_each};
+use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask_each};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::CStr;
@@ -53,9 +54,11 @@ fn caller() -> String {
 /// `situ.cancel_request(id)`.
 #[pg_extern(volatile, strict, parallel_unsafe, sql = false)]
 fn cancel_request(id: i64) -> bool {
-    let shared = Shared::get().ok_or(ServiceError::NotPreloaded).or_raise();
+    let encoder = Shared::get().ok_or(ServiceError::NotPreloaded).or_raise();
     let generation = u64::try_from(id).unwrap_or(0);
-    let active = (0..shared.slots()).map(|number| shared.slot(number)).find(|slot| {
+    let queues = [Some(encoder), Shared::llm()].into_iter().flatten();
+    let mut slots = queues.flat_map(|shared| (0..shared.slots()).map(move |number| shared.slot(number)));
+    let active = slots.find(|slot| {
         slot.generation.load(Ordering::SeqCst) == generation && slot.state.load(Ordering::SeqCst) == ACTIVE
     });
     let Some(slot) = active else {
@@ -75,6 +78,14 @@ fn unexpected(report: &Report) -> ServiceError {
     ServiceError::Protocol(format!("unexpected report {report:?}"))
 }
 
+/// The model of that name, of either kind; without a name the encoder that is the default.
+fn encoder_or_llm(name: Option<&str>) -> ModelRef {
+    match name {
+        Some(name) => any_by_name(name).or_raise(),
+        None => model_by_name(None).or_raise(),
+    }
+}
+
 type Warmed = TableIterator<
     'static,
     (
@@ -82,15 +93,19 @@ type Warmed = TableIterator<
         name!(seconds, f64),
         name!(bytes, i64),
         name!(precision, &'static str),
-        name!(tokens_per_second, f64),
+        name!(tokens_per_second, Option<f64>),
     ),
 >;
 
 /// `situ.warm(model)`: one row a device.
 #[pg_extern(volatile, parallel_unsafe, sql = false)]
 fn warm(model: Option<&str>) -> Warmed {
-    let model = model_by_name(model).or_raise();
+    let model = encoder_or_llm(model);
     check_owner(&model).or_raise();
+    if model.kind == ModelKind::Llm {
+        let (seconds, bytes) = llm::warm(&model).or_raise();
+        return TableIterator::new(vec![("cpu".to_owned(), seconds, bytes as i64, "stored", None)]);
+    }
     let mut rows = Vec::new();
     for (device, report) in ask_each(&model, Item::Warm).or_raise() {
         match report {
@@ -99,7 +114,7 @@ fn warm(model: Option<&str>) -> Warmed {
                 bytes,
                 precision,
                 tokens_per_second,
-            } => rows.push((device, seconds, bytes as i64, precision.name(), tokens_per_second)),
+            } => rows.push((device, seconds, bytes as i64, precision.name(), Some(tokens_per_second))),
             other => Err(unexpected(&other)).or_raise(),
         }
     }
@@ -109,8 +124,11 @@ fn warm(model: Option<&str>) -> Warmed {
 /// `situ.unload(model)`.
 #[pg_extern(volatile, parallel_unsafe, sql = false)]
 fn unload(model: Option<&str>) -> i64 {
-    let model = model_by_name(model).or_raise();
+    let model = encoder_or_llm(model);
     check_owner(&model).or_raise();
+    if model.kind == ModelKind::Llm {
+        return llm::unload(&model).or_raise() as i64;
+    }
     let mut all = 0;
     for (_, report) in ask_each(&model, Item::Unload).or_raise() {
         match report {

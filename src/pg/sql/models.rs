@@ -4,13 +4,15 @@
 //! entry, which every backend hears of when the change commits (and this one at once).
 
 use crate::model::calibrate::Calibration;
-use crate::model::{Manifest, Precision};
+use crate::model::{Manifest, ModelError, Precision};
 use crate::pg::error::OrRaise;
-use crate::pg::service::{Item, ModelRef, Report, ServiceError, ask, models::resolve};
+use crate::pg::llm::runtime;
+use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask, models::resolve};
 use crate::pg::settings;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, JsonB, pg_guard, pg_sys};
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Once;
 
 /// Why a name did not lead to a model, or could not be registered.
@@ -34,7 +36,21 @@ pub enum RegistryError {
     EmptyName,
     #[error("must be owner of model \"{0}\"")]
     NotOwner(String),
+    #[error("\"{0}\" is an LLM, which makes no vectors of texts")]
+    NotEncoder(String),
+    #[error("\"{0}\" is an encoder, which generates no text")]
+    NotLlm(String),
+    #[error("LLM \"{0}\" is not registered")]
+    UnknownLlm(String),
+    #[error("no LLM is registered")]
+    NoLlm,
+    #[error("several LLMs are registered and situ.default_llm is not set")]
+    AmbiguousLlm,
 }
+
+/// The column that says what a model is, and what it says of LLMs.
+const KIND_COLUMN: usize = 14;
+const LLM: &str = "llm";
 
 struct Registry {
     relation: pg_sys::Oid,
@@ -93,6 +109,10 @@ fn read() -> Result<Registry, RegistryError> {
             models.push(ModelRef {
                 name: text(0),
                 root: None,
+                kind: match text(KIND_COLUMN).as_str() {
+                    LLM => ModelKind::Llm,
+                    _ => ModelKind::Encoder,
+                },
                 path: text(1),
                 fingerprint: text(2),
                 dimensions: i32::from_datum(values[3], nulls[3]).unwrap_or_default().max(0) as usize,
@@ -106,26 +126,71 @@ fn read() -> Result<Registry, RegistryError> {
     Ok(Registry { relation, models })
 }
 
-/// The model of that name; without a name `situ.default_model`, or the only registered model. Cached per backend.
-pub fn model_by_name(name: Option<&str>) -> Result<ModelRef, RegistryError> {
+/// Looks at the registered models. Cached per backend.
+fn with_models<T>(look: impl FnOnce(&[ModelRef]) -> T) -> Result<T, RegistryError> {
     // Read outside of the borrow: reading can run the invalidation callback.
     if REGISTRY.with_borrow(Option::is_none) {
         let registry = read()?;
         REGISTRY.set(Some(registry));
     }
+    Ok(REGISTRY.with_borrow(|registry| look(registry.as_ref().map_or(&[][..], |registry| &registry.models))))
+}
+
+/// The only model of a kind.
+fn only(models: &[ModelRef], kind: ModelKind) -> Result<ModelRef, Many> {
+    let mut all = models.iter().filter(|model| model.kind == kind);
+    match (all.next(), all.next()) {
+        (Some(model), None) => Ok(model.clone()),
+        (None, _) => Err(Many::None),
+        _ => Err(Many::Several),
+    }
+}
+
+/// Why there is no only one.
+enum Many {
+    None,
+    Several,
+}
+
+/// The model of that name, encoder or LLM.
+pub fn any_by_name(name: &str) -> Result<ModelRef, RegistryError> {
+    with_models(|models| models.iter().find(|model| model.name == name).cloned())?
+        .ok_or_else(|| RegistryError::Unknown(name.to_owned()))
+}
+
+/// The encoder of that name; without a name `situ.default_model`, or the only registered encoder.
+pub fn model_by_name(name: Option<&str>) -> Result<ModelRef, RegistryError> {
     let default = name.is_none().then(settings::default_model).flatten();
-    REGISTRY.with_borrow(|registry| {
-        let models = registry.as_ref().map_or(&[][..], |registry| &registry.models);
-        match (name.or(default.as_deref()), models) {
-            (Some(name), _) => {
-                let found = models.iter().find(|model| model.name == name);
-                found.cloned().ok_or_else(|| RegistryError::Unknown(name.to_owned()))
+    match name.or(default.as_deref()) {
+        Some(name) => {
+            let model = any_by_name(name)?;
+            match model.kind {
+                ModelKind::Encoder => Ok(model),
+                ModelKind::Llm => Err(RegistryError::NotEncoder(model.name)),
             }
-            (None, [model]) => Ok(model.clone()),
-            (None, []) => Err(RegistryError::Empty),
-            (None, _) => Err(RegistryError::Ambiguous),
         }
-    })
+        None => with_models(|models| only(models, ModelKind::Encoder))?.map_err(|many| match many {
+            Many::None => RegistryError::Empty,
+            Many::Several => RegistryError::Ambiguous,
+        }),
+    }
+}
+
+/// The LLM of that name; without a name `situ.default_llm`, or the only registered LLM.
+pub fn llm_by_name(name: Option<&str>) -> Result<ModelRef, RegistryError> {
+    let default = name.is_none().then(settings::default_llm).flatten();
+    match name.or(default.as_deref()) {
+        Some(name) => match any_by_name(name) {
+            Ok(model) if model.kind == ModelKind::Llm => Ok(model),
+            Ok(model) => Err(RegistryError::NotLlm(model.name)),
+            Err(RegistryError::Unknown(name)) => Err(RegistryError::UnknownLlm(name)),
+            Err(error) => Err(error),
+        },
+        None => with_models(|models| only(models, ModelKind::Llm))?.map_err(|many| match many {
+            Many::None => RegistryError::NoLlm,
+            Many::Several => RegistryError::AmbiguousLlm,
+        }),
+    }
 }
 
 /// Tells the server that [`situ_model_registry_changed`] uses the version-1 calling convention.
@@ -185,75 +250,126 @@ fn to_json<T: serde::Serialize>(value: &T) -> JsonB {
     JsonB(serde_json::to_value(value).unwrap_or_default())
 }
 
+/// What the registry stores of a model's files.
+struct Described {
+    kind: ModelKind,
+    fingerprint: String,
+    dimensions: usize,
+    max_tokens: usize,
+    family: String,
+    pooling: String,
+    normalize: bool,
+    query_prefix: String,
+    passage_prefix: String,
+}
+
+fn describe(path: &Path) -> Result<Described, ModelError> {
+    if runtime::is_llm(path) {
+        let found = runtime::describe(path)?;
+        return Ok(Described {
+            kind: ModelKind::Llm,
+            fingerprint: found.fingerprint,
+            dimensions: found.config.hidden,
+            max_tokens: found.config.positions,
+            family: variant(found.config.family),
+            pooling: "none".to_owned(),
+            normalize: false,
+            query_prefix: String::new(),
+            passage_prefix: String::new(),
+        });
+    }
+    let manifest = Manifest::read(path)?;
+    Ok(Described {
+        kind: ModelKind::Encoder,
+        dimensions: manifest.dimensions,
+        max_tokens: manifest.max_tokens,
+        family: variant(manifest.family),
+        pooling: variant(manifest.pooling),
+        normalize: manifest.normalize,
+        query_prefix: manifest.query_prefix,
+        passage_prefix: manifest.passage_prefix,
+        fingerprint: manifest.fingerprint,
+    })
+}
+
 /// `situ.register_model(name, path, replace)`.
 #[pg_extern(sql = false)]
 fn register_model(name: &str, path: &str, replace: bool) -> String {
     if name.is_empty() {
         Err(RegistryError::EmptyName).or_raise()
     }
-    let directory = resolve(&settings::model_dir(), path).or_raise();
-    let manifest = Manifest::read(&directory).or_raise();
-    let known = match model_by_name(Some(name)) {
+    let place = resolve(&settings::model_dir(), path).or_raise();
+    let found = describe(&place).or_raise();
+    let known = match any_by_name(name) {
         Ok(model) => Some(model),
         Err(RegistryError::Unknown(_)) => None,
         Err(error) => Err(error).or_raise(),
     };
     if let Some(known) = known {
-        let same = known.fingerprint == manifest.fingerprint;
+        let same = known.fingerprint == found.fingerprint && known.kind == found.kind;
         if !same && !replace {
             Err(RegistryError::Taken {
                 name: name.to_owned(),
                 registered: known.fingerprint.clone(),
-                found: manifest.fingerprint.clone(),
+                found: found.fingerprint.clone(),
             })
             .or_raise()
         }
-        if same && known.path == path && known.calibrated.is_some() {
-            return manifest.fingerprint;
+        if same && known.path == path && (known.calibrated.is_some() || known.kind == ModelKind::Llm) {
+            return found.fingerprint;
         }
     }
     // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
     let owner = unsafe { pg_sys::GetOuterUserId() };
-    let model = ModelRef {
-        name: name.to_owned(),
-        root: None,
-        path: path.to_owned(),
-        fingerprint: manifest.fingerprint.clone(),
-        dimensions: manifest.dimensions,
-        owner: owner.to_u32(),
-        calibrated: None,
+    let calibration = match found.kind {
+        ModelKind::Encoder => calibrate(&ModelRef {
+            name: name.to_owned(),
+            kind: found.kind,
+            root: None,
+            path: path.to_owned(),
+            fingerprint: found.fingerprint.clone(),
+            dimensions: found.dimensions,
+            owner: owner.to_u32(),
+            calibrated: None,
+        }),
+        ModelKind::Llm => None,
     };
-    let calibration = calibrate(&model);
+    let kind = match found.kind {
+        ModelKind::Encoder => "encoder",
+        ModelKind::Llm => LLM,
+    };
     let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
-                     calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+                     calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                      ON CONFLICT (name) DO UPDATE SET (path, fingerprint, dimensions, owner, precision, calibration, \
-                     max_tokens, family, pooling, normalize, query_prefix, passage_prefix, registered_at) = \
+                     max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, registered_at) = \
                      (excluded.path, excluded.fingerprint, excluded.dimensions, excluded.owner, excluded.precision, \
                      excluded.calibration, excluded.max_tokens, excluded.family, excluded.pooling, \
-                     excluded.normalize, excluded.query_prefix, excluded.passage_prefix, pg_catalog.now())";
+                     excluded.normalize, excluded.query_prefix, excluded.passage_prefix, excluded.kind, \
+                     pg_catalog.now())";
     let result = Spi::run_with_args(
         statement,
         &[
             name.into(),
             path.into(),
-            manifest.fingerprint.as_str().into(),
-            (manifest.dimensions as i32).into(),
+            found.fingerprint.as_str().into(),
+            (found.dimensions as i32).into(),
             owner.into(),
             calibration.as_ref().map(|found| found.precision.name()).into(),
             calibration.as_ref().map(to_json).into(),
-            (manifest.max_tokens as i32).into(),
-            variant(manifest.family).into(),
-            variant(manifest.pooling).into(),
-            manifest.normalize.into(),
-            manifest.query_prefix.as_str().into(),
-            manifest.passage_prefix.as_str().into(),
+            (found.max_tokens as i32).into(),
+            found.family.into(),
+            found.pooling.into(),
+            found.normalize.into(),
+            found.query_prefix.into(),
+            found.passage_prefix.into(),
+            kind.into(),
         ],
     );
     if let Err(error) = result {
         pgrx::error!("cannot register the model: {error}");
     }
-    manifest.fingerprint
+    found.fingerprint
 }
 
 /// `situ.calibrate_model(name)`.
@@ -282,7 +398,7 @@ fn calibrate_model(name: &str) -> &'static str {
 /// `situ.drop_model(name)`.
 #[pg_extern(sql = false)]
 fn drop_model(name: &str) {
-    model_by_name(Some(name)).or_raise();
+    any_by_name(name).or_raise();
     if let Err(error) = Spi::run_with_args("DELETE FROM situ.model_registry WHERE name = $1", &[name.into()]) {
         pgrx::error!("cannot drop the model: {error}");
     }

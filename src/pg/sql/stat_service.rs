@@ -42,7 +42,8 @@ type Statistics = TableIterator<
     ),
 >;
 
-fn time(counter: &AtomicU64) -> Option<TimestampWithTimeZone> {
+/// A moment that a counter holds; `None` for 0.
+pub fn time(counter: &AtomicU64) -> Option<TimestampWithTimeZone> {
     match get(counter) {
         0 => None,
         microseconds => TimestampWithTimeZone::try_from(microseconds as i64).ok(),
@@ -167,12 +168,11 @@ fn may_see(owner: pg_sys::Oid) -> bool {
 /// `situ.service_requests()`: one row a slot that is taken.
 #[pg_extern(volatile, strict, parallel_restricted, sql = false)]
 fn service_requests() -> Requests {
-    let Some(shared) = Shared::get() else {
-        return TableIterator::new(Vec::new());
-    };
     let mut rows = Vec::new();
-    for number in 0..shared.slots() {
+    let queues = [Shared::get(), Shared::llm()].into_iter().flatten();
+    for (shared, number) in queues.flat_map(|shared| (0..shared.slots()).map(move |number| (shared, number))) {
         let slot = shared.slot(number);
+        let llm = Shared::llm().is_some_and(|queue| std::ptr::eq(queue, shared));
         if slot.state.load(Ordering::SeqCst) != ACTIVE {
             continue;
         }
@@ -186,6 +186,7 @@ fn service_requests() -> Requests {
             _ => "running",
         };
         let lane = match slot.lane.load(Ordering::Relaxed) {
+            _ if llm => "llm",
             0 => "query",
             _ => "bulk",
         };

@@ -1,0 +1,115 @@
+-- Texts from prompts by LLMs, and what their worker does.
+
+CREATE TYPE situ.prompt;
+
+CREATE FUNCTION situ.prompt_in(cstring) RETURNS situ.prompt
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_in_wrapper';
+COMMENT ON FUNCTION situ.prompt_in(cstring) IS 'input of situ.prompt: a JSON object with pieces, or plain text';
+
+CREATE FUNCTION situ.prompt_out(situ.prompt) RETURNS cstring
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_out_wrapper';
+COMMENT ON FUNCTION situ.prompt_out(situ.prompt) IS 'output of situ.prompt: a JSON object';
+
+CREATE TYPE situ.prompt (
+    INTERNALLENGTH = variable,
+    INPUT = situ.prompt_in,
+    OUTPUT = situ.prompt_out,
+    STORAGE = extended
+);
+COMMENT ON TYPE situ.prompt IS 'text with vectors in the places of tokens; made by situ.xrag_prompt()';
+
+CREATE FUNCTION situ.generate(
+    model text,
+    prompt text,
+    max_tokens integer DEFAULT 256,
+    temperature real DEFAULT 0,
+    top_k integer DEFAULT 0,
+    top_p real DEFAULT 1,
+    seed bigint DEFAULT 0,
+    stop text[] DEFAULT NULL,
+    system text DEFAULT NULL,
+    chat boolean DEFAULT true
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_text_wrapper';
+COMMENT ON FUNCTION situ.generate(text, text, integer, real, integer, real, bigint, text[], text, boolean) IS
+    'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
+
+CREATE FUNCTION situ.generate(
+    model text,
+    prompt situ.prompt,
+    max_tokens integer DEFAULT 256,
+    temperature real DEFAULT 0,
+    top_k integer DEFAULT 0,
+    top_p real DEFAULT 1,
+    seed bigint DEFAULT 0,
+    stop text[] DEFAULT NULL,
+    system text DEFAULT NULL,
+    chat boolean DEFAULT true
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_prompt_wrapper';
+COMMENT ON FUNCTION situ.generate(text, situ.prompt, integer, real, integer, real, bigint, text[], text, boolean) IS
+    'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
+
+CREATE FUNCTION situ.generate_stream(
+    model text,
+    prompt text,
+    max_tokens integer DEFAULT 256,
+    temperature real DEFAULT 0,
+    top_k integer DEFAULT 0,
+    top_p real DEFAULT 1,
+    seed bigint DEFAULT 0,
+    stop text[] DEFAULT NULL,
+    system text DEFAULT NULL,
+    chat boolean DEFAULT true
+) RETURNS SETOF text
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_text_wrapper';
+COMMENT ON FUNCTION situ.generate_stream(text, text, integer, real, integer, real, bigint, text[], text, boolean) IS
+    'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
+
+CREATE FUNCTION situ.generate_stream(
+    model text,
+    prompt situ.prompt,
+    max_tokens integer DEFAULT 256,
+    temperature real DEFAULT 0,
+    top_k integer DEFAULT 0,
+    top_p real DEFAULT 1,
+    seed bigint DEFAULT 0,
+    stop text[] DEFAULT NULL,
+    system text DEFAULT NULL,
+    chat boolean DEFAULT true
+) RETURNS SETOF text
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_prompt_wrapper';
+COMMENT ON FUNCTION situ.generate_stream(text, situ.prompt, integer, real, integer, real, bigint, text[], text, boolean) IS
+    'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
+
+CREATE FUNCTION situ.llm_statistics(
+    OUT state text,
+    OUT pid integer,
+    OUT started_at timestamptz,
+    OUT restarts bigint,
+    OUT models integer,
+    OUT model_bytes bigint,
+    OUT resident_bytes bigint,
+    OUT slots integer,
+    OUT slots_used integer,
+    OUT answering bigint,
+    OUT requests bigint,
+    OUT cancelled bigint,
+    OUT errors bigint,
+    OUT prompt_tokens bigint,
+    OUT tokens bigint,
+    OUT tokens_per_second bigint,
+    OUT loaded jsonb,
+    OUT last_error text,
+    OUT last_error_at timestamptz
+) RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'llm_statistics_wrapper';
+COMMENT ON FUNCTION situ.llm_statistics() IS 'what the LLM worker does: behind the view situ.stat_llm';
+
+CREATE VIEW situ.stat_llm AS
+    SELECT state, pid, started_at, restarts, models, model_bytes, resident_bytes, slots, slots_used, answering, requests,
+           cancelled, errors, prompt_tokens, tokens, tokens_per_second, loaded, last_error, last_error_at
+      FROM situ.llm_statistics();
+COMMENT ON VIEW situ.stat_llm IS
+    'the LLM worker: LLMs in memory (loaded says which, as of the last second), answers in progress, and counts since the server started; state is standby (nobody has asked yet), starting, running or not preloaded';
+GRANT SELECT ON situ.stat_llm TO PUBLIC;

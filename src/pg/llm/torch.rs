@@ -1,0 +1,196 @@
+//! A matrix in the file format of `torch.save`, version 3: a zip archive of stored members with `data.pkl`, a pickle
+//! (protocol 2) of the tensor, its numbers in `data/0`, `byteorder` and `version`. Members' data begin on 64-byte borders,
+//! as PyTorch's own writer has it.
+
+/// Folder of the members in the archive.
+const FOLDER: &str = "archive";
+/// Border on which the data of a member begins.
+const BORDER: usize = 64;
+
+/// The pickle's parts before, between and after its numbers: `torch._utils._rebuild_tensor_v2(('storage',
+/// torch.FloatStorage, '0', 'cpu', count), 0, (rows, columns), (columns, 1), False, OrderedDict())`.
+const HEAD: &[u8] = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+                      X\x01\x00\x00\x000X\x03\x00\x00\x00cpu";
+const TAIL: &[u8] = b"\x89ccollections\nOrderedDict\n)RtR.";
+
+/// A pickled number: LONG1 with its little-endian bytes, one more than needed so that it is never negative.
+fn number(value: usize, pickle: &mut Vec<u8>) {
+    pickle.extend_from_slice(b"\x8a\x09");
+    pickle.extend_from_slice(&(value as u64).to_le_bytes());
+    pickle.push(0);
+}
+
+fn pickle(rows: usize, columns: usize) -> Vec<u8> {
+    let mut pickle = HEAD.to_vec();
+    number(rows * columns, &mut pickle);
+    // The storage's tuple ends and becomes a persistent id; the tensor begins at its number 0.
+    pickle.extend_from_slice(b"tQK\x00");
+    number(rows, &mut pickle);
+    number(columns, &mut pickle);
+    pickle.push(0x86);
+    number(columns, &mut pickle);
+    pickle.extend_from_slice(b"K\x01\x86");
+    pickle.extend_from_slice(TAIL);
+    pickle
+}
+
+/// CRC-32 of zip archives (reflected 0x04C11DB7).
+fn checksum(bytes: &[u8]) -> u32 {
+    let table: [u32; 256] = std::array::from_fn(|byte| {
+        (0..8).fold(byte as u32, |value, _| match value & 1 {
+            1 => value >> 1 ^ 0xEDB8_8320,
+            _ => value >> 1,
+        })
+    });
+    !bytes.iter().fold(!0u32, |sum, byte| {
+        sum >> 8 ^ table.get((sum as u8 ^ byte) as usize).copied().unwrap_or_default()
+    })
+}
+
+/// Both kinds of headers have these in a row: version 0, no flags, stored, 1980-01-01, checksum, sizes.
+fn common(sum: u32, length: usize, name: &str, extra: usize, header: &mut Vec<u8>) {
+    for word in [0u16, 0, 0, 0, 0x21] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+    for word in [sum, length as u32, length as u32] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+    for word in [name.len() as u16, extra as u16] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// A matrix of `columns` numbers a row as a file of `torch.save`; `None` where `values` is no such matrix or is beyond the
+/// 4 GB of a plain zip archive.
+pub fn save(values: &[f32], columns: usize) -> Option<Vec<u8>> {
+    let rows = values.len().checked_div(columns)?;
+    if rows * columns != values.len() || values.len() > (u32::MAX / 8) as usize {
+        return None;
+    }
+    let numbers: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let members: [(&str, Vec<u8>); 4] = [
+        ("data.pkl", pickle(rows, columns)),
+        ("byteorder", b"little".to_vec()),
+        ("data/0", numbers),
+        ("version", b"3\n".to_vec()),
+    ];
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, data) in &members {
+        let name = format!("{FOLDER}/{name}");
+        let at = file.len();
+        let sum = checksum(data);
+        // The extra field `FB` is padding: four bytes of header and as many more as reach the border.
+        let padding = (BORDER - (at + 30 + name.len() + 4) % BORDER) % BORDER;
+        file.extend_from_slice(b"PK\x03\x04");
+        common(sum, data.len(), &name, 4 + padding, &mut file);
+        file.extend_from_slice(name.as_bytes());
+        file.extend_from_slice(b"FB");
+        file.extend_from_slice(&(padding as u16).to_le_bytes());
+        file.resize(file.len() + padding, b'Z');
+        file.extend_from_slice(data);
+
+        directory.extend_from_slice(b"PK\x01\x02\x00\x00");
+        common(sum, data.len(), &name, 0, &mut directory);
+        // No comment, disk 0, no attributes.
+        directory.extend_from_slice(&[0; 10]);
+        directory.extend_from_slice(&(at as u32).to_le_bytes());
+        directory.extend_from_slice(name.as_bytes());
+    }
+    let at = file.len();
+    file.extend_from_slice(&directory);
+    file.extend_from_slice(b"PK\x05\x06\x00\x00\x00\x00");
+    for word in [members.len() as u16; 2] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    for word in [directory.len() as u32, at as u32] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    file.extend_from_slice(&[0, 0]);
+    Some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// Reads the archive with Python's own zip and pickle modules, with stand-ins for PyTorch's classes; or with PyTorch
+    /// where it is installed.
+    const READER: &str = r#"
+import io, pickle, struct, sys, zipfile
+data = sys.stdin.buffer.read()
+try:
+    import torch
+    rows = torch.load(io.BytesIO(data), weights_only=True).tolist()
+except ImportError:
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    assert archive.testzip() is None
+    assert archive.read("archive/version") == b"3\n" and archive.read("archive/byteorder") == b"little"
+    for info in archive.infolist():
+        name, extra = struct.unpack("<HH", data[info.header_offset + 26:info.header_offset + 30])
+        assert (info.header_offset + 30 + name + extra) % 64 == 0
+    def rebuild(storage, offset, size, stride, gradient, hooks):
+        assert offset == 0 and stride == (size[1], 1) and gradient is False and not hooks
+        assert len(storage) == size[0] * size[1]
+        return [storage[row * size[1]:(row + 1) * size[1]] for row in range(size[0])]
+    class Reader(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+                return rebuild
+            if (module, name) == ("torch", "FloatStorage"):
+                return "float"
+            assert (module, name) == ("collections", "OrderedDict")
+            return dict
+        def persistent_load(self, key):
+            assert key[:4] == ("storage", "float", "0", "cpu"), key
+            raw = archive.read("archive/data/0")
+            assert len(raw) == 4 * key[4]
+            return struct.unpack(f"<{key[4]}f", raw)
+    rows = Reader(io.BytesIO(archive.read("archive/data.pkl"))).load()
+print(";".join(",".join(repr(float(value)) for value in row) for row in rows))
+"#;
+
+    #[test]
+    fn python_reads_what_was_saved() {
+        let values: Vec<f32> = (0..600).map(|i| (i as f32 - 300.0) / 8.0).collect();
+        for columns in [1, 3, 300] {
+            let file = save(&values, columns).expect("a matrix");
+            let mut child = match Command::new("python3")
+                .args(["-c", READER])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+            {
+                Ok(child) => child,
+                Err(_) => {
+                    println!("SKIPPED: python3 is not there");
+                    return;
+                }
+            };
+            child.stdin.take().expect("a pipe").write_all(&file).expect("written");
+            let output = child.wait_with_output().expect("python ends");
+            assert!(output.status.success());
+            let text = String::from_utf8(output.stdout).expect("text");
+            let rows: Vec<Vec<f32>> = text
+                .trim()
+                .split(';')
+                .map(|row| row.split(',').map(|value| value.parse().expect("a number")).collect())
+                .collect();
+            assert_eq!(rows.len(), 600 / columns);
+            assert_eq!(rows.concat(), values);
+        }
+    }
+
+    #[test]
+    fn what_is_no_matrix_is_refused() {
+        assert!(save(&[1.0; 5], 2).is_none());
+        assert!(save(&[1.0; 5], 0).is_none());
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_zip() {
+        // The check value of CRC-32/ISO-HDLC.
+        assert_eq!(checksum(b"123456789"), 0xCBF4_3926);
+    }
+}

@@ -1,0 +1,264 @@
+//! LLMs behind an OpenAI-compatible endpoint: here a small server on loopback that repeats what it was told.
+
+use crate::data::document_table;
+use crate::support::{Cluster, Sql, eventually, shared};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What the endpoint was asked, and who asks now.
+#[derive(Default)]
+struct Seen {
+    requests: Mutex<Vec<String>>,
+    open: AtomicUsize,
+}
+
+/// Starts an endpoint: each word of the last message (or of the prompt) comes back as a piece. Asked to be silent, it says
+/// one word and then nothing.
+fn start() -> (String, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    let seen = Arc::new(Seen::default());
+    let all = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let seen = all.clone();
+            std::thread::spawn(move || {
+                seen.open.fetch_add(1, Ordering::SeqCst);
+                let _ = answer(stream, &seen);
+                seen.open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, seen)
+}
+
+fn answer(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut head, mut length) = (String::new(), 0);
+    while !head.ends_with("\r\n\r\n") {
+        let at = head.len();
+        reader.read_line(&mut head)?;
+        if let Some(value) = head[at..].strip_prefix("Content-Length: ") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let text = String::from_utf8_lossy(&body).into_owned();
+    seen.requests.lock().expect("unpoisoned").push(format!("{head}{text}"));
+    let body: serde_json::Value = serde_json::from_str(&text)?;
+    if !head.contains("Bearer open sesame") {
+        return stream.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwrong key");
+    }
+    let last = body["messages"]
+        .as_array()
+        .and_then(|all| all.last()?["content"].as_str());
+    let told = last.or(body["prompt"].as_str()).unwrap_or_default().to_owned();
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let mut send = |event: &str| {
+        let event = format!("data: {event}\n\n");
+        stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
+    };
+    for (at, word) in told.split_inclusive(' ').enumerate() {
+        if at == 1 && told.contains("be silent") {
+            // Until the client goes.
+            let _ = reader.read(&mut [0]);
+            return Ok(());
+        }
+        let piece = serde_json::json!({"choices": [{"delta": {"content": word}}]});
+        send(&piece.to_string())?;
+    }
+    send(
+        r#"{"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 5}, "timings": {"prompt_ms": 1.5, "predicted_ms": 2.5}}"#,
+    )?;
+    send("[DONE]")?;
+    stream.write_all(b"0\r\n\r\n")
+}
+
+fn set(client: &mut postgres::Client, address: &str) {
+    client.run(&format!(
+        "SET situ.llm_endpoint = '{address}'; SET situ.llm_endpoint_key = 'open sesame'; SET situ.default_llm = 'endpoint:parrot'"
+    ));
+}
+
+#[test]
+fn answers_of_an_endpoint_come_as_those_of_an_llm_here() {
+    let (address, seen) = start();
+    let mut client = shared().text_database("endpoint_answers");
+    set(&mut client, &address);
+    assert_eq!(
+        client.one::<String>("SELECT situ.generate('endpoint:parrot', 'Grüß dich, Welt')"),
+        "Grüß dich, Welt"
+    );
+    let pieces: Vec<String> = client.column("SELECT situ.generate_stream(NULL, 'one two three', chat => false)");
+    assert_eq!(pieces, ["one ", "two ", "three"]);
+    client.one::<String>(
+        "SELECT situ.generate(NULL, 'x', 7, temperature => 0.5, top_p => 0.9, seed => 3, stop => ARRAY['a', NULL, 'b'], system => 'be kind')",
+    );
+    let requests = seen.requests.lock().expect("unpoisoned").clone();
+    let bodies = requests.iter().filter_map(|request| request.split("\r\n\r\n").nth(1));
+    let bodies: Vec<serde_json::Value> = bodies.map(|body| serde_json::from_str(body).expect("JSON")).collect();
+    assert!(requests[0].starts_with("POST /v1/chat/completions ") && requests[1].starts_with("POST /v1/completions "));
+    assert_eq!(bodies[1]["prompt"], "one two three");
+    assert_eq!(
+        (&bodies[2]["model"], &bodies[2]["max_tokens"]),
+        (&"parrot".into(), &7.into())
+    );
+    assert_eq!(bodies[2]["stop"], serde_json::json!(["a", "b"]));
+    assert_eq!(
+        bodies[2]["messages"][0],
+        serde_json::json!({"role": "system", "content": "be kind"})
+    );
+
+    document_table(&mut client);
+    client.run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
+    let row = client
+        .query_one(
+            "SELECT * FROM situ.rag('docs_body', 'What makes bread dough rise?', 2)",
+            &[],
+        )
+        .expect("answers");
+    let answer: String = row.get("answer");
+    let passages: Vec<String> =
+        client.column("SELECT passage FROM situ.search('docs_body', 'What makes bread dough rise?', 2)");
+    // The parrot repeats its prompt: passages, nearest first, and the question.
+    let places: Vec<Option<usize>> = passages.iter().map(|passage| answer.find(passage.as_str())).collect();
+    assert!(places[0].is_some() && places[0] < places[1], "{answer}");
+    assert!(answer.ends_with("Question: What makes bread dough rise?"), "{answer}");
+    assert_eq!(
+        (row.get::<_, i32>("prompt_tokens"), row.get::<_, i32>("answer_tokens")),
+        (11, 5)
+    );
+    assert_eq!(
+        (row.get::<_, f64>("prefill_ms"), row.get::<_, f64>("decode_ms")),
+        (1.5, 2.5)
+    );
+    let sources: serde_json::Value = serde_json::from_str(
+        &client.one::<String>("SELECT sources::text FROM situ.rag('docs_body', 'What makes bread dough rise?', 2)"),
+    )
+    .expect("JSON");
+    assert_eq!(sources[0]["passage"], passages[0].as_str());
+    assert_eq!(sources[0]["relation"], "public.docs");
+    let none: String =
+        client.one("SELECT answer FROM situ.rag('docs_body', 'Who?', mode => 'none', template => 'Say: {question}')");
+    assert_eq!(none, "Say: Who?");
+    // The text of a column instead of the passage.
+    let titles: String =
+        client.one("SELECT answer FROM situ.rag('docs_body', 'bread', 1, body => 'title', template => '{documents}')");
+    assert_eq!(
+        titles,
+        client
+            .one::<String>("SELECT d.title FROM situ.search('docs_body', 'bread', 1) h JOIN docs d ON d.ctid = h.ctid")
+    );
+}
+
+#[test]
+fn a_cancel_ends_a_request_to_an_endpoint() {
+    let (address, seen) = start();
+    let mut client = shared().database("endpoint_cancel");
+    set(&mut client, &address);
+    let token = client.cancel_token();
+    let waited = std::thread::scope(|scope| {
+        let running = scope.spawn(move || {
+            let failure = client.failure("SELECT situ.generate(NULL, 'Please be silent now')");
+            (failure, Instant::now())
+        });
+        eventually("it is asked", 10, || seen.open.load(Ordering::SeqCst) == 1);
+        std::thread::sleep(Duration::from_millis(100));
+        let since = Instant::now();
+        token.cancel_query(postgres::NoTls).expect("sent");
+        let (failure, ended) = running.join().expect("ends");
+        assert_eq!(failure.code, "57014");
+        ended.saturating_duration_since(since)
+    });
+    println!(
+        "cancelled while waiting for an endpoint: {:.1} ms",
+        waited.as_secs_f64() * 1e3
+    );
+    assert!(waited < Duration::from_millis(500));
+    eventually("the connection is closed", 5, || seen.open.load(Ordering::SeqCst) == 0);
+
+    // A stream that nobody reads to its end is closed as well.
+    let mut client = shared().connect("endpoint_cancel");
+    set(&mut client, &address);
+    let first: Vec<String> = client.column("SELECT situ.generate_stream(NULL, 'Please be silent now') LIMIT 1");
+    assert_eq!(first, ["Please "]);
+    eventually("the connection is closed", 5, || seen.open.load(Ordering::SeqCst) == 0);
+    client.run("SET situ.llm_endpoint_timeout = '300ms'");
+    client
+        .failure("SELECT situ.generate(NULL, 'Please be silent now')")
+        .is("57014", "did not answer in time");
+}
+
+#[test]
+fn what_an_endpoint_cannot_do_is_a_clear_error() {
+    let (address, _seen) = start();
+    let mut client = shared().database("endpoint_errors");
+    let mut fails = |statement: &str, code: &str, part: &str| {
+        client.failure(statement).is(code, part);
+    };
+    fails(
+        "SELECT situ.generate('endpoint:x', 'q')",
+        "55000",
+        "no LLM endpoint is set",
+    );
+    fails(
+        "SET situ.llm_endpoint = 'https://host'; SELECT situ.generate('endpoint:x', 'q')",
+        "22023",
+        "plain http",
+    );
+    set(&mut client, &address);
+    let mut fails = |statement: &str, code: &str, part: &str| {
+        client.failure(statement).is(code, part);
+    };
+    let vector = r#"'{"pieces": [{"vector": [1]}]}'::situ.prompt"#;
+    fails(
+        &format!("SELECT situ.generate(NULL, {vector})"),
+        "0A000",
+        "vectors in a prompt",
+    );
+    fails(
+        &format!("SELECT situ.xrag_prompt_embeds({vector})"),
+        "0A000",
+        "vectors in a prompt",
+    );
+    fails("SELECT situ.generate(NULL, 'q', 0)", "22023", "max_tokens");
+    client.run("SET situ.llm_endpoint_key = 'wrong'");
+    let failure = client.failure("SELECT situ.generate(NULL, 'q')");
+    failure.is("38000", "status 401");
+    assert!(!format!("{failure:?}").contains("'wrong'"), "{failure:?}");
+    client.run("SET situ.llm_endpoint = 'http://127.0.0.1:1/v1'; SET situ.llm_endpoint_retries = 1");
+    client
+        .failure("SELECT situ.generate(NULL, 'q')")
+        .is("08006", "cannot be reached");
+}
+
+#[test]
+fn the_key_is_for_superusers() {
+    let (address, _seen) = start();
+    let cluster = Cluster::with(&[
+        ("situ.llm_endpoint", &address),
+        ("situ.llm_endpoint_key", "open sesame"),
+    ]);
+    let mut admin = cluster.database("endpoint_key");
+    admin.run("CREATE ROLE plain LOGIN");
+    let mut plain = cluster.connect_as("plain", "endpoint_key");
+    assert_eq!(
+        plain.one::<String>("SELECT situ.generate('endpoint:parrot', 'hello')"),
+        "hello"
+    );
+    assert_eq!(plain.failure("SHOW situ.llm_endpoint_key").code, "42501");
+    assert_eq!(plain.failure("SET situ.llm_endpoint_key = 'x'").code, "42501");
+    assert_eq!(
+        plain.failure("SET situ.llm_endpoint = 'http://127.0.0.1:1'").code,
+        "42501"
+    );
+    assert_eq!(
+        plain.one::<i64>("SELECT count(*) FROM pg_settings WHERE setting LIKE '%sesame%'"),
+        0
+    );
+    assert_eq!(admin.one::<String>("SHOW situ.llm_endpoint_key"), "open sesame");
+}

@@ -8,6 +8,7 @@ mod buffer;
 #[cfg(test)]
 pub use buffer::count;
 pub mod calibrate;
+pub mod codes;
 pub mod cpu;
 pub mod cuda;
 pub mod distance;
@@ -31,6 +32,9 @@ pub mod parallel;
 pub mod pool;
 pub mod pooling;
 pub mod pre_norm;
+pub mod quantised;
+#[cfg(target_arch = "x86_64")]
+mod quantised_x86;
 mod rms_norm;
 mod rope;
 pub mod rotation;

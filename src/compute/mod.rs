@@ -5,6 +5,7 @@ mod attention;
 pub mod bert;
 mod blocks;
 mod buffer;
+pub mod cached_attention;
 #[cfg(test)]
 pub use buffer::count;
 pub mod calibrate;
@@ -43,6 +44,8 @@ mod simd;
 mod simd_x86;
 
 pub use activation::Activation;
+pub use gate::gate;
+pub(crate) use buffer::Shared;
 pub use blocks::{BlockKind, scale_and_minimum};
 pub use buffer::Buffer;
 pub use layer_norm::LayerNorm;

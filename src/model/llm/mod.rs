@@ -1,10 +1,14 @@
 //! Language models: what their files say and hold, their tokenizers and chat templates.
 use super::ModelError;
 
+pub mod cache;
 pub mod chat;
 pub mod config;
 mod directory;
 pub mod files;
+pub mod hooks;
+mod matrix;
+pub mod network;
 pub mod piece;
 pub mod tokenizer;
 

@@ -124,7 +124,7 @@ mod tests {
     fn equals_the_formula_in_f64() {
         let number = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 30.0;
         for level in Level::available() {
-            for (width, heads, from, until) in [(64, 3, 0, 1), (64, 3, 5, 200), (24, 2, 64, 65), (128, 1, 0, 64), (6, 4, 3, 130)] {
+            for (width, heads, from, until) in [(64usize, 3usize, 0usize, 1usize), (64, 3, 5, 200), (24, 2, 64, 65), (128, 1, 0, 64), (6, 4, 3, 130)] {
                 let blocks = until.div_ceil(BLOCK);
                 let key = |position: usize, i: usize| number(position * 7 + i * 3);
                 let value = |position: usize, i: usize| number(position * 5 + i * 11 + 1);

@@ -1,20 +1,26 @@
 //! Language models: what their files say and hold, their tokenizers and chat templates.
 use super::ModelError;
 
+mod batcher;
 pub mod cache;
 pub mod chat;
 pub mod config;
 mod directory;
 pub mod files;
 pub mod hooks;
+#[allow(clippy::module_inception)] // the model itself, among what it consists of
+mod llm;
 mod matrix;
 pub mod network;
 pub mod piece;
+pub mod sample;
 pub mod tokenizer;
 
+pub use batcher::{Batcher, Event, Finish, Request};
 pub use chat::{Chat, Message};
 pub use config::{LlmConfig, LlmFamily};
 pub use files::{BlockKind, LlmFiles, Tensor, TensorData};
+pub use llm::{Description, Llm, PREFILL_ROWS, Prompt, describe};
 pub use piece::Piece;
 pub use tokenizer::{DecodeStream, LlmTokenizer};
 
@@ -22,3 +28,6 @@ fn unsupported(what: &'static str, found: &str, supported: &'static str) -> Mode
     let found = found.to_string();
     ModelError::Unsupported { what, found, supported }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! Answers that are made together: each step runs one token of every answer that has begun, and a part of one prompt.
+//!
+//! A prompt is read in parts of [`PREFILL_ROWS`] so that other answers go on meanwhile. An answer begins where the
+//! memory for its whole length is free; until then it waits, in the order of arrival.
+
+use super::cache::Cache;
+use super::hooks::{Hooks, StepHooks};
+use super::llm::{Input, Llm, PREFILL_ROWS, Prompt};
+use super::network::Rows;
+use super::sample::{Sampler, Sampling};
+use super::tokenizer::DecodeStream;
+use crate::compute::{ComputeError, Pool};
+use crate::model::ModelError;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A prompt, and how its answer is made.
+pub struct Request {
+    pub prompt: Prompt,
+    pub max_tokens: usize,
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    pub seed: u64,
+    /// Texts before which an answer ends.
+    pub stop: Vec<String>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it.
+    End,
+    /// One of the request's texts came.
+    Stop,
+    /// It has as many tokens as were asked for, or as the model has positions.
+    Length,
+}
+
+/// What happens to a request in a step.
+#[derive(Debug)]
+pub enum Event {
+    /// A token, and the text that it completes (which may be of tokens before it, or nothing yet).
+    Token {
+        id: u32,
+        text: String,
+    },
+    Done {
+        reason: Finish,
+        prompt_tokens: usize,
+        tokens: usize,
+        prefill_ms: f64,
+        decode_ms: f64,
+    },
+    Failed(ModelError),
+}
+
+struct Answer {
+    key: u64,
+    request: Request,
+    hooks: StepHooks,
+    sampler: Sampler,
+    cache: Cache,
+    bytes: usize,
+    /// Positions of the prompt that were read.
+    read: usize,
+    /// Tokens of the answer.
+    ids: Vec<u32>,
+    stream: DecodeStream,
+    /// Text that was not given out because it may begin a stop text.
+    held: String,
+    prefill: Duration,
+    began: Option<Instant>,
+}
+
+/// Answers that are decoded together.
+pub struct Batcher {
+    llm: Arc<Llm>,
+    pool: Pool,
+    budget: usize,
+    used: usize,
+    waiting: VecDeque<Answer>,
+    active: Vec<Answer>,
+}
+
+impl Batcher {
+    /// `threads` of its own (the caller's among them), and at most `cache_bytes` for what all answers keep.
+    pub fn new(llm: Arc<Llm>, threads: usize, cache_bytes: usize) -> Result<Batcher, ModelError> {
+        Ok(Batcher {
+            llm,
+            pool: Pool::new(threads)?,
+            budget: cache_bytes,
+            used: 0,
+            waiting: VecDeque::new(),
+            active: Vec::new(),
+        })
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// [`ModelError::Sequence`] where prompt and answer are longer than the model's positions,
+    /// [`ModelError::Compute`] (memory) where they can never fit.
+    pub fn add(&mut self, key: u64, request: Request) -> Result<(), ModelError> {
+        self.add_with(key, request, StepHooks::default())
+    }
+
+    /// [`Batcher::add`] with hooks into its steps.
+    pub fn add_with(&mut self, key: u64, request: Request, hooks: StepHooks) -> Result<(), ModelError> {
+        let config = self.llm.config();
+        let bad = |what: String| Err(ModelError::Sequence { index: 0, what });
+        if request.max_tokens == 0 {
+            return bad("an answer of no tokens".to_owned());
+        }
+        if request.prompt.is_empty() || request.prompt.len() >= config.positions {
+            return bad(format!(
+                "a prompt of {} tokens leaves no room for an answer in the model's {}",
+                request.prompt.len(),
+                config.positions
+            ));
+        }
+        let longest = (request.prompt.len() + request.max_tokens).min(config.positions);
+        let bytes = Cache::bytes(config, longest);
+        if bytes > self.budget {
+            return Err(ModelError::Compute(ComputeError::Memory { bytes }));
+        }
+        let sampling = Sampling {
+            temperature: request.temperature,
+            top_k: request.top_k,
+            top_p: request.top_p,
+            seed: request.seed,
+        };
+        self.waiting.push_back(Answer {
+            key,
+            hooks,
+            sampler: Sampler::new(sampling),
+            cache: Cache::new(config),
+            bytes,
+            read: 0,
+            ids: Vec::new(),
+            stream: self.llm.tokenizer().stream(),
+            held: String::new(),
+            prefill: Duration::ZERO,
+            began: None,
+            request,
+        });
+        Ok(())
+    }
+
+    /// Drops a request, wherever it is.
+    pub fn remove(&mut self, key: u64) {
+        self.waiting.retain(|answer| answer.key != key);
+        let used = &mut self.used;
+        self.active.retain(|answer| {
+            let stays = answer.key != key;
+            if !stays {
+                *used -= answer.bytes;
+            }
+            stays
+        });
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.active.is_empty()
+    }
+
+    /// One step of all answers: true while there is more to do. `stop` is asked every few milliseconds.
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`]: the step did not happen, and the next call does it. Other errors leave the batch unusable.
+    pub fn step(&mut self, stop: &dyn Fn() -> bool, sink: &mut dyn FnMut(u64, Event)) -> Result<bool, ModelError> {
+        while self.waiting.front().is_some_and(|next| self.used + next.bytes <= self.budget) {
+            if let Some(next) = self.waiting.pop_front() {
+                self.used += next.bytes;
+                self.active.push(next);
+            }
+        }
+        if self.active.is_empty() {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        let llm = self.llm.clone();
+        let hidden = llm.config().hidden;
+        // Who takes part: all whose prompt was read, and the first whose prompt was not.
+        let mut parts: Vec<(usize, usize)> = Vec::new();
+        let mut reading = None;
+        let mut vectors = Vec::new();
+        for (place, answer) in self.active.iter().enumerate() {
+            let inputs = &answer.request.prompt.inputs;
+            let new = match answer.ids.last() {
+                Some(id) => &[Input::Token(*id)][..],
+                None if reading.is_some() => continue,
+                None => {
+                    reading = Some(place);
+                    &inputs[answer.read..inputs.len().min(answer.read + PREFILL_ROWS)]
+                }
+            };
+            let start = vectors.len();
+            vectors.resize(start + new.len() * hidden, 0.0);
+            for (input, out) in new.iter().zip(vectors[start..].chunks_exact_mut(hidden)) {
+                llm.input(input, out)?;
+            }
+            parts.push((place, new.len()));
+        }
+        let counts: Vec<usize> = parts.iter().map(|(_, count)| *count).collect();
+        let mut wanted = Vec::new();
+        let mut chosen = Vec::new();
+        let mut end = 0;
+        for (place, count) in &parts {
+            end += count;
+            let answer = &self.active[*place];
+            if answer.read + count >= answer.request.prompt.len() || !answer.ids.is_empty() {
+                wanted.push(end - 1);
+                chosen.push(*place);
+            }
+        }
+        let before: Vec<usize> = self.active.iter().map(|answer| answer.cache.len()).collect();
+        let takes_part: Vec<bool> = (0..self.active.len()).map(|place| parts.iter().any(|(part, _)| *part == place)).collect();
+        let mut caches: Vec<&mut Cache> = self
+            .active
+            .iter_mut()
+            .zip(&takes_part)
+            .filter(|(_, part)| **part)
+            .map(|(answer, _)| &mut answer.cache)
+            .collect();
+        let rows = Rows {
+            vectors: &mut vectors,
+            counts: &counts,
+            wanted: &wanted,
+        };
+        let result = llm.network().forward(&self.pool, rows, &mut caches, &mut Hooks::default(), stop);
+        let logits = match result {
+            Ok(logits) => logits,
+            Err(error) => {
+                for (answer, before) in self.active.iter_mut().zip(before) {
+                    answer.cache.truncate(before);
+                }
+                return Err(error.into());
+            }
+        };
+        if let Some((place, count)) = reading.and_then(|place| parts.iter().find(|(part, _)| *part == place)) {
+            let answer = &mut self.active[*place];
+            answer.read += count;
+            answer.prefill += begun.elapsed();
+        }
+        let mut over = Vec::new();
+        for (place, logits) in chosen.iter().zip(logits.chunks_exact(llm.config().vocabulary)) {
+            let answer = &mut self.active[*place];
+            if answer.next(&llm, logits, sink) {
+                over.push(answer.key);
+            }
+        }
+        over.into_iter().for_each(|key| self.remove(key));
+        Ok(!self.is_idle())
+    }
+}
+
+impl Answer {
+    /// Chooses the next token; true where the answer is over.
+    fn next(&mut self, llm: &Llm, logits: &[f32], sink: &mut dyn FnMut(u64, Event)) -> bool {
+        self.began.get_or_insert_with(Instant::now);
+        let id = match (&mut self.hooks.logits, &mut self.hooks.allowed) {
+            (None, None) => self.sampler.choose(logits),
+            (change, allowed) => {
+                let mut own = logits.to_vec();
+                if let Some(change) = change {
+                    change(&self.ids, &mut own);
+                }
+                if let Some(allowed) = allowed.as_mut().and_then(|allowed| allowed(&self.ids)) {
+                    let kept: Vec<(u32, f32)> =
+                        allowed.iter().filter_map(|id| Some((*id, *own.get(*id as usize)?))).collect();
+                    own.fill(f32::NEG_INFINITY);
+                    for (id, logit) in kept {
+                        if let Some(place) = own.get_mut(id as usize) {
+                            *place = logit;
+                        }
+                    }
+                }
+                self.sampler.choose(&own)
+            }
+        };
+        if llm.tokenizer().end().contains(&id) {
+            self.finish(llm, Finish::End, sink);
+            return true;
+        }
+        self.ids.push(id);
+        let new = self.stream.push(llm.tokenizer(), id).unwrap_or_default();
+        self.held.push_str(&new);
+        let found = self.request.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| self.held.find(stop.as_str()));
+        if let Some(at) = found.min() {
+            self.held.truncate(at);
+            let text = std::mem::take(&mut self.held);
+            sink(self.key, Event::Token { id, text });
+            self.finish(llm, Finish::Stop, sink);
+            return true;
+        }
+        let keep = self.may_begin();
+        let text: String = self.held.drain(..self.held.len() - keep).collect();
+        sink(self.key, Event::Token { id, text });
+        let full = self.request.prompt.len() + self.ids.len() >= llm.config().positions;
+        if self.ids.len() >= self.request.max_tokens || full {
+            self.finish(llm, Finish::Length, sink);
+            return true;
+        }
+        false
+    }
+
+    /// Bytes at the end of the held text that a stop text may begin with.
+    fn may_begin(&self) -> usize {
+        let longest = |stop: &String| {
+            let lengths = (1..stop.len()).rev().filter(|length| stop.is_char_boundary(*length));
+            lengths.into_iter().find(|length| self.held.ends_with(&stop[..*length])).unwrap_or(0)
+        };
+        self.request.stop.iter().map(longest).max().unwrap_or(0)
+    }
+
+    fn finish(&mut self, llm: &Llm, reason: Finish, sink: &mut dyn FnMut(u64, Event)) {
+        if reason != Finish::Stop {
+            let rest = self.stream.finish(llm.tokenizer()).unwrap_or_default();
+            let text = std::mem::take(&mut self.held) + &rest;
+            if let (false, Some(id)) = (text.is_empty(), self.ids.last()) {
+                sink(self.key, Event::Token { id: *id, text });
+            }
+        }
+        sink(
+            self.key,
+            Event::Done {
+                reason,
+                prompt_tokens: self.request.prompt.len(),
+                tokens: self.ids.len(),
+                prefill_ms: self.prefill.as_secs_f64() * 1e3,
+                decode_ms: self.began.map_or(0.0, |began| began.elapsed().as_secs_f64() * 1e3),
+            },
+        );
+    }
+}

@@ -1,0 +1,1 @@
+//! Made models (see `real.rs` for the published one).

@@ -1,9 +1,10 @@
 //! Products with weights that stay quantised: how blocks are packed, and the loop over panels.
 //!
 //! Sixteen outputs stand side by side in a panel. A panel's inputs are divided in groups (32, or 16 of Q6_K); in a
-//! group an output's weight is `w = d (u - c) + m` with an unsigned `u`, so that with activations `x = a q`
+//! group an output's weight is `w = d (u - c) + m` with an unsigned `u`, so that with activations `x = a (q + r / 254)`
+//! (`codes.rs`) and their sum `s`
 //!
-//! `sum(w x) = d (a sum(u q) - c a sum(q)) + m a sum(q)`.
+//! `sum(w x) = d (a (sum(u q) + sum(u r) / 254) - c s) + m s`.
 //!
 //! A panel holds for each group the codes, 64 bytes at a time: four inputs of sixteen outputs each, in two halves of a
 //! byte where codes have four bits (the low halves are inputs 0..16, the high ones 16..32). Scales and offsets are f16,
@@ -13,7 +14,7 @@
 use super::ComputeError;
 use super::blocks::{BlockKind, scale_and_minimum};
 use super::buffer::{Buffer, Shared};
-use super::codes::{Codes, GROUP};
+use super::codes::{Codes, FINE, GROUP};
 use super::pool::Pool;
 use half::f16;
 
@@ -363,14 +364,17 @@ fn portable(layer: &Quantised, x: &Codes, panel: usize, put: &mut dyn FnMut(usiz
                 let halves = &x.sums[(row * groups + group) * 2..][..2];
                 let sum = if parts == 1 { halves[0] + halves[1] } else { halves[part] };
                 for (lane, out) in sums.iter_mut().enumerate() {
-                    let mut dot = 0i32;
+                    let mut dots = [0i32; 2];
                     for place in part * layer.group..(part + 1) * layer.group {
-                        let word = x.words[(row * layer.inputs + group * GROUP + place) / 4];
-                        let q = word.to_le_bytes()[place % 4] as i8;
-                        dot += i32::from(layer.code(at, place, lane)) * i32::from(q);
+                        let code = i32::from(layer.code(at, place, lane));
+                        let word = (row * layer.inputs + group * GROUP + place) / 4;
+                        for (dot, words) in dots.iter_mut().zip([&x.words, &x.fine]) {
+                            *dot += code * i32::from(words[word].to_le_bytes()[place % 4] as i8);
+                        }
                     }
+                    let dot = dots[0] as f32 + dots[1] as f32 / FINE;
                     let scale = (at * parts + part) * PANEL + lane;
-                    *out += get(&layer.scales, scale) * (dot as f32 * a - layer.centre * sum);
+                    *out += get(&layer.scales, scale) * (dot * a - layer.centre * sum);
                     if let Some(offsets) = &layer.offsets {
                         *out += get(offsets, scale) * sum;
                     }

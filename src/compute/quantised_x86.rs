@@ -1,6 +1,6 @@
 //! Panels of quantised weights on x86: AVX-512 with VNNI, and AVX2. The layout is that of `quantised.rs`.
 
-use super::codes::{Codes, GROUP};
+use super::codes::{Codes, FINE, GROUP};
 use super::quantised::{PANEL, Quantised, Width};
 use std::arch::x86_64::*;
 
@@ -78,10 +78,11 @@ unsafe fn vnni_tile<const FOUR: bool, const SHARE: usize, const OFFSET: bool, co
             offsets.as_ptr().wrapping_add(panel * groups * parts * PANEL / 2)
         });
         let words: [*const u32; T] = std::array::from_fn(|t| x.words.as_ptr().add((row + t) * layer.inputs / 4));
+        let fine: [*const u32; T] = std::array::from_fn(|t| x.fine.as_ptr().add((row + t) * layer.inputs / 4));
         let steps: [*const f32; T] = std::array::from_fn(|t| x.scales.as_ptr().add((row + t) * groups));
         let sums: [*const f32; T] = std::array::from_fn(|t| x.sums.as_ptr().add((row + t) * groups * 2));
         let centre = -layer.centre;
-        let low = _mm512_set1_epi8(15);
+        let (low, step) = (_mm512_set1_epi8(15), _mm512_set1_ps(1.0 / FINE));
         let mut totals = [_mm512_setzero_ps(); T];
         for group in 0..groups {
             let mut w = [_mm512_setzero_si512(); 8];
@@ -109,15 +110,14 @@ unsafe fn vnni_tile<const FOUR: bool, const SHARE: usize, const OFFSET: bool, co
                 };
                 let first = part * SHARE / 4;
                 for t in 0..T {
-                    let q = words[t].add(group * 8);
-                    let four = |k: usize| _mm512_set1_epi32(q.add(k).read() as i32);
-                    let mut even = _mm512_setzero_si512();
-                    let mut odd = _mm512_setzero_si512();
-                    for k in (first..first + SHARE / 4).step_by(2) {
-                        even = _mm512_dpbusd_epi32(even, w[k], four(k));
-                        odd = _mm512_dpbusd_epi32(odd, w[k + 1], four(k + 1));
+                    let (q, r) = (words[t].add(group * 8), fine[t].add(group * 8));
+                    let mut whole = _mm512_setzero_si512();
+                    let mut rest = _mm512_setzero_si512();
+                    for (k, w) in w.iter().enumerate().skip(first).take(SHARE / 4) {
+                        whole = _mm512_dpbusd_epi32(whole, *w, _mm512_set1_epi32(q.add(k).read() as i32));
+                        rest = _mm512_dpbusd_epi32(rest, *w, _mm512_set1_epi32(r.add(k).read() as i32));
                     }
-                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                    let dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), step, _mm512_cvtepi32_ps(whole));
                     let a = _mm512_set1_ps(steps[t].add(group).read());
                     let halves = sums[t].add(group * 2);
                     let sum = match parts {
@@ -163,34 +163,39 @@ pub unsafe fn avx2(layer: &Quantised, x: &Codes, panel: usize, put: Put<'_>) {
             for group in 0..groups {
                 let at = panel * groups + group;
                 let codes = layer.words.as_ptr().add(at * chunks * PANEL);
-                let words = x.words.as_ptr().add((row * layer.inputs + group * GROUP) / 4);
+                let place = (row * layer.inputs + group * GROUP) / 4;
+                let planes = [x.words.as_ptr().add(place), x.fine.as_ptr().add(place)];
                 let a = x.scales[row * groups + group];
                 let halves = [x.sums[(row * groups + group) * 2], x.sums[(row * groups + group) * 2 + 1]];
                 for part in 0..parts {
                     let sum = if parts == 1 { halves[0] + halves[1] } else { halves[part] };
                     let place = (at * parts + part) * PANEL / 2;
                     for (side, total) in totals.iter_mut().enumerate() {
-                        let mut dot = _mm256_setzero_si256();
+                        let mut dots = [_mm256_setzero_si256(); 2];
                         for k in part * layer.group / 4..(part + 1) * layer.group / 4 {
-                            let q = _mm256_set1_epi32(words.add(k).read() as i32);
                             let chunk = if four { k % 4 } else { k };
                             let bytes = _mm256_loadu_si256(codes.add(chunk * PANEL + side * 8).cast());
-                            let pairs = match (four, k < 4) {
-                                (true, true) => _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), q),
-                                (true, false) => {
-                                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
-                                    _mm256_maddubs_epi16(high, q)
-                                }
-                                (false, _) => {
-                                    let signed = _mm256_xor_si256(bytes, top);
-                                    _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(q, signed))
-                                }
-                            };
-                            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                            for (dot, words) in dots.iter_mut().zip(planes) {
+                                let q = _mm256_set1_epi32(words.add(k).read() as i32);
+                                let pairs = match (four, k < 4) {
+                                    (true, true) => _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), q),
+                                    (true, false) => {
+                                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+                                        _mm256_maddubs_epi16(high, q)
+                                    }
+                                    (false, _) => {
+                                        let signed = _mm256_xor_si256(bytes, top);
+                                        _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(q, signed))
+                                    }
+                                };
+                                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                            }
                         }
+                        let [whole, rest] = dots.map(|dot| _mm256_cvtepi32_ps(dot));
+                        let dot = _mm256_fmadd_ps(rest, _mm256_set1_ps(1.0 / FINE), whole);
                         let f16s = |words: &[u32]| _mm256_cvtph_ps(_mm_loadu_si128(words.as_ptr().add(place + side * 4).cast()));
                         let scaled = _mm256_fmadd_ps(
-                            _mm256_cvtepi32_ps(dot),
+                            dot,
                             _mm256_set1_ps(a),
                             _mm256_set1_ps(-centre * sum),
                         );

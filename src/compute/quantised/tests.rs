@@ -44,6 +44,12 @@ fn kernels() -> Vec<Kernel> {
     all.into_iter().take(count).collect()
 }
 
+/// The activation at a place, as it was rounded.
+fn rounded(codes: &Codes, place: usize) -> f64 {
+    let [q, r] = [&codes.words, &codes.fine].map(|words| f64::from(words[place / 4].to_le_bytes()[place % 4] as i8));
+    f64::from(codes.scales[place / GROUP]) * (q + r / 254.0)
+}
+
 #[test]
 fn products_are_sums_over_the_dequantised_numbers() {
     let pool = Pool::new(2).unwrap();
@@ -70,13 +76,12 @@ fn products_are_sums_over_the_dequantised_numbers() {
                     // The activations as they were rounded: what is left is the kernel's own rounding.
                     let (mut sum, mut size) = (0.0f64, 0.0f64);
                     for (i, w) in weights.iter().enumerate() {
-                        let word = codes.words[(row * inputs + i) / 4].to_le_bytes()[i % 4] as i8;
-                        let q = f64::from(word) * f64::from(codes.scales[(row * inputs + i) / GROUP]);
+                        let q = rounded(&codes, row * inputs + i);
                         sum += q * f64::from(*w);
                         size += (q * f64::from(*w)).abs();
                     }
                     let exact = !matches!(kind, BlockKind::Q4_K | BlockKind::Q5_K | BlockKind::Q6_K);
-                    let allowed = size * if exact { 2e-6 } else { 1e-3 } + 1e-5;
+                    let allowed = size * if exact { 3e-6 } else { 1e-3 } + 1e-5;
                     assert!((f64::from(*found) - sum).abs() <= allowed, "{kind:?} {kernel:?} {found} {sum}");
                 }
             }
@@ -85,16 +90,15 @@ fn products_are_sums_over_the_dequantised_numbers() {
 }
 
 #[test]
-fn activations_are_rounded_to_a_part_in_254_of_the_largest_of_a_group() {
+fn activations_are_rounded_to_a_part_in_60000_of_the_largest_of_a_group() {
     let pool = Pool::new(1).unwrap();
     let x: Vec<f32> = activations(64 * 20);
     for level in Level::available() {
         let mut codes = Codes::new(20, 64).unwrap();
         codes.fill(&pool, level, &x, 64).unwrap();
         for (i, x) in x.iter().enumerate() {
-            let q = codes.words[i / 4].to_le_bytes()[i % 4] as i8;
-            let a = codes.scales[i / GROUP];
-            assert!((f32::from(q) * a - x).abs() <= a * 0.5001, "{x}");
+            let a = f64::from(codes.scales[i / GROUP]);
+            assert!((rounded(&codes, i) - f64::from(*x)).abs() <= a * 0.5001 / 254.0 + 1e-6, "{x}");
         }
     }
     let mut codes = Codes::new(1, 32).unwrap();

@@ -46,6 +46,8 @@ pub enum Event {
         id: u32,
         text: String,
     },
+    /// Text that was held back when the answer ended: of the tokens that came.
+    Rest(String),
     Done {
         reason: Finish,
         prompt_tokens: usize,
@@ -320,8 +322,8 @@ impl Answer {
         if reason != Finish::Stop {
             let rest = self.stream.finish(llm.tokenizer()).unwrap_or_default();
             let text = std::mem::take(&mut self.held) + &rest;
-            if let (false, Some(id)) = (text.is_empty(), self.ids.last()) {
-                sink(self.key, Event::Token { id: *id, text });
+            if !text.is_empty() {
+                sink(self.key, Event::Rest(text));
             }
         }
         sink(

@@ -5,6 +5,7 @@ use super::chat::{Chat, Message};
 use super::config::LlmConfig;
 use super::files::LlmFiles;
 use super::hooks::Hooks;
+use super::matrix::Packing;
 use super::network::{Network, Rows};
 use super::piece::Piece;
 use super::sample::log_softmax;
@@ -64,15 +65,22 @@ impl Llm {
     /// multiplied in bf16 where the processor has it.
     pub fn open(path: &Path) -> Result<Llm, ModelError> {
         let precision = if has_bf16() { Precision::Bf16 } else { Precision::F32 };
-        Llm::open_with(path, precision)
+        Llm::open_with(
+            path,
+            Packing {
+                level: Level::detect(),
+                precision,
+                unpack: false,
+            },
+        )
     }
 
-    /// [`Llm::open`] with a precision for weights that are not in blocks.
-    pub fn open_with(path: &Path, precision: Precision) -> Result<Llm, ModelError> {
+    /// [`Llm::open`] with weights packed in a given way.
+    pub fn open_with(path: &Path, packing: Packing) -> Result<Llm, ModelError> {
         let files = LlmFiles::open(path)?;
         let tokenizer = Arc::new(LlmTokenizer::open(&files)?);
         let chat = Chat::open(&files, tokenizer.clone())?;
-        let network = Network::load(&files, Level::detect(), precision)?;
+        let network = Network::load(&files, packing)?;
         files.unchanged()?;
         Ok(Llm {
             network,

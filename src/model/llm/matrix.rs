@@ -14,20 +14,35 @@ pub enum Matrix {
     Full(Box<Linear>),
 }
 
+/// How tensors are packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    pub level: Level,
+    /// Of what is not in blocks.
+    pub precision: Precision,
+    /// Whether blocks are unpacked first: the reference that the quantised products are measured by.
+    pub unpack: bool,
+}
+
 impl Matrix {
-    /// Packs a tensor. One that is not in blocks is multiplied in `precision`.
-    pub fn new(tensor: &Tensor, level: Level, precision: Precision) -> Result<Matrix, ModelError> {
-        Ok(match &tensor.data {
-            TensorData::Blocks { kind, bytes } => Matrix::Blocks(Quantised::new(*kind, tensor.rows, tensor.columns, bytes)?),
-            TensorData::F32(numbers) => {
-                let none = vec![0.0; tensor.rows];
-                Matrix::Full(Box::new(Linear::new(level, precision, numbers, &none, tensor.columns)?))
+    /// Packs a tensor.
+    pub fn new(tensor: &Tensor, packing: Packing) -> Result<Matrix, ModelError> {
+        let full = |numbers: &[f32]| -> Result<Matrix, ModelError> {
+            let none = vec![0.0; tensor.rows];
+            let linear = Linear::new(packing.level, packing.precision, numbers, &none, tensor.columns)?;
+            Ok(Matrix::Full(Box::new(linear)))
+        };
+        match &tensor.data {
+            TensorData::F32(numbers) => full(numbers),
+            TensorData::Blocks { .. } if packing.unpack => full(&tensor.to_f32()),
+            TensorData::Blocks { kind, bytes } => {
+                Ok(Matrix::Blocks(Quantised::new(*kind, tensor.rows, tensor.columns, bytes)?))
             }
-        })
+        }
     }
 
     /// Reads a tensor of that shape and packs it.
-    pub fn read(files: &LlmFiles, name: &str, shape: [usize; 2], level: Level, precision: Precision) -> Result<Matrix, ModelError> {
+    pub fn read(files: &LlmFiles, name: &str, shape: [usize; 2], packing: Packing) -> Result<Matrix, ModelError> {
         let tensor = files.tensor(name)?;
         if [tensor.rows, tensor.columns] != shape {
             return Err(ModelError::TensorShape {
@@ -36,7 +51,7 @@ impl Matrix {
                 found: vec![tensor.rows, tensor.columns],
             });
         }
-        Matrix::new(&tensor, level, precision)
+        Matrix::new(&tensor, packing)
     }
 
     pub fn outputs(&self) -> usize {

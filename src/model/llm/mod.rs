@@ -21,6 +21,7 @@ pub use chat::{Chat, Message};
 pub use config::{LlmConfig, LlmFamily};
 pub use files::{BlockKind, LlmFiles, Tensor, TensorData};
 pub use llm::{Description, Llm, PREFILL_ROWS, Prompt, describe};
+pub use matrix::Packing;
 pub use piece::Piece;
 pub use tokenizer::{DecodeStream, LlmTokenizer};
 

@@ -4,10 +4,10 @@ use super::cache::Cache;
 use super::config::LlmConfig;
 use super::files::{LlmFiles, Tensor, TensorData};
 use super::hooks::Hooks;
-use super::matrix::{Matrix, Products};
+use super::matrix::{Matrix, Packing, Products};
 use crate::compute::cached_attention::{Group, attend};
 use crate::compute::cpu::Level;
-use crate::compute::{Activation, Buffer, ComputeError, Pool, Precision, RmsNorm, Shared, gate};
+use crate::compute::{Activation, Buffer, ComputeError, Pool, RmsNorm, Shared, gate};
 use crate::model::ModelError;
 use parking_lot::Mutex;
 
@@ -48,15 +48,16 @@ pub struct Rows<'a> {
 }
 
 impl Network {
-    /// Reads and packs all tensors. What is not in blocks is multiplied in `precision`.
-    pub fn load(files: &LlmFiles, level: Level, precision: Precision) -> Result<Network, ModelError> {
+    /// Reads and packs all tensors.
+    pub fn load(files: &LlmFiles, packing: Packing) -> Result<Network, ModelError> {
         let config = files.config().clone();
-        let level = level.or_detected();
+        let level = packing.level.or_detected();
+        let packing = Packing { level, ..packing };
         let (hidden, width) = (config.hidden, config.head_width);
         let norm = |name: &str, numbers: usize| -> Result<RmsNorm, ModelError> {
             Ok(RmsNorm::new(&vector(files, name, numbers)?, config.norm_epsilon)?)
         };
-        let matrix = |name: &str, rows: usize, columns: usize| Matrix::read(files, name, [rows, columns], level, precision);
+        let matrix = |name: &str, rows: usize, columns: usize| Matrix::read(files, name, [rows, columns], packing);
         let mut layers = Vec::new();
         for number in 0..config.layers {
             let name = |part: &str| format!("model.layers.{number}.{part}");
@@ -101,7 +102,7 @@ impl Network {
             });
         }
         let output = match config.tied {
-            true => Matrix::new(&table, level, precision)?,
+            true => Matrix::new(&table, packing)?,
             false => matrix("lm_head.weight", config.vocabulary, hidden)?,
         };
         let serves = config.tied && matches!(output, Matrix::Blocks(_));

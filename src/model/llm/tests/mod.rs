@@ -36,12 +36,10 @@ fn run(batcher: &mut Batcher, count: usize) -> Vec<Answer> {
                 let answer = &mut answers[key as usize];
                 match event {
                     Event::Token { id, text } => {
-                        // Text that was held back at the end comes with the last id once more.
-                        if answer.ids.last() != Some(&id) || answer.finish.is_none() && text.is_empty() {
-                            answer.ids.push(id);
-                        }
+                        answer.ids.push(id);
                         answer.text.push_str(&text);
                     }
+                    Event::Rest(text) => answer.text.push_str(&text),
                     Event::Done { reason, .. } => answer.finish = Some(reason),
                     Event::Failed(error) => panic!("{error}"),
                 }

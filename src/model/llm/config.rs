@@ -4,6 +4,7 @@
 
 use super::super::ModelError;
 use super::super::gguf::{Gguf, TensorInfo, Value};
+use serde::Serialize;
 
 /// Largest number that is accepted for a shape, so that products of shapes cannot overflow.
 pub(super) const MAX_SHAPE: u64 = 1 << 24;
@@ -11,7 +12,8 @@ pub(super) const MAX_SHAPE: u64 = 1 << 24;
 const MAX_LAYERS: usize = 1024;
 
 /// Decoders that differ in biases and norms of heads, and in nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LlmFamily {
     Llama,
     Mistral,

@@ -130,7 +130,7 @@ impl Answer {
     }
 
     /// The next piece of text of an answer, with its token; `None` at its end.
-    pub fn next_token(&mut self) -> Result<Option<(u32, String)>, LlmError> {
+    pub fn next_token(&mut self) -> Result<Option<(Option<u32>, String)>, LlmError> {
         if self.done.is_some() {
             return Ok(None);
         }

@@ -156,13 +156,15 @@ impl Loaded {
                     if !to.sender.has_left() {
                         add(&to.sender.progress.tokens, 1);
                     }
-                    Reply::Token { id, text }
+                    Reply::Token { id: Some(id), text }
                 }
+                Event::Rest(text) => Reply::Token { id: None, text },
                 Event::Done {
                     prompt_tokens,
                     tokens,
                     prefill_ms,
                     decode_ms,
+                    reason: _,
                 } => {
                     over.push(key);
                     add(&counters.filled, prompt_tokens as u64);
@@ -185,7 +187,7 @@ impl Loaded {
             self.active.remove(&key);
         }
         match result {
-            Ok(()) | Err(ModelError::Stopped) => {}
+            Ok(_) | Err(ModelError::Stopped) => {}
             Err(error) => {
                 // What the batch holds is not known any more: its answers end, and the next ones get a new one.
                 let failure = fail(error);

@@ -117,9 +117,9 @@ pub struct Figures {
 /// The answer to an item, or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// A token, and the text that it completes.
+    /// A token, and the text that it completes; without one text of earlier tokens that had been held back.
     Token {
-        id: u32,
+        id: Option<u32>,
         text: String,
     },
     Done(Figures),
@@ -149,7 +149,7 @@ impl Reply {
 
 #[derive(Serialize, Deserialize)]
 enum ReplyHeader {
-    Token { id: u32, text: String },
+    Token { id: Option<u32>, text: String },
     Done(Figures),
     Embeds { columns: u32 },
     Warmed { seconds: f64, bytes: u64 },

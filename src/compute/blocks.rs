@@ -72,7 +72,9 @@ impl BlockKind {
 
     /// Bytes of a row of `columns` numbers; `None` where they do not fill whole blocks, or the product overflows.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
-        let blocks = columns.is_multiple_of(self.length()).then_some(columns / self.length())?;
+        let blocks = columns
+            .is_multiple_of(self.length())
+            .then_some(columns / self.length())?;
         blocks.checked_mul(self.bytes())
     }
 
@@ -187,10 +189,7 @@ pub fn scale_and_minimum(packed: &[u8; 12], group: usize) -> (u8, u8) {
         (at(group) & 63, at(group + 4) & 63)
     } else {
         let both = at(group + 4);
-        (
-            both & 15 | at(group - 4) >> 6 << 4,
-            both >> 4 | at(group) >> 6 << 4,
-        )
+        (both & 15 | at(group - 4) >> 6 << 4, both >> 4 | at(group) >> 6 << 4)
     }
 }
 
@@ -227,7 +226,9 @@ fn q5_k(block: &[u8], out: &mut [f32]) {
 
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let d = half(block, 208);
-    let halves = part(block, 0, 128).chunks_exact(64).zip(part(block, 128, 64).chunks_exact(32));
+    let halves = part(block, 0, 128)
+        .chunks_exact(64)
+        .zip(part(block, 128, 64).chunks_exact(32));
     let halves = halves.zip(part(block, 192, 16).chunks_exact(8));
     for (((low, high), scales), out) in halves.zip(out.chunks_exact_mut(128)) {
         for (place, number) in out.iter_mut().enumerate() {

@@ -32,7 +32,14 @@ pub fn attend(level: Level, group: Group<'_>) {
     let blocks = group.until.div_ceil(BLOCK);
     assert!(group.from < group.until && heads * width == group.queries.len());
     assert!(group.keys.len() >= blocks && group.values.len() >= blocks);
-    assert!(group.keys.iter().chain(group.values).take(blocks * 2).all(|block| block.len() >= BLOCK * width));
+    assert!(
+        group
+            .keys
+            .iter()
+            .chain(group.values)
+            .take(blocks * 2)
+            .all(|block| block.len() >= BLOCK * width)
+    );
     group.scores.clear();
     group.scores.resize(heads * blocks * BLOCK, 0.0);
     // SAFETY: lengths were compared above; BLOCK is a multiple of all numbers of lanes.
@@ -96,14 +103,24 @@ impl Kernel for Group<'_> {
                 let out = self.queries.as_mut_ptr().add(head * width);
                 let mut at = 0;
                 while at < width {
-                    let lanes = [S::LANES.min(width - at), S::LANES.min((width - at).saturating_sub(S::LANES))];
+                    let lanes = [
+                        S::LANES.min(width - at),
+                        S::LANES.min((width - at).saturating_sub(S::LANES)),
+                    ];
                     let mut sums = [S::zero(); 2];
                     for position in self.from..self.until {
-                        let values = self.values.get_unchecked(position / BLOCK).as_ptr().add(position % BLOCK * width + at);
+                        let values = self
+                            .values
+                            .get_unchecked(position / BLOCK)
+                            .as_ptr()
+                            .add(position % BLOCK * width + at);
                         let pair = if lanes[1] == S::LANES {
                             [S::load(values), S::load(values.add(S::LANES))]
                         } else {
-                            [S::load_first(values, lanes[0]), S::load_first(values.wrapping_add(S::LANES), lanes[1])]
+                            [
+                                S::load_first(values, lanes[0]),
+                                S::load_first(values.wrapping_add(S::LANES), lanes[1]),
+                            ]
                         };
                         sums = S::fma_row(scores, position, pair, sums);
                     }
@@ -124,7 +141,13 @@ mod tests {
     fn equals_the_formula_in_f64() {
         let number = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 30.0;
         for level in Level::available() {
-            for (width, heads, from, until) in [(64usize, 3usize, 0usize, 1usize), (64, 3, 5, 200), (24, 2, 64, 65), (128, 1, 0, 64), (6, 4, 3, 130)] {
+            for (width, heads, from, until) in [
+                (64usize, 3usize, 0usize, 1usize),
+                (64, 3, 5, 200),
+                (24, 2, 64, 65),
+                (128, 1, 0, 64),
+                (6, 4, 3, 130),
+            ] {
                 let blocks = until.div_ceil(BLOCK);
                 let key = |position: usize, i: usize| number(position * 7 + i * 3);
                 let value = |position: usize, i: usize| number(position * 5 + i * 11 + 1);
@@ -139,20 +162,41 @@ mod tests {
                 let queries: Vec<f32> = (0..heads * width).map(|i| number(i * 13 + 4)).collect();
                 let mut out = queries.clone();
                 let (mut scores, scale) = (Vec::new(), 0.2f32);
-                let of = |blocks: &[Vec<f32>]| blocks.iter().map(|block| block.clone()).collect::<Vec<_>>();
-                let (keys, values) = (of(&keys), of(&values));
-                let (keys, values): (Vec<&[f32]>, Vec<&[f32]>) =
-                    (keys.iter().map(|k| &k[..]).collect(), values.iter().map(|v| &v[..]).collect());
-                attend(level, Group { queries: &mut out, width, keys: &keys, values: &values, from, until, scale, scores: &mut scores });
+                let (keys, values): (Vec<&[f32]>, Vec<&[f32]>) = (
+                    keys.iter().map(|k| &k[..]).collect(),
+                    values.iter().map(|v| &v[..]).collect(),
+                );
+                attend(
+                    level,
+                    Group {
+                        queries: &mut out,
+                        width,
+                        keys: &keys,
+                        values: &values,
+                        from,
+                        until,
+                        scale,
+                        scores: &mut scores,
+                    },
+                );
                 for head in 0..heads {
                     let query = &queries[head * width..][..width];
                     let score = |position: usize| -> f64 {
-                        query.iter().enumerate().map(|(i, q)| f64::from(*q) * f64::from(key(position, i))).sum::<f64>() * f64::from(scale)
+                        query
+                            .iter()
+                            .enumerate()
+                            .map(|(i, q)| f64::from(*q) * f64::from(key(position, i)))
+                            .sum::<f64>()
+                            * f64::from(scale)
                     };
                     let powers: Vec<f64> = (from..until).map(|position| score(position).exp()).collect();
                     let sum: f64 = powers.iter().sum();
                     for i in 0..width {
-                        let expected: f64 = powers.iter().zip(from..until).map(|(p, position)| p / sum * f64::from(value(position, i))).sum();
+                        let expected: f64 = powers
+                            .iter()
+                            .zip(from..until)
+                            .map(|(p, position)| p / sum * f64::from(value(position, i)))
+                            .sum();
                         let found = f64::from(out[head * width + i]);
                         assert!((found - expected).abs() < 1e-4, "{level:?} {width} {found} {expected}");
                     }

@@ -53,9 +53,15 @@ impl Codes {
     /// # Errors
     /// [`ComputeError::Shape`] where they do not fit.
     pub fn fill(&mut self, pool: &Pool, level: Level, x: &[f32], inputs: usize) -> Result<(), ComputeError> {
-        if inputs == 0 || !inputs.is_multiple_of(GROUP) || !x.len().is_multiple_of(inputs) || x.len() / 4 > self.words.len()
+        if inputs == 0
+            || !inputs.is_multiple_of(GROUP)
+            || !x.len().is_multiple_of(inputs)
+            || x.len() / 4 > self.words.len()
         {
-            return Err(ComputeError::Shape(format!("codes of {} numbers in rows of {inputs}", x.len())));
+            return Err(ComputeError::Shape(format!(
+                "codes of {} numbers in rows of {inputs}",
+                x.len()
+            )));
         }
         (self.inputs, self.rows) = (inputs, x.len() / inputs);
         let (words, fine, scales, sums) = (

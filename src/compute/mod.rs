@@ -44,10 +44,10 @@ mod simd;
 mod simd_x86;
 
 pub use activation::Activation;
-pub use gate::gate;
-pub(crate) use buffer::Shared;
 pub use blocks::{BlockKind, scale_and_minimum};
 pub use buffer::Buffer;
+pub(crate) use buffer::Shared;
+pub use gate::gate;
 pub use layer_norm::LayerNorm;
 pub use linear::{Linear, Precision};
 pub use low_rank::add_low_rank;

@@ -60,7 +60,9 @@ impl Quantised {
     /// # Errors
     /// [`ComputeError::Shape`] where the bytes are not that many, [`ComputeError::Memory`] where there is too little.
     pub fn new(kind: BlockKind, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Quantised, ComputeError> {
-        let row = kind.row_bytes(inputs).filter(|row| *row > 0 && bytes.len() == row * outputs);
+        let row = kind
+            .row_bytes(inputs)
+            .filter(|row| *row > 0 && bytes.len() == row * outputs);
         let Some(row) = row else {
             let what = format!("{} bytes of {} for {outputs} x {inputs}", bytes.len(), kind.name());
             return Err(ComputeError::Shape(what));
@@ -71,7 +73,10 @@ impl Quantised {
             BlockKind::Q6_K => (Width::Eight, 16, 128.0),
             _ => (Width::Eight, 32, 128.0),
         };
-        let offsets = matches!(kind, BlockKind::Q4_1 | BlockKind::Q4_K | BlockKind::Q5_1 | BlockKind::Q5_K);
+        let offsets = matches!(
+            kind,
+            BlockKind::Q4_1 | BlockKind::Q4_K | BlockKind::Q5_1 | BlockKind::Q5_K
+        );
         let panels = outputs.div_ceil(PANEL);
         let code_words = inputs * PANEL / if width == Width::Four { 8 } else { 4 };
         let scale_words = inputs / group * PANEL / 2;
@@ -116,7 +121,9 @@ impl Quantised {
                     }
                     Width::Four => {
                         let (low, high) = group.codes.split_at(16);
-                        for (chunk, (low, high)) in low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0).enumerate() {
+                        for (chunk, (low, high)) in
+                            low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0).enumerate()
+                        {
                             let both = std::array::from_fn(|i| low[i] | high[i] << 4);
                             self.words[(at * 4 + chunk) * PANEL + lane] = u32::from_le_bytes(both);
                         }
@@ -225,7 +232,7 @@ fn unpack(kind: BlockKind, block: &[u8], within: usize) -> Group {
             let nibbles = &block[if five { 48 } else { 16 } + within / 2 * 32..];
             for (place, code) in codes.iter_mut().enumerate() {
                 let byte = nibbles[place];
-                *code = if within % 2 == 0 { byte & 15 } else { byte >> 4 };
+                *code = if within.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
                 if five {
                     *code += 128 + ((block[16 + place] >> within & 1) << 4);
                 }
@@ -279,7 +286,10 @@ pub fn products(
 ) -> Result<(), ComputeError> {
     let fits = |target: &Target| target.layer.inputs == x.inputs && target.column + target.layer.outputs <= stride;
     if !targets.iter().all(fits) || out.len() < x.rows * stride {
-        return Err(ComputeError::Shape(format!("products of {} rows of {}", x.rows, x.inputs)));
+        return Err(ComputeError::Shape(format!(
+            "products of {} rows of {}",
+            x.rows, x.inputs
+        )));
     }
     let shared = Shared::new(out);
     let total: usize = targets.iter().map(|target| target.layer.outputs.div_ceil(PANEL)).sum();
@@ -331,7 +341,16 @@ impl Kernel {
     /// The processor has the instructions; the panel exists, `x` has the layer's inputs, `out` all rows, and no other task
     /// touches the panel's columns.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn panel(self, layer: &Quantised, x: &Codes, panel: usize, out: Shared<f32>, column: usize, stride: usize, add: bool) {
+    unsafe fn panel(
+        self,
+        layer: &Quantised,
+        x: &Codes,
+        panel: usize,
+        out: Shared<f32>,
+        column: usize,
+        stride: usize,
+        add: bool,
+    ) {
         let lanes = PANEL.min(layer.outputs - panel * PANEL);
         let mut put = |row: usize, sums: &[f32; PANEL]| {
             // SAFETY: these columns of the row are this task's.
@@ -362,7 +381,11 @@ fn portable(layer: &Quantised, x: &Codes, panel: usize, put: &mut dyn FnMut(usiz
             let a = x.scales[row * groups + group];
             for part in 0..parts {
                 let halves = &x.sums[(row * groups + group) * 2..][..2];
-                let sum = if parts == 1 { halves[0] + halves[1] } else { halves[part] };
+                let sum = if parts == 1 {
+                    halves[0] + halves[1]
+                } else {
+                    halves[part]
+                };
                 for (lane, out) in sums.iter_mut().enumerate() {
                     let mut dots = [0i32; 2];
                     for place in part * layer.group..(part + 1) * layer.group {

@@ -166,9 +166,16 @@ pub unsafe fn avx2(layer: &Quantised, x: &Codes, panel: usize, put: Put<'_>) {
                 let place = (row * layer.inputs + group * GROUP) / 4;
                 let planes = [x.words.as_ptr().add(place), x.fine.as_ptr().add(place)];
                 let a = x.scales[row * groups + group];
-                let halves = [x.sums[(row * groups + group) * 2], x.sums[(row * groups + group) * 2 + 1]];
+                let halves = [
+                    x.sums[(row * groups + group) * 2],
+                    x.sums[(row * groups + group) * 2 + 1],
+                ];
                 for part in 0..parts {
-                    let sum = if parts == 1 { halves[0] + halves[1] } else { halves[part] };
+                    let sum = if parts == 1 {
+                        halves[0] + halves[1]
+                    } else {
+                        halves[part]
+                    };
                     let place = (at * parts + part) * PANEL / 2;
                     for (side, total) in totals.iter_mut().enumerate() {
                         let mut dots = [_mm256_setzero_si256(); 2];
@@ -193,12 +200,10 @@ pub unsafe fn avx2(layer: &Quantised, x: &Codes, panel: usize, put: Put<'_>) {
                         }
                         let [whole, rest] = dots.map(|dot| _mm256_cvtepi32_ps(dot));
                         let dot = _mm256_fmadd_ps(rest, _mm256_set1_ps(1.0 / FINE), whole);
-                        let f16s = |words: &[u32]| _mm256_cvtph_ps(_mm_loadu_si128(words.as_ptr().add(place + side * 4).cast()));
-                        let scaled = _mm256_fmadd_ps(
-                            dot,
-                            _mm256_set1_ps(a),
-                            _mm256_set1_ps(-centre * sum),
-                        );
+                        let f16s = |words: &[u32]| {
+                            _mm256_cvtph_ps(_mm_loadu_si128(words.as_ptr().add(place + side * 4).cast()))
+                        };
+                        let scaled = _mm256_fmadd_ps(dot, _mm256_set1_ps(a), _mm256_set1_ps(-centre * sum));
                         *total = _mm256_fmadd_ps(f16s(&layer.scales), scaled, *total);
                         if let Some(offsets) = &layer.offsets {
                             *total = _mm256_fmadd_ps(f16s(offsets), _mm256_set1_ps(sum), *total);

@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-pub use value::Value;
 use value::Reader;
+pub use value::Value;
 
 /// Largest alignment of the data that is believed.
 const MAX_ALIGNMENT: u64 = 1 << 20;
@@ -111,7 +111,11 @@ impl Gguf {
         let version = reader.u32()?;
         if !(2..=3).contains(&version) {
             let big = (2..=3).contains(&version.swap_bytes());
-            let found = if big { "big-endian".to_string() } else { version.to_string() };
+            let found = if big {
+                "big-endian".to_string()
+            } else {
+                version.to_string()
+            };
             return Err(ModelError::Unsupported {
                 what: "GGUF version",
                 found,
@@ -121,7 +125,10 @@ impl Gguf {
         let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
         // A tensor takes 24 bytes at least, a value 13.
         let least = tensor_count.checked_mul(24).zip(value_count.checked_mul(13));
-        if least.and_then(|(a, b)| a.checked_add(b)).is_none_or(|bytes| bytes > reader.left()) {
+        if least
+            .and_then(|(a, b)| a.checked_add(b))
+            .is_none_or(|bytes| bytes > reader.left())
+        {
             return Err(reader.corrupt(format!(
                 "{tensor_count} tensors and {value_count} values do not fit its {length} bytes"
             )));
@@ -226,19 +233,25 @@ fn tensor(reader: &mut Reader, alignment: u64) -> Result<(String, TensorInfo), M
     let kind = TensorKind::of(reader.u32()?);
     let offset = reader.u64()?;
     if !offset.is_multiple_of(alignment) {
-        return Err(reader.corrupt(format!("tensor \"{name}\" begins at {offset}, not aligned to {alignment}")));
+        return Err(reader.corrupt(format!(
+            "tensor \"{name}\" begins at {offset}, not aligned to {alignment}"
+        )));
     }
     shape.reverse();
     let sizes: Option<Vec<usize>> = shape
         .iter()
         .map(|length| usize::try_from(*length).ok().filter(|length| *length > 0))
         .collect();
-    let numbers = sizes.as_ref().and_then(|sizes| sizes.iter().try_fold(1usize, |a, b| a.checked_mul(*b)));
+    let numbers = sizes
+        .as_ref()
+        .and_then(|sizes| sizes.iter().try_fold(1usize, |a, b| a.checked_mul(*b)));
     let (Some(sizes), Some(numbers)) = (sizes, numbers) else {
         return Err(reader.corrupt(format!("tensor \"{name}\" has the shape {shape:?}")));
     };
     let columns = sizes.last().copied().unwrap_or(1);
-    let bytes = kind.row_bytes(columns).and_then(|row| row.checked_mul(numbers / columns));
+    let bytes = kind
+        .row_bytes(columns)
+        .and_then(|row| row.checked_mul(numbers / columns));
     let (start, bytes) = match (kind, bytes) {
         (TensorKind::Other(_), _) => (0, 0),
         (_, Some(bytes)) => (offset, bytes),

@@ -20,7 +20,10 @@ fn blocks(kind: BlockKind, count: usize) -> Vec<u8> {
         let offset = f16::from_f32((number % 5) as f32 * 0.02 - 0.03).to_le_bytes();
         let at = if kind == BlockKind::Q6_K { 208 } else { 0 };
         block[at..at + 2].copy_from_slice(&scale);
-        if matches!(kind, BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4_K | BlockKind::Q5_K) {
+        if matches!(
+            kind,
+            BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4_K | BlockKind::Q5_K
+        ) {
             block[2..4].copy_from_slice(&offset);
         }
     }
@@ -28,7 +31,11 @@ fn blocks(kind: BlockKind, count: usize) -> Vec<u8> {
 }
 
 fn activations(count: usize) -> Vec<f32> {
-    bytes(count, 9).iter().enumerate().map(|(i, byte)| (f32::from(*byte) - 127.0) / 40.0 * (1 + i % 3) as f32).collect()
+    bytes(count, 9)
+        .iter()
+        .enumerate()
+        .map(|(i, byte)| (f32::from(*byte) - 127.0) / 40.0 * (1 + i % 3) as f32)
+        .collect()
 }
 
 fn kernels() -> Vec<Kernel> {
@@ -82,7 +89,10 @@ fn products_are_sums_over_the_dequantised_numbers() {
                     }
                     let exact = !matches!(kind, BlockKind::Q4_K | BlockKind::Q5_K | BlockKind::Q6_K);
                     let allowed = size * if exact { 3e-6 } else { 1e-3 } + 1e-5;
-                    assert!((f64::from(*found) - sum).abs() <= allowed, "{kind:?} {kernel:?} {found} {sum}");
+                    assert!(
+                        (f64::from(*found) - sum).abs() <= allowed,
+                        "{kind:?} {kernel:?} {found} {sum}"
+                    );
                 }
             }
         }
@@ -98,7 +108,10 @@ fn activations_are_rounded_to_a_part_in_60000_of_the_largest_of_a_group() {
         codes.fill(&pool, level, &x, 64).unwrap();
         for (i, x) in x.iter().enumerate() {
             let a = f64::from(codes.scales[i / GROUP]);
-            assert!((rounded(&codes, i) - f64::from(*x)).abs() <= a * 0.5001 / 254.0 + 1e-6, "{x}");
+            assert!(
+                (rounded(&codes, i) - f64::from(*x)).abs() <= a * 0.5001 / 254.0 + 1e-6,
+                "{x}"
+            );
         }
     }
     let mut codes = Codes::new(1, 32).unwrap();
@@ -134,13 +147,22 @@ fn several_layers_share_a_loop_and_add() {
         }
     }
     // Columns that are nobody's stay as they were.
-    assert!(out.chunks_exact(stride).all(|row| row[0] == 1.0 && row[37..39] == [1.0, 1.0]));
+    assert!(
+        out.chunks_exact(stride)
+            .all(|row| row[0] == 1.0 && row[37..39] == [1.0, 1.0])
+    );
     assert!(products(&pool, &codes, &targets, &mut out, 39, false, &|| false).is_err());
 }
 
 #[test]
 fn rows_are_read_back_and_wrong_sizes_are_errors() {
-    for kind in [BlockKind::Q4_0, BlockKind::Q4_1, BlockKind::Q8_0, BlockKind::Q5_0, BlockKind::Q5_1] {
+    for kind in [
+        BlockKind::Q4_0,
+        BlockKind::Q4_1,
+        BlockKind::Q8_0,
+        BlockKind::Q5_0,
+        BlockKind::Q5_1,
+    ] {
         let bytes = blocks(kind, 18 * 2);
         let layer = Quantised::new(kind, 18, 64, &bytes).unwrap();
         let mut numbers = vec![0.0f32; 18 * 64];

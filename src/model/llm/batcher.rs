@@ -173,7 +173,11 @@ impl Batcher {
     /// # Errors
     /// [`ModelError::Stopped`]: the step did not happen, and the next call does it. Other errors leave the batch unusable.
     pub fn step(&mut self, stop: &dyn Fn() -> bool, sink: &mut dyn FnMut(u64, Event)) -> Result<bool, ModelError> {
-        while self.waiting.front().is_some_and(|next| self.used + next.bytes <= self.budget) {
+        while self
+            .waiting
+            .front()
+            .is_some_and(|next| self.used + next.bytes <= self.budget)
+        {
             if let Some(next) = self.waiting.pop_front() {
                 self.used += next.bytes;
                 self.active.push(next);
@@ -219,7 +223,9 @@ impl Batcher {
             }
         }
         let before: Vec<usize> = self.active.iter().map(|answer| answer.cache.len()).collect();
-        let takes_part: Vec<bool> = (0..self.active.len()).map(|place| parts.iter().any(|(part, _)| *part == place)).collect();
+        let takes_part: Vec<bool> = (0..self.active.len())
+            .map(|place| parts.iter().any(|(part, _)| *part == place))
+            .collect();
         let mut caches: Vec<&mut Cache> = self
             .active
             .iter_mut()
@@ -232,7 +238,9 @@ impl Batcher {
             counts: &counts,
             wanted: &wanted,
         };
-        let result = llm.network().forward(&self.pool, rows, &mut caches, &mut Hooks::default(), stop);
+        let result = llm
+            .network()
+            .forward(&self.pool, rows, &mut caches, &mut Hooks::default(), stop);
         let logits = match result {
             Ok(logits) => logits,
             Err(error) => {
@@ -271,8 +279,10 @@ impl Answer {
                     change(&self.ids, &mut own);
                 }
                 if let Some(allowed) = allowed.as_mut().and_then(|allowed| allowed(&self.ids)) {
-                    let kept: Vec<(u32, f32)> =
-                        allowed.iter().filter_map(|id| Some((*id, *own.get(*id as usize)?))).collect();
+                    let kept: Vec<(u32, f32)> = allowed
+                        .iter()
+                        .filter_map(|id| Some((*id, *own.get(*id as usize)?)))
+                        .collect();
                     own.fill(f32::NEG_INFINITY);
                     for (id, logit) in kept {
                         if let Some(place) = own.get_mut(id as usize) {
@@ -290,7 +300,12 @@ impl Answer {
         self.ids.push(id);
         let new = self.stream.push(llm.tokenizer(), id).unwrap_or_default();
         self.held.push_str(&new);
-        let found = self.request.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| self.held.find(stop.as_str()));
+        let found = self
+            .request
+            .stop
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .filter_map(|stop| self.held.find(stop.as_str()));
         if let Some(at) = found.min() {
             self.held.truncate(at);
             let text = std::mem::take(&mut self.held);
@@ -313,7 +328,10 @@ impl Answer {
     fn may_begin(&self) -> usize {
         let longest = |stop: &String| {
             let lengths = (1..stop.len()).rev().filter(|length| stop.is_char_boundary(*length));
-            lengths.into_iter().find(|length| self.held.ends_with(&stop[..*length])).unwrap_or(0)
+            lengths
+                .into_iter()
+                .find(|length| self.held.ends_with(&stop[..*length]))
+                .unwrap_or(0)
         };
         self.request.stop.iter().map(longest).max().unwrap_or(0)
     }

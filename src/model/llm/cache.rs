@@ -80,20 +80,37 @@ impl Cache {
     pub fn put(&mut self, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32]) {
         let (width, part) = (self.shape.width, self.shape.part());
         let start = (layer * self.shape.heads + head) * 2 * part;
-        let Some(block) = self.blocks.get_mut(position / BLOCK).and_then(|block| block.get_mut(start..start + 2 * part)) else {
+        let Some(block) = self
+            .blocks
+            .get_mut(position / BLOCK)
+            .and_then(|block| block.get_mut(start..start + 2 * part))
+        else {
             return;
         };
         let (keys, values) = block.split_at_mut(part);
         let within = position % BLOCK;
-        keys.iter_mut().skip(within).step_by(BLOCK).zip(key).for_each(|(to, from)| *to = *from);
-        values.iter_mut().skip(within * width).zip(value).for_each(|(to, from)| *to = *from);
+        keys.iter_mut()
+            .skip(within)
+            .step_by(BLOCK)
+            .zip(key)
+            .for_each(|(to, from)| *to = *from);
+        values
+            .iter_mut()
+            .skip(within * width)
+            .zip(value)
+            .for_each(|(to, from)| *to = *from);
     }
 
     /// The blocks of keys and of values of one head.
     pub fn head(&self, layer: usize, head: usize) -> (Vec<&[f32]>, Vec<&[f32]>) {
         let part = self.shape.part();
         let start = (layer * self.shape.heads + head) * 2 * part;
-        let of = |from: usize| self.blocks.iter().filter_map(move |block| block.get(from..from + part)).collect();
+        let of = |from: usize| {
+            self.blocks
+                .iter()
+                .filter_map(move |block| block.get(from..from + part))
+                .collect()
+        };
         (of(start), of(start + part))
     }
 }

@@ -56,7 +56,10 @@ impl Chat {
                     }
                     false => {
                         let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
-                        config.get("chat_template").and_then(|template| template.as_str()).map(str::to_owned)
+                        config
+                            .get("chat_template")
+                            .and_then(|template| template.as_str())
+                            .map(str::to_owned)
                     }
                 }
             }
@@ -79,12 +82,18 @@ impl Chat {
         let failed = |error: minijinja::Error| ModelError::Template(format!("{error:#}"));
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
-        let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = minijinja::syntax::SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
         environment.set_syntax(syntax.map_err(failed)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            },
+        );
         environment.add_template("chat", &self.template).map_err(failed)?;
         let given: Vec<_> = messages
             .iter()
@@ -149,7 +158,10 @@ impl Parts<'_> {
     /// Text of the template: literals of special tokens become those.
     fn template(&mut self, mut text: &str) -> Result<(), ModelError> {
         while !text.is_empty() {
-            let found = self.tokenizer.specials().filter_map(|(literal, id)| Some((text.find(literal)?, literal.len(), id)));
+            let found = self
+                .tokenizer
+                .specials()
+                .filter_map(|(literal, id)| Some((text.find(literal)?, literal.len(), id)));
             // The first; of several at one place the longest.
             let Some((at, length, id)) = found.min_by_key(|(at, length, _)| (*at, usize::MAX - length)) else {
                 self.text.push_str(text);

@@ -64,15 +64,27 @@ pub struct LlmConfig {
 impl LlmConfig {
     /// Checks what no container checks by itself: products, parity, ids.
     pub(super) fn checked(self, invalid: impl Fn(String) -> ModelError) -> Result<LlmConfig, ModelError> {
-        let LlmConfig { heads, key_heads, head_width, .. } = self;
+        let LlmConfig {
+            heads,
+            key_heads,
+            head_width,
+            ..
+        } = self;
         if !heads.is_multiple_of(key_heads) {
-            return Err(invalid(format!("{heads} heads are not a multiple of {key_heads} heads of keys")));
+            return Err(invalid(format!(
+                "{heads} heads are not a multiple of {key_heads} heads of keys"
+            )));
         }
         if !head_width.is_multiple_of(2) {
-            return Err(invalid(format!("heads of {head_width} numbers cannot be turned in pairs")));
+            return Err(invalid(format!(
+                "heads of {head_width} numbers cannot be turned in pairs"
+            )));
         }
         if self.layers > MAX_LAYERS || heads * head_width > MAX_SHAPE as usize {
-            return Err(invalid(format!("{} layers of {heads} heads of {head_width} numbers", self.layers)));
+            return Err(invalid(format!(
+                "{} layers of {heads} heads of {head_width} numbers",
+                self.layers
+            )));
         }
         if !(self.rope_base.is_finite() && self.rope_base >= 1.0) {
             return Err(invalid(format!("the base of rotary angles is {}", self.rope_base)));
@@ -89,7 +101,10 @@ impl LlmConfig {
         }
         let ids = self.bos.iter().chain(&self.end);
         if let Some(id) = ids.copied().find(|id| *id as usize >= self.vocabulary) {
-            return Err(invalid(format!("the special id {id} lies outside the vocabulary of {}", self.vocabulary)));
+            return Err(invalid(format!(
+                "the special id {id} lies outside the vocabulary of {}",
+                self.vocabulary
+            )));
         }
         Ok(self)
     }
@@ -104,7 +119,13 @@ pub(super) fn gguf(file: &Gguf) -> Result<LlmConfig, ModelError> {
         "mistral" => LlmFamily::Mistral,
         "qwen2" => LlmFamily::Qwen2,
         "qwen3" => LlmFamily::Qwen3,
-        other => return Err(super::unsupported("architecture", other, "llama, mistral, qwen2, qwen3")),
+        other => {
+            return Err(super::unsupported(
+                "architecture",
+                other,
+                "llama, mistral, qwen2, qwen3",
+            ));
+        }
     };
     let key = |name: &str| format!("{architecture}.{name}");
     let shape = |name: &str| fields.shape(&key(name));
@@ -122,13 +143,22 @@ pub(super) fn gguf(file: &Gguf) -> Result<LlmConfig, ModelError> {
         None => return Err(fields.invalid(format!("{hidden} numbers do not divide into {heads} heads"))),
         Some(_) => shape("attention.key_length")?,
     };
-    for (name, wanted) in [("attention.value_length", head_width), ("rope.dimension_count", head_width)] {
-        if let Some(found) = fields.optional_integer(&key(name))?.filter(|found| *found as usize != wanted) {
+    for (name, wanted) in [
+        ("attention.value_length", head_width),
+        ("rope.dimension_count", head_width),
+    ] {
+        if let Some(found) = fields
+            .optional_integer(&key(name))?
+            .filter(|found| *found as usize != wanted)
+        {
             let what = "heads that turn in whole, as wide for values as for keys";
             return Err(super::unsupported("width of heads", &format!("{name} {found}"), what));
         }
     }
-    let row = |name: &str| file.info(name).and_then(|info: &TensorInfo| info.shape.first().copied());
+    let row = |name: &str| {
+        file.info(name)
+            .and_then(|info: &TensorInfo| info.shape.first().copied())
+    };
     let vocabulary = row("token_embd.weight").ok_or_else(|| ModelError::MissingTensor("token_embd.weight".into()))?;
     if vocabulary as u64 > MAX_SHAPE {
         return Err(fields.invalid(format!("a vocabulary of {vocabulary} tokens")));
@@ -168,7 +198,9 @@ pub(super) fn gguf(file: &Gguf) -> Result<LlmConfig, ModelError> {
         tied: file.info("output.weight").is_none(),
         qkv_bias: file.info("blk.0.attn_q.bias").is_some(),
         head_norms: file.info("blk.0.attn_q_norm.weight").is_some(),
-        window: window.map(|window| window as usize).filter(|window| (1..positions).contains(window)),
+        window: window
+            .map(|window| window as usize)
+            .filter(|window| (1..positions).contains(window)),
         positions,
         bos,
         end,
@@ -259,6 +291,8 @@ impl<'a> Fields<'a> {
     fn id(&self, key: &str) -> Result<Option<u32>, ModelError> {
         let number = self.optional_integer(key)?;
         // 2^32 - 1 stands for none.
-        Ok(number.and_then(|number| u32::try_from(number).ok()).filter(|id| *id != u32::MAX))
+        Ok(number
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|id| *id != u32::MAX))
     }
 }

@@ -34,7 +34,11 @@ pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelEr
     }
     // A bias on the output product goes with it in the one family that has the option.
     if family != LlmFamily::Qwen2 && json.flag("attention_bias") == Some(true) {
-        return Err(super::unsupported("configuration", "attention_bias", "layers without it"));
+        return Err(super::unsupported(
+            "configuration",
+            "attention_bias",
+            "layers without it",
+        ));
     }
     let hidden = json.shape("hidden_size")?;
     let heads = json.shape("num_attention_heads")?;
@@ -50,12 +54,17 @@ pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelEr
     let positions = json.shape("max_position_embeddings")?;
     let parameters = json.field("rope_parameters");
     let base = match parameters.get("rope_theta") {
-        Some(base) => base.as_f64().ok_or_else(|| json.invalid("rope_theta is not a number".to_string()))?,
+        Some(base) => base
+            .as_f64()
+            .ok_or_else(|| json.invalid("rope_theta is not a number".to_string()))?,
         None => json.number("rope_theta", 10_000.0)?,
     };
     let generation = read_optional_json(&dir.join("generation_config.json"))?;
     let mut end = Vec::new();
-    for value in [json.field("eos_token_id"), generation.get("eos_token_id").unwrap_or(&Value::Null)] {
+    for value in [
+        json.field("eos_token_id"),
+        generation.get("eos_token_id").unwrap_or(&Value::Null),
+    ] {
         match value {
             Value::Array(ids) => end.extend(ids.iter().filter_map(id)),
             other => end.extend(id(other)),
@@ -64,9 +73,15 @@ pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelEr
     let tokenizer = read_optional_json(&dir.join("tokenizer_config.json"))?;
     let bos = id(json.field("bos_token_id"));
     // SentencePiece's class begins a text with its token by default; the byte-level ones say so in tokenizer.json.
-    let class = tokenizer.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    let class = tokenizer
+        .get("tokenizer_class")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let default = class.starts_with("LlamaTokenizer");
-    let add_bos = tokenizer.get("add_bos_token").and_then(Value::as_bool).unwrap_or(default);
+    let add_bos = tokenizer
+        .get("add_bos_token")
+        .and_then(Value::as_bool)
+        .unwrap_or(default);
     let untied = weights.contains("lm_head.weight");
     if !untied && json.flag("tie_word_embeddings") == Some(false) {
         return Err(ModelError::MissingTensor("lm_head.weight".to_string()));
@@ -133,12 +148,18 @@ impl Json {
     fn shape(&self, name: &str) -> Result<usize, ModelError> {
         match self.field(name).as_u64() {
             Some(value) if (1..=MAX_SHAPE).contains(&value) => Ok(value as usize),
-            _ => Err(self.invalid(format!("field \"{name}\" is missing or not a number from 1 to {MAX_SHAPE}"))),
+            _ => Err(self.invalid(format!(
+                "field \"{name}\" is missing or not a number from 1 to {MAX_SHAPE}"
+            ))),
         }
     }
 
     fn shape_or(&self, name: &str, default: usize) -> Result<usize, ModelError> {
-        if self.field(name).is_null() { Ok(default) } else { self.shape(name) }
+        if self.field(name).is_null() {
+            Ok(default)
+        } else {
+            self.shape(name)
+        }
     }
 
     /// Tokens that a token sees to its left. Layers that differ in it are refused.
@@ -150,9 +171,9 @@ impl Json {
                 Some(Value::Null) => Ok(None),
                 Some(_) => Ok(Some(self.shape("sliding_window")?)),
             },
-            LlmFamily::Qwen2 | LlmFamily::Qwen3 if self.flag("use_sliding_window") == Some(true) => {
-                Err(super::unsupported("attention", "use_sliding_window", "all layers over the whole text"))
-            }
+            LlmFamily::Qwen2 | LlmFamily::Qwen3 if self.flag("use_sliding_window") == Some(true) => Err(
+                super::unsupported("attention", "use_sliding_window", "all layers over the whole text"),
+            ),
             LlmFamily::Qwen2 | LlmFamily::Qwen3 => Ok(None),
         }
     }

@@ -26,7 +26,10 @@ pub struct Tensor {
 pub enum TensorData {
     F32(Vec<f32>),
     /// Blocks along the rows; each row has `kind.row_bytes(columns)` bytes.
-    Blocks { kind: BlockKind, bytes: Vec<u8> },
+    Blocks {
+        kind: BlockKind,
+        bytes: Vec<u8>,
+    },
 }
 
 impl Tensor {
@@ -108,7 +111,12 @@ impl LlmFiles {
             "adapter_config.json",
             "adapter_model.safetensors",
         ];
-        paths.extend(names.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file()));
+        paths.extend(
+            names
+                .map(|name| dir.join(name))
+                .into_iter()
+                .filter(|path| path.is_file()),
+        );
         let states = states(&paths)?;
         let weights = Weights::open(dir)?;
         let config = directory::config(dir, &weights)?;
@@ -158,7 +166,9 @@ impl LlmFiles {
         match &self.container {
             Container::Gguf(file) => self.gguf_tensor(file, name),
             Container::Directory { weights, .. } => {
-                let shape = weights.shape(name).ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
+                let shape = weights
+                    .shape(name)
+                    .ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
                 let (rows, columns) = matrix(name, shape)?;
                 let data = TensorData::F32(weights.read(name, shape)?);
                 Ok(Tensor { rows, columns, data })
@@ -263,7 +273,12 @@ pub(super) fn floats(file: &Gguf, name: &str) -> Result<Vec<f32>, ModelError> {
             kind.dequantise(&bytes, &mut numbers);
             numbers
         }
-        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+        _ => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|four| f32::from_le_bytes(*four))
+            .collect(),
     })
 }
 

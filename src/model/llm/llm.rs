@@ -137,24 +137,35 @@ impl Llm {
                 Piece::Tokens(ids) => inputs.extend(ids.iter().copied().map(Input::Token)),
                 Piece::Vectors(vectors) => {
                     if let Some(vector) = vectors.iter().find(|vector| vector.len() != config.hidden) {
-                        return Err(bad(format!("a vector of {} numbers, the model has {}", vector.len(), config.hidden)));
+                        return Err(bad(format!(
+                            "a vector of {} numbers, the model has {}",
+                            vector.len(),
+                            config.hidden
+                        )));
                     }
                     inputs.extend(vectors.iter().cloned().map(Input::Vector));
                 }
             }
         }
-        if let Some(bos) = config.bos.filter(|bos| config.add_bos && inputs.first() != Some(&Input::Token(*bos))) {
+        if let Some(bos) = config
+            .bos
+            .filter(|bos| config.add_bos && inputs.first() != Some(&Input::Token(*bos)))
+        {
             inputs.insert(0, Input::Token(bos));
         }
         let outside = |input: &&Input| matches!(input, Input::Token(id) if *id as usize >= config.vocabulary);
         if let Some(Input::Token(id)) = inputs.iter().find(outside) {
-            return Err(bad(format!("id {id} is outside the vocabulary of {}", config.vocabulary)));
+            return Err(bad(format!(
+                "id {id} is outside the vocabulary of {}",
+                config.vocabulary
+            )));
         }
         match inputs.len() {
             0 => Err(bad("the prompt is empty".to_owned())),
-            length if length > config.positions => {
-                Err(bad(format!("{length} tokens, the model reads at most {}", config.positions)))
-            }
+            length if length > config.positions => Err(bad(format!(
+                "{length} tokens, the model reads at most {}",
+                config.positions
+            ))),
             _ => Ok(Prompt { inputs }),
         }
     }
@@ -215,14 +226,18 @@ impl Llm {
     /// # Errors
     /// As [`Llm::prompt`] and [`Llm::read`].
     pub fn score(&self, pool: &Pool, prompt: &Prompt, answer: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let Some((_, but_last)) = answer.split_last() else { return Ok(Vec::new()) };
+        let Some((_, but_last)) = answer.split_last() else {
+            return Ok(Vec::new());
+        };
         let mut whole = prompt.clone();
         whole.inputs.extend(but_last.iter().copied().map(Input::Token));
         let mut cache = Cache::new(self.config());
         let logits = self.read(pool, &whole, &mut cache, answer.len(), &mut Hooks::default(), &|| false)?;
         let rows = logits.chunks_exact(self.config().vocabulary).zip(answer);
         let probability = |(row, id): (&[f32], &u32)| log_softmax(row).get(*id as usize).copied();
-        Ok(rows.map(|pair| probability(pair).unwrap_or(f32::NEG_INFINITY)).collect())
+        Ok(rows
+            .map(|pair| probability(pair).unwrap_or(f32::NEG_INFINITY))
+            .collect())
     }
 }
 

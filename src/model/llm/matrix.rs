@@ -1,10 +1,10 @@
 //! One matrix of a language model: in blocks, as its file has it, or in full.
 
 use super::files::{LlmFiles, Tensor, TensorData};
+use crate::compute::apply::Apply;
 use crate::compute::codes::Codes;
 use crate::compute::cpu::Level;
 use crate::compute::quantised::{Quantised, Target, products};
-use crate::compute::apply::Apply;
 use crate::compute::{Buffer, ComputeError, Linear, Pool, Precision};
 use crate::model::ModelError;
 
@@ -35,9 +35,12 @@ impl Matrix {
         match &tensor.data {
             TensorData::F32(numbers) => full(numbers),
             TensorData::Blocks { .. } if packing.unpack => full(&tensor.to_f32()),
-            TensorData::Blocks { kind, bytes } => {
-                Ok(Matrix::Blocks(Quantised::new(*kind, tensor.rows, tensor.columns, bytes)?))
-            }
+            TensorData::Blocks { kind, bytes } => Ok(Matrix::Blocks(Quantised::new(
+                *kind,
+                tensor.rows,
+                tensor.columns,
+                bytes,
+            )?)),
         }
     }
 
@@ -80,7 +83,13 @@ pub struct Products {
 
 impl Products {
     /// For passes of up to `rows` rows, layers of up to `widest` inputs and `outputs` outputs.
-    pub fn new(pool: &Pool, level: Level, rows: usize, widest: usize, outputs: usize) -> Result<Products, ComputeError> {
+    pub fn new(
+        pool: &Pool,
+        level: Level,
+        rows: usize,
+        widest: usize,
+        outputs: usize,
+    ) -> Result<Products, ComputeError> {
         Ok(Products {
             level,
             codes: Codes::new(rows, widest)?,
@@ -110,9 +119,10 @@ impl Products {
                 Matrix::Full(full) => {
                     let outputs = full.outputs();
                     let rows = x.len() / inputs.max(1);
-                    let beside = self.beside.get_mut(..rows * outputs).ok_or_else(|| {
-                        ComputeError::Shape(format!("{rows} rows of {outputs} outputs"))
-                    })?;
+                    let beside = self
+                        .beside
+                        .get_mut(..rows * outputs)
+                        .ok_or_else(|| ComputeError::Shape(format!("{rows} rows of {outputs} outputs")))?;
                     self.apply.run(pool, full, x, beside)?;
                     for (from, to) in beside.chunks_exact(outputs).zip(out.chunks_exact_mut(stride)) {
                         for (from, to) in from.iter().zip(to.iter_mut().skip(column)) {

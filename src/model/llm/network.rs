@@ -75,7 +75,9 @@ impl Network {
                 }
             };
             let head_norm = |part: &str| {
-                let found = config.head_norms.then(|| norm(&name(&format!("self_attn.{part}.weight")), width));
+                let found = config
+                    .head_norms
+                    .then(|| norm(&name(&format!("self_attn.{part}.weight")), width));
                 found.transpose()
             };
             layers.push(Layer {
@@ -109,7 +111,11 @@ impl Network {
         let pairs = width / 2;
         let frequency = |pair: usize| {
             let plain = 1.0 / f64::from(config.rope_base).powf(2.0 * pair as f64 / width as f64);
-            let divisor = config.rope_scaling.as_ref().and_then(|scaling| scaling.get(pair)).copied();
+            let divisor = config
+                .rope_scaling
+                .as_ref()
+                .and_then(|scaling| scaling.get(pair))
+                .copied();
             (plain / f64::from(divisor.unwrap_or(1.0))) as f32
         };
         Ok(Network {
@@ -130,7 +136,11 @@ impl Network {
     /// Bytes of the weights.
     pub fn memory(&self) -> usize {
         let layers = self.layers.iter().map(|layer| {
-            let matrices = layer.qkv.iter().chain(&layer.gate_up).chain([&layer.output, &layer.down]);
+            let matrices = layer
+                .qkv
+                .iter()
+                .chain(&layer.gate_up)
+                .chain([&layer.output, &layer.down]);
             matrices.map(Matrix::memory).sum::<usize>()
         });
         let table = self.embeddings.as_ref().map_or(0, |table| match &table.data {
@@ -183,9 +193,14 @@ impl Network {
         let (hidden, width, level) = (config.hidden, config.head_width, self.level);
         let count: usize = rows.counts.iter().sum();
         let outside = |row: &usize| *row >= count;
-        if count == 0 || rows.vectors.len() != count * hidden || rows.counts.len() != caches.len() || rows.wanted.iter().any(outside)
+        if count == 0
+            || rows.vectors.len() != count * hidden
+            || rows.counts.len() != caches.len()
+            || rows.wanted.iter().any(outside)
         {
-            return Err(ComputeError::Shape("the rows of a pass do not fit its sequences".to_string()));
+            return Err(ComputeError::Shape(
+                "the rows of a pass do not fit its sequences".to_string(),
+            ));
         }
         // Each row's sequence and place in it.
         let mut places = Vec::with_capacity(count);
@@ -224,7 +239,16 @@ impl Network {
             products.run(pool, &context, query_numbers, &[&layer.output], x, hidden, true, stop)?;
             layer.feed_norm.apply(level, x, &mut normed);
             let parts: Vec<&Matrix> = layer.gate_up.iter().collect();
-            products.run(pool, &normed, hidden, &parts, &mut gate_up, 2 * config.intermediate, false, stop)?;
+            products.run(
+                pool,
+                &normed,
+                hidden,
+                &parts,
+                &mut gate_up,
+                2 * config.intermediate,
+                false,
+                stop,
+            )?;
             gate_rows(pool, level, config.intermediate, &gate_up, &mut gated)?;
             products.run(pool, &gated, config.intermediate, &[&layer.down], x, hidden, true, stop)?;
         }
@@ -239,7 +263,16 @@ impl Network {
         let mut logits = Buffer::zeroed(rows.wanted.len() * config.vocabulary)?;
         if !rows.wanted.is_empty() {
             let mut products = Products::new(pool, level, rows.wanted.len(), hidden, config.vocabulary)?;
-            products.run(pool, &last, hidden, &[&self.output], &mut logits, config.vocabulary, false, stop)?;
+            products.run(
+                pool,
+                &last,
+                hidden,
+                &[&self.output],
+                &mut logits,
+                config.vocabulary,
+                false,
+                stop,
+            )?;
         }
         Ok(logits)
     }
@@ -375,7 +408,13 @@ fn gate_rows(pool: &Pool, level: Level, width: usize, rows: &[f32], out: &mut [f
         let own = TASK_ROWS.min(count - first);
         // SAFETY: each task has rows of its own.
         let out = unsafe { shared.part(first * width, own * width) };
-        gate(level, Activation::Silu, &rows[first * 2 * width..(first + own) * 2 * width], width, out);
+        gate(
+            level,
+            Activation::Silu,
+            &rows[first * 2 * width..(first + own) * 2 * width],
+            width,
+            out,
+        );
     })
 }
 

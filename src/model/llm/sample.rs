@@ -48,7 +48,9 @@ impl Sampler {
             order.truncate(self.sampling.top_k);
         }
         order.sort_unstable_by(by_logit);
-        let Some(most) = order.first().map(|id| logits[*id as usize]) else { return 0 };
+        let Some(most) = order.first().map(|id| logits[*id as usize]) else {
+            return 0;
+        };
         let power = |id: &u32| f64::from((logits[*id as usize] - most) / self.sampling.temperature).exp();
         let powers: Vec<f64> = order.iter().map(power).collect();
         let all: f64 = powers.iter().sum();
@@ -121,13 +123,31 @@ mod tests {
         assert_ne!(draws(Sampling { seed: 4, ..plain }, &logits), counts);
         // Of the first two, two thirds to one third.
         let two = draws(Sampling { top_k: 2, ..plain }, &logits);
-        assert!((two[0] as f64 / 20_000.0 - 2.0 / 3.0).abs() < 0.015 && two[2] + two[3] == 0, "{two:?}");
+        assert!(
+            (two[0] as f64 / 20_000.0 - 2.0 / 3.0).abs() < 0.015 && two[2] + two[3] == 0,
+            "{two:?}"
+        );
         assert_eq!(draws(Sampling { top_p: 0.7, ..plain }, &logits), two);
         assert_eq!(draws(Sampling { top_p: 0.5, ..plain }, &logits)[0], 20_000);
         // At half the temperature probabilities are squared: 16 : 4 : 1 : 1.
-        let cold = draws(Sampling { temperature: 0.5, ..plain }, &logits);
+        let cold = draws(
+            Sampling {
+                temperature: 0.5,
+                ..plain
+            },
+            &logits,
+        );
         assert!((cold[0] as f64 / 20_000.0 - 16.0 / 22.0).abs() < 0.015, "{cold:?}");
-        assert_eq!(draws(Sampling { temperature: 0.0, ..plain }, &logits)[0], 20_000);
+        assert_eq!(
+            draws(
+                Sampling {
+                    temperature: 0.0,
+                    ..plain
+                },
+                &logits
+            )[0],
+            20_000
+        );
         assert_eq!(largest(&[1.0, 3.0, 3.0]), 1);
     }
 

@@ -59,7 +59,9 @@ impl LlmTokenizer {
         let vocabulary = files.config().vocabulary;
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         if largest as usize >= vocabulary {
-            return Err(failed(format!("its largest id is {largest}, the model's vocabulary has {vocabulary} rows")));
+            return Err(failed(format!(
+                "its largest id is {largest}, the model's vocabulary has {vocabulary} rows"
+            )));
         }
         let mut end: Vec<u32> = ENDS.iter().filter_map(|name| special.get(*name).copied()).collect();
         end.extend(&files.config().end);
@@ -159,7 +161,9 @@ impl DecodeStream {
 fn piece_end(text: &str) -> usize {
     let bytes = text.as_bytes();
     let between = |three: &[u8]| matches!(three, [a, b' ', c] if a.is_ascii_alphanumeric() && c.is_ascii_alphabetic());
-    let place = bytes.get(PIECE_BYTES..).and_then(|rest| rest.windows(3).position(between));
+    let place = bytes
+        .get(PIECE_BYTES..)
+        .and_then(|rest| rest.windows(3).position(between));
     place.map_or(text.len(), |place| PIECE_BYTES + place + 1)
 }
 
@@ -171,7 +175,8 @@ fn pre_tokenizer(name: &str) -> Result<serde_json::Value, ModelError> {
              |\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
         )
     };
-    let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let split = |pattern: String| {
         let isolated = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         json!({"type": "Sequence", "pretokenizers": [isolated, bytes(false)]})
@@ -184,7 +189,13 @@ fn pre_tokenizer(name: &str) -> Result<serde_json::Value, ModelError> {
         "llama-bpe" | "llama3" | "llama-v3" => split(words("\\p{N}{1,3}")),
         "qwen2" | "deepseek-r1-qwen" => split(words("\\p{N}")),
         "gpt-2" | "default" => bytes(true),
-        other => return Err(super::unsupported("pre-tokenizer", other, "smollm, llama-bpe, qwen2, gpt-2, default")),
+        other => {
+            return Err(super::unsupported(
+                "pre-tokenizer",
+                other,
+                "smollm, llama-bpe, qwen2, gpt-2, default",
+            ));
+        }
     })
 }
 
@@ -218,8 +229,10 @@ fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
     let mut added = Vec::new();
     for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
         if [CONTROL, USER_DEFINED].contains(kind) && !token.is_empty() {
-            added.push(json!({"id": id, "content": token, "special": *kind == CONTROL, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false}));
+            added.push(
+                json!({"id": id, "content": token, "special": *kind == CONTROL, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}),
+            );
         }
     }
     let model = text("tokenizer.ggml.model").ok_or_else(|| missing("tokenizer.ggml.model"))?;
@@ -248,7 +261,9 @@ fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
             let prefix = flag("tokenizer.ggml.add_space_prefix", true);
             let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
             let normalizer = match prefix {
-                true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]}),
+                true => {
+                    json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]})
+                }
                 false => replace,
             };
             let mut decoders = vec![
@@ -275,7 +290,11 @@ fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
 /// makes a special token.
 fn merges_by_score(tokens: &[String], scores: &[f32], types: &[i64]) -> Vec<serde_json::Value> {
     let plain = |id: usize| types.get(id) != Some(&CONTROL);
-    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let ids: HashMap<&str, usize> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| (token.as_str(), id))
+        .collect();
     let mut merges = Vec::new();
     for (_, (token, score)) in tokens.iter().zip(scores).enumerate().filter(|(id, _)| plain(*id)) {
         let mut own: Vec<(usize, usize)> = token
@@ -291,5 +310,8 @@ fn merges_by_score(tokens: &[String], scores: &[f32], types: &[i64]) -> Vec<serd
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
     let name = |id: usize| tokens.get(id).cloned().unwrap_or_default();
-    merges.into_iter().map(|(_, (left, right))| json!([name(left), name(right)])).collect()
+    merges
+        .into_iter()
+        .map(|(_, (left, right))| json!([name(left), name(right)]))
+        .collect()
 }

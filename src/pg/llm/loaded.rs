@@ -204,7 +204,13 @@ impl Loaded {
 }
 
 fn fail(error: ModelError) -> Failure {
-    Failure::from(&error)
+    match &error {
+        // What is wrong with a sequence here is the caller's: its length, or its vectors.
+        ModelError::Sequence { what, .. } => {
+            Failure::new(Kind::Argument, what.clone()).hint("Shorten the prompt or lower max_tokens.")
+        }
+        other => Failure::from(other),
+    }
 }
 
 fn request(prompt: Prompt, sampling: Sampling) -> Request {

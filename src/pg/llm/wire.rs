@@ -269,7 +269,7 @@ mod tests {
     fn replies_survive_the_wire() {
         let replies = [
             Reply::Token {
-                id: 70_000,
+                id: Some(70_000),
                 text: "é".to_owned(),
             },
             Reply::Done(Figures {

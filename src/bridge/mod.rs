@@ -9,6 +9,7 @@ pub mod situate;
 pub mod text_feedback;
 pub mod train;
 pub mod whiten;
+pub mod xrag;
 
 /// What can go wrong in a bridge.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,18 @@ const LARGEST_TILE: usize = 16;
 /// Fewest rows of a block, below which the columns are divided instead.
 const FEWEST_ROWS: usize = 28;
 
+/// `A^T`: `columns` rows from rows of `columns` numbers.
+pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
+    let rows = a.len() / columns.max(1);
+    let mut out = vec![0.0f32; rows * columns];
+    for (number, row) in a.chunks_exact(columns.max(1)).enumerate() {
+        for (column, x) in row.iter().enumerate() {
+            out[column * rows + number] = *x;
+        }
+    }
+    out
+}
+
 /// Memory for products of one size, used again and again.
 pub struct Apply {
     rows: Vec<Mutex<Rows>>,

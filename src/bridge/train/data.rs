@@ -47,6 +47,10 @@ pub trait Encode {
     fn directory(&mut self) -> Result<PathBuf, BridgeError> {
         Err(BridgeError::NoReading("files"))
     }
+    /// Where the files of a language model are, by the name that it is registered with.
+    fn language_model(&mut self, _name: &str) -> Result<PathBuf, BridgeError> {
+        Err(BridgeError::NoReading("language model"))
+    }
 }
 
 /// The tokens of a text and their states.

@@ -2,20 +2,9 @@
 
 use crate::bridge::BridgeError;
 use crate::compute::apply::Apply;
+pub use crate::compute::apply::transposed;
 use crate::compute::cpu::Level;
 use crate::compute::{Linear, Pool, Precision};
-
-/// `A^T`: `columns` rows from rows of `columns` numbers.
-pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
-    let rows = a.len() / columns.max(1);
-    let mut out = vec![0.0f32; rows * columns];
-    for (number, row) in a.chunks_exact(columns.max(1)).enumerate() {
-        for (column, x) in row.iter().enumerate() {
-            out[column * rows + number] = *x;
-        }
-    }
-    out
-}
 
 /// `A B^T`: rows of `inner` numbers each, a result of one row a row of `A` and one column a row of `B`.
 ///

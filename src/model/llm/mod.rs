@@ -7,6 +7,7 @@ pub mod chat;
 pub mod config;
 mod directory;
 pub mod files;
+pub mod gradient;
 pub mod hooks;
 #[allow(clippy::module_inception)] // the model itself, among what it consists of
 mod llm;

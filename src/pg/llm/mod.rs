@@ -10,7 +10,7 @@
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `desk` | what goes between the worker's threads |
 //! | `engine` | the thread that decodes, model by model |
-//! | `projector` | from a passage's vector to the vectors that stand for it |
+
 //! | `runtime` | what runs an LLM |
 //! | `target` | who answers a prompt: an LLM of this server, or of the endpoint |
 //! | `endpoint` | answers of an OpenAI-compatible endpoint |
@@ -23,7 +23,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod http;
 pub mod loaded;
-pub mod projector;
+pub use crate::bridge::xrag::projector;
 pub mod runtime;
 pub mod torch;
 pub mod wire;

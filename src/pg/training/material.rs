@@ -9,12 +9,14 @@ use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text::TextIndex;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::llm::runtime::describe;
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::service::models::resolve;
 use crate::pg::service::{Lane, ServiceError, readings};
 use crate::pg::settings;
 use crate::pg::sql::evaluate::relations::table_of;
 use crate::pg::sql::leaf::{kind_of, name_of};
+use crate::pg::sql::models::llm_by_name;
 use crate::pg::sql::profiles::qualified;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
@@ -56,18 +58,33 @@ impl Encode for Service {
         Ok(readings::vocabulary(mlm, Lane::Bulk, texts, *most).or_raise())
     }
 
+    fn language_model(&mut self, name: &str) -> Result<PathBuf, BridgeError> {
+        let llm = llm_by_name(Some(name).filter(|name| !name.is_empty())).or_raise();
+        let path = resolve(&settings::model_dir(), &llm.path)
+            .map_err(ServiceError::from)
+            .or_raise();
+        let found = describe(&path)?.fingerprint;
+        match found == llm.fingerprint {
+            true => Ok(path),
+            false => Err(changed(&llm.name)),
+        }
+    }
+
     fn directory(&mut self) -> Result<PathBuf, BridgeError> {
         let root = self.model.root.clone().unwrap_or_else(settings::model_dir);
         let directory = resolve(&root, &self.model.path).map_err(ServiceError::from).or_raise();
         let found = Manifest::read(&directory)?.fingerprint;
         match found == self.model.fingerprint {
             true => Ok(directory),
-            false => Err(BridgeError::Outside(format!(
-                "the files of model \"{}\" are not those that were registered",
-                self.model.name
-            ))),
+            false => Err(changed(&self.model.name)),
         }
     }
+}
+
+fn changed(name: &str) -> BridgeError {
+    BridgeError::Outside(format!(
+        "the files of model \"{name}\" are not those that were registered"
+    ))
 }
 
 fn spi<T>(result: Result<T, SpiError>) -> T {

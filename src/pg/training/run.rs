@@ -4,7 +4,7 @@ use super::jobs::{self, Job};
 use super::material::{Service, bad, bounded, index_passages, read_pairs, relation_passages};
 use super::watch::{Row, transaction};
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
-use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback};
+use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::settings;
@@ -36,9 +36,10 @@ pub fn trainer(kind: &str) -> Trainer {
         "lexsem" => lexsem::train,
         situate::bridge::KIND => situate::train,
         text_feedback::KIND => text_feedback::train,
+        xrag::KIND => xrag::train,
         other => bad(
             format!("there is no training of kind \"{other}\""),
-            "Use adapter, lexsem, situate or feedback.",
+            "Use adapter, lexsem, situate, feedback or xrag.",
         ),
     }
 }

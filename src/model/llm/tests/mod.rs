@@ -1,5 +1,6 @@
 //! The runtime over the real small model, and over made ones.
 
+mod gradient;
 mod made;
 mod real;
 

@@ -57,9 +57,17 @@ pub struct Projector {
 }
 
 /// `x Phi(x)`, the exact GELU.
-fn gelu(x: f32) -> f32 {
+pub(super) fn gelu(x: f32) -> f32 {
     let x = f64::from(x);
     (0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))) as f32
+}
+
+/// `Phi(x)` and its derivative.
+pub(super) fn normal(x: f32) -> (f32, f32) {
+    let x = f64::from(x);
+    let phi = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+    let density = (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    (phi as f32, density as f32)
 }
 
 /// The error function: its Maclaurin series below 3, the continued fraction of its complement above.

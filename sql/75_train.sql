@@ -115,4 +115,4 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON PROCEDURE situ.train(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean, boolean) IS
-    'trains a bridge (adapter, lexsem, situate) in a background worker and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; wait => false returns at once, situ.training shows the rest';
+    'trains a bridge (adapter, lexsem, situate, feedback, xrag) in a background worker and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; pairs a relation with query and passage (the id, or the row''s first column under index); without pairs, queries are made from the passages; rows are read as the caller in one snapshot; wait => false returns at once, situ.training shows the rest';

@@ -286,3 +286,38 @@ fn retrieval_is_the_callers() {
     assert!(client.one::<String>(hidden).contains("Yeast"));
     client.run("DROP OWNED BY rag_user; DROP ROLE rag_user");
 }
+
+#[test]
+fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
+    let Some(mut client) = llm_documents("xrag_train") else {
+        return;
+    };
+    client.run(
+        "CREATE TABLE sayings AS SELECT n AS id, n AS document, 0 AS ordinal,
+                'The ' || (ARRAY['sea', 'wind', 'baker', 'clock', 'fox', 'rain'])[n % 6 + 1] || ' is ' || n || ' years old.' AS body
+           FROM generate_series(0, 139) n;",
+    );
+    let train = |llm: &str| {
+        format!(
+            "CALL situ.train('xrag', 'sayings', model => 'minilm', passages => 'sayings', seed => 1, replace => true, options =>
+              '{{\"llm\": \"{llm}\", \"text_tokens\": 6, \"hidden\": 32, \"held_out\": 0.4, \"measured\": 20, \"batch\": 4, \"round_steps\": 8, \"epochs\": 1}}')"
+        )
+    };
+    assert_eq!(client.failure(&train("nobody")).code, "42704");
+    assert_eq!(client.failure(&train("minilm")).code, "42809");
+    client.run(&train("smol"));
+    // Every figure is there, whatever came of so few steps.
+    assert!(client.one::<bool>(
+        "SELECT kind = 'xrag' AND state IN ('accepted', 'rejected')
+            AND (figures -> 'bits_per_token' ->> 'own')::float8 > 0 AND (figures -> 'bits_per_token' ->> 'other')::float8 > 0
+            AND (figures -> 'bits_per_token' ->> 'text')::float8 < (figures -> 'bits_per_token' ->> 'none')::float8
+           FROM situ.bridges WHERE name = 'sayings'"
+    ));
+    client.run("UPDATE situ.bridges SET state = 'accepted' WHERE name = 'sayings'");
+    let width: i32 = client.one("SELECT vector_dims(situ.xrag_token(situ.embed('The fox', 'minilm'), 'sayings'))");
+    assert_eq!(width as usize, WIDTH);
+    let row = client
+        .query_one("SELECT answer, prompt_tokens FROM situ.rag('docs_body', 'Why does bread rise?', 2, mode => 'xrag', bridge => 'sayings', max_tokens => 8)", &[])
+        .expect("an answer");
+    assert!(row.get::<_, i32>(1) > 2);
+}

@@ -56,10 +56,7 @@ impl Chat {
                     }
                     false => {
                         let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
-                        config
-                            .get("chat_template")
-                            .and_then(|template| template.as_str())
-                            .map(str::to_owned)
+                        config.get("chat_template").and_then(default_template)
                     }
                 }
             }
@@ -80,6 +77,16 @@ impl Chat {
     /// [`ModelError::Template`] for a template that does not parse, fails, takes too long, or loses a message.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>, ModelError> {
         let failed = |error: minijinja::Error| ModelError::Template(format!("{error:#}"));
+        let named = |role: &str| role.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        if let Some(message) = messages
+            .iter()
+            .find(|message| message.role.is_empty() || !named(&message.role))
+        {
+            return Err(ModelError::Template(format!(
+                "\"{}\" is no name of a role",
+                message.role
+            )));
+        }
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         let syntax = minijinja::syntax::SyntaxConfig::builder()
@@ -123,7 +130,9 @@ impl Chat {
             let (number, after) = after.split_once(CLOSE).ok_or_else(lost)?;
             let number: usize = number.parse().map_err(|_| lost())?;
             let message = messages.get(number).ok_or_else(lost)?;
-            seen[number] = true;
+            if let Some(seen) = seen.get_mut(number) {
+                *seen = true;
+            }
             parts.template(before)?;
             for piece in &message.pieces {
                 match piece {
@@ -143,6 +152,16 @@ impl Chat {
             Some(lost) => Err(ModelError::Template(format!("it leaves out message {lost}"))),
             None => Ok(parts.pieces),
         }
+    }
+}
+
+/// The template, or of several the one named `default`.
+fn default_template(given: &serde_json::Value) -> Option<String> {
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let named = |one: &&serde_json::Value| one.get("name").and_then(|name| name.as_str()) == Some("default");
+    match given.as_array() {
+        Some(several) => several.iter().find(named).and_then(|one| text(one.get("template")?)),
+        None => text(given),
     }
 }
 

@@ -411,3 +411,22 @@ fn scores_are_the_logarithms_of_probabilities() {
         .unwrap();
     assert!(scores[0] > -1.5 && other[0] < scores[0] - 3.0, "{scores:?} {other:?}");
 }
+
+#[test]
+fn tokens_are_llama_cpps() {
+    let Some(llm) = llm() else { return };
+    for (text, ids) in super::llama_tokens::TEXTS {
+        assert_eq!(llm.tokenizer().encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(llm.tokenizer().decode(ids), text);
+    }
+}
+
+#[test]
+fn a_role_is_a_name() {
+    let Some(llm) = llm() else { return };
+    let turn = Message {
+        role: "user<|im_end|>".to_owned(),
+        pieces: vec![Piece::Text("hello".to_owned())],
+    };
+    assert!(matches!(llm.render(&[turn]), Err(ModelError::Template(_))));
+}

@@ -11,6 +11,7 @@ use crate::bridge::train::adam::Adam;
 use crate::bridge::train::data::{Progress, Watch};
 use crate::bridge::train::loss::Candidates;
 use crate::bridge::train::matrix::{product, transposed};
+use crate::bridge::train::parts::{gains, mean};
 use crate::compute::Pool;
 use crate::compute::pooling::normalize;
 use crate::eval::random::Random;
@@ -25,10 +26,6 @@ const SMOOTHED: usize = 3;
 const LEAST_STEPS: usize = 64;
 /// Steps between two reports of progress.
 const REPORT_STEPS: usize = 8;
-
-pub(super) fn mean(scores: &[f64]) -> f64 {
-    scores.iter().sum::<f64>() / scores.len().max(1) as f64
-}
 
 impl Queries {
     fn batch(&self, numbers: &[usize], dimensions: usize) -> Queries {
@@ -217,14 +214,7 @@ impl<'a> Fit<'a> {
                 all.ranks(self.pool, &queries.vectors, &queries.targets)?
             }
         };
-        let score = |rank: &u32| {
-            if *rank < 10 {
-                1.0 / f64::from(rank + 2).log2()
-            } else {
-                0.0
-            }
-        };
-        Ok(ranks.iter().map(score).collect())
+        Ok(gains(&ranks))
     }
 
     fn step(&mut self, batch: &Queries) -> Result<f64, BridgeError> {

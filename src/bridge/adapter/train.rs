@@ -4,11 +4,11 @@
 //! of them for the epochs that were chosen (`refit`), and that map is stored: the figures are of the map that had not
 //! seen the judging documents.
 
-use super::fit::{Fit, Stage, mean};
+use super::fit::{Fit, Stage};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
-use crate::bridge::train::parts::{Part, embed, made_pairs, part};
+use crate::bridge::train::parts::{Part, embed, made_pairs, mean, part};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::eval::bootstrap::{Draws, of_gain};

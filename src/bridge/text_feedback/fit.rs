@@ -11,6 +11,7 @@ use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::data::{Progress, Watch};
 use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::parts::{Epochs, gains, mean};
 use crate::compute::Pool;
 use crate::eval::random::Random;
 use crate::model::ModelError;
@@ -30,19 +31,6 @@ const MOST_CHECKPOINT: usize = 900 << 20;
 
 fn failed(error: candle_core::Error) -> BridgeError {
     BridgeError::Model(ModelError::Tensor(error.to_string()))
-}
-
-/// nDCG@10 of one relevant passage at each rank from 0.
-pub fn gains(ranks: &[u32]) -> Vec<f64> {
-    let gain = |rank: &u32| match rank {
-        0..10 => 1.0 / f64::from(rank + 2).log2(),
-        _ => 0.0,
-    };
-    ranks.iter().map(gain).collect()
-}
-
-pub fn mean(scores: &[f64]) -> f64 {
-    scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
 /// The loop's state.
@@ -108,14 +96,6 @@ impl<'a> Fit<'a> {
 
     fn steps(&self) -> usize {
         (self.training.len() * self.options.epochs).div_ceil(self.options.batch)
-    }
-
-    /// The query of place `place` among all that are trained on: an epoch's order follows from the seed.
-    fn query_at(&self, place: usize) -> usize {
-        let (epoch, within) = (place / self.training.len(), place % self.training.len());
-        let mut order: Vec<usize> = (0..self.training.len()).collect();
-        Random::new(self.options.seed.wrapping_add(1 + epoch as u64)).shuffle(&mut order);
-        order[within]
     }
 
     /// Positive and drawn negatives of a query, `[1 + negatives, dimensions]`.
@@ -200,12 +180,13 @@ impl<'a> Fit<'a> {
         let rounds = steps.div_ceil(of_round);
         let numbers = |(_, variable): &(String, candle_core::Var)| vec![0.0f32; variable.elem_count()];
         let mut sums: Vec<Vec<f32>> = self.model.variables().iter().map(numbers).collect();
+        let mut epochs = Epochs::new(self.training.len(), self.options.seed);
         while self.round < rounds && self.round - self.best_round < PATIENCE {
             let (mut loss, mut seen) = (0.0, 0);
             for step in self.round * of_round..((self.round + 1) * of_round).min(steps) {
                 for within in 0..batch {
                     let place = step * batch + within;
-                    let query = self.query_at(place);
+                    let query = epochs.at(place);
                     loss += self.backward(&self.training[query], place, &mut sums)?;
                     seen += 1;
                     watch.step(&self.progress(step, loss / f64::from(seen)))?;

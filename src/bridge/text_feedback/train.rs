@@ -1,15 +1,14 @@
 //! Training of feedback of texts: options, the first round over the passages, the parts of the material, the figures.
 
-use super::fit::{Fit, gains, mean};
+use super::fit::Fit;
 use super::{KIND, MOST_PASSAGES, Reading};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::{Part, embed, made_pairs, part};
+use crate::bridge::train::parts::{embed, gains, made_pairs, mean, parted};
 use crate::compute::Pool;
 use crate::compute::parallel::SignalsBlocked;
 use crate::eval::bootstrap::{Draws, of_gain};
-use crate::eval::random::Random;
 use crate::model::fine_tune::FineTuning;
 use crate::model::{Encoder, Role, Sequence};
 use candle_core::{DType, Device, Tensor};
@@ -189,29 +188,17 @@ pub fn train(
     let targets: Vec<u32> = pairs.iter().map(|pair| pair.passage).collect();
     let plain = gains(&all.ranks(&pool, &query_vectors, &targets)?);
 
-    let mut parts: [Vec<usize>; 3] = Default::default();
-    for (number, pair) in pairs.iter().enumerate() {
-        let Some(passage) = passages.get(pair.passage as usize) else {
-            continue;
-        };
-        parts[match part(passage.document, options.held_out, options.seed) {
-            Part::Training => 0,
-            Part::Choosing => 1,
-            Part::Judging => 2,
-        }]
-        .push(number);
-    }
-    for held_out in &mut parts[1..] {
-        Random::new(options.seed).shuffle(held_out);
-        held_out.truncate(options.measured);
-    }
-    if let Some(few) = parts.iter().find(|part| part.len() < FEWEST_PAIRS) {
-        return Err(BridgeError::TooLittle(format!(
-            "a part of the queries has {}, at least {FEWEST_PAIRS} are needed to train, to choose and to judge; pairs are \
-             held out document by document",
-            few.len()
-        )));
-    }
+    let document = |pair: &Pair| passages.get(pair.passage as usize).map(|passage| passage.document);
+    let queries = pairs.iter().enumerate();
+    let queries = queries.filter_map(|(number, pair)| Some((number, document(pair)?)));
+    let parts = parted(
+        queries,
+        "queries",
+        options.held_out,
+        options.measured,
+        FEWEST_PAIRS,
+        options.seed,
+    )?;
     let read = |numbers: &[usize]| -> Result<Vec<Query>, BridgeError> {
         let one = |number: &usize| {
             let pair = &pairs[*number];

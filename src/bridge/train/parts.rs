@@ -33,6 +33,85 @@ pub fn part(document: u32, held_out: f64, seed: u64) -> Part {
     }
 }
 
+/// Numbers of what is trained on, of what chooses and of what judges; of the last two at most `measured`, drawn by the seed.
+/// `items` are numbers with their documents.
+///
+/// # Errors
+/// [`BridgeError::TooLittle`] where a part has fewer than `fewest`; `what` names the items.
+pub fn parted(
+    items: impl Iterator<Item = (usize, u32)>,
+    what: &str,
+    held_out: f64,
+    measured: usize,
+    fewest: usize,
+    seed: u64,
+) -> Result<[Vec<usize>; 3], BridgeError> {
+    let [mut training, mut choosing, mut judging]: [Vec<usize>; 3] = Default::default();
+    for (number, document) in items {
+        match part(document, held_out, seed) {
+            Part::Training => training.push(number),
+            Part::Choosing => choosing.push(number),
+            Part::Judging => judging.push(number),
+        }
+    }
+    for held_out in [&mut choosing, &mut judging] {
+        Random::new(seed).shuffle(held_out);
+        held_out.truncate(measured);
+    }
+    let parts = [training, choosing, judging];
+    match parts.iter().map(Vec::len).find(|count| *count < fewest) {
+        Some(few) => Err(BridgeError::TooLittle(format!(
+            "a part of the {what} has {few}, at least {fewest} are needed to train, to choose and to judge; they are held \
+             out document by document"
+        ))),
+        None => Ok(parts),
+    }
+}
+
+/// The order in which epochs go through `count` items, each shuffled by the seed; the last one asked for is kept.
+pub struct Epochs {
+    count: usize,
+    seed: u64,
+    epoch: usize,
+    order: Vec<usize>,
+}
+
+impl Epochs {
+    pub fn new(count: usize, seed: u64) -> Epochs {
+        Epochs {
+            count,
+            seed,
+            epoch: usize::MAX,
+            order: Vec::new(),
+        }
+    }
+
+    /// The item at a place, counted through all epochs. There is one item at least.
+    pub fn at(&mut self, place: usize) -> usize {
+        let (epoch, within) = (place / self.count, place % self.count);
+        if epoch != self.epoch {
+            self.order = (0..self.count).collect();
+            Random::new(self.seed.wrapping_add(1 + epoch as u64)).shuffle(&mut self.order);
+            self.epoch = epoch;
+        }
+        self.order[within]
+    }
+}
+
+/// The mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// nDCG@10 of one relevant passage at each rank from 0.
+pub fn gains(ranks: &[u32]) -> Vec<f64> {
+    let gain = |rank: &u32| match rank {
+        0..10 => 1.0 / f64::from(rank + 2).log2(),
+        _ => 0.0,
+    };
+    ranks.iter().map(gain).collect()
+}
+
 /// A sentence of each passage as its query.
 pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
     let spans = |text: &str| {

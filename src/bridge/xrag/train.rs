@@ -9,7 +9,7 @@ use super::fit::{AT_ONCE, Example, Given, Sizes, Trainee, pass};
 use super::prompts::{Prompt, prompts};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{Part, embed, part};
+use crate::bridge::train::parts::{Epochs, embed, mean, parted};
 use crate::compute::cpu::has_bf16;
 use crate::compute::{Pool, Precision};
 use crate::eval::bootstrap::{Draws, of_mean};
@@ -235,10 +235,6 @@ impl Training<'_> {
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
 /// Trains a projector for the LLM that `encode` gives. Pairs are not read.
 ///
 /// # Errors
@@ -281,29 +277,16 @@ pub fn train(
         vectors,
         texts: ids,
     };
-    let mut parts: [Vec<usize>; 3] = Default::default();
-    for (number, passage) in passages.iter().enumerate() {
-        if training.texts[number].is_empty() {
-            continue;
-        }
-        parts[match part(passage.document, options.held_out, options.seed) {
-            Part::Training => 0,
-            Part::Choosing => 1,
-            Part::Judging => 2,
-        }]
-        .push(number);
-    }
-    for held_out in &mut parts[1..] {
-        Random::new(options.seed).shuffle(held_out);
-        held_out.truncate(options.measured);
-    }
-    if let Some(few) = parts.iter().find(|part| part.len() < FEWEST_PASSAGES) {
-        return Err(BridgeError::TooLittle(format!(
-            "a part of the passages has {}, at least {FEWEST_PASSAGES} are needed to train, to choose and to judge; they are \
-             held out document by document",
-            few.len()
-        )));
-    }
+    let with_text = passages.iter().zip(&training.texts).enumerate();
+    let with_text = with_text.filter(|(_, (_, text))| !text.is_empty());
+    let parts = parted(
+        with_text.map(|(number, (passage, _))| (number, passage.document)),
+        "passages",
+        options.held_out,
+        options.measured,
+        FEWEST_PASSAGES,
+        options.seed,
+    )?;
     let hidden = decoder.config().hidden;
     let sizes = Sizes {
         inputs: dimensions,
@@ -363,17 +346,13 @@ fn fit(
         // Checkpoints are kept at the best rounds' ends only where that is the last one: others begin from what was best then.
         best = trainee.parts.clone();
     }
+    let mut epochs = Epochs::new(passages.len(), options.seed);
     while round < rounds && round - best_round < PATIENCE {
         let mut bits = 0.0;
         let range = round * options.round_steps..((round + 1) * options.round_steps).min(steps);
         for step in range.clone() {
             let of_step: Vec<usize> = (step * options.batch..(step + 1) * options.batch)
-                .map(|place| {
-                    let mut order: Vec<usize> = (0..passages.len()).collect();
-                    let epoch = (place / passages.len()) as u64;
-                    Random::new(options.seed.wrapping_add(1 + epoch)).shuffle(&mut order);
-                    passages[order[place % passages.len()]]
-                })
+                .map(|place| passages[epochs.at(place)])
                 .collect();
             let now = step as f32 + 1.0;
             let rate = options.rate * (now / warm).min((steps as f32 - now + 1.0) / steps as f32).min(1.0);

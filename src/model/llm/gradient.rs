@@ -422,14 +422,12 @@ impl Differentiable {
     }
 
     /// The attention of one query over the keys up to its own, into `row`.
-    fn softmax(&self, query: &[f32], key: impl Fn(usize) -> *const f32, from: usize, until: usize, row: &mut [f32]) {
+    fn softmax<'k>(&self, query: &[f32], key: impl Fn(usize) -> &'k [f32], from: usize, until: usize, row: &mut [f32]) {
         let width = self.config.head_width;
         let scale = 1.0 / (width as f32).sqrt();
         let mut most = f32::NEG_INFINITY;
         for (position, score) in row.iter_mut().enumerate().take(until).skip(from) {
-            // SAFETY: `key` gives the address of `width` numbers of a row of the pass.
-            let key = unsafe { std::slice::from_raw_parts(key(position), width) };
-            *score = dot(query, key) * scale;
+            *score = dot(query, key(position)) * scale;
             most = most.max(*score);
         }
         let mut sum = 0.0;
@@ -455,7 +453,7 @@ impl Differentiable {
         pool.run(tasks.len(), |task| {
             let (first, count, head) = tasks[task];
             let mut scores = vec![0.0f32; count];
-            let key = |position: usize| qkv[(first + position) * row + (heads + head) * width..][..width].as_ptr();
+            let key = |position: usize| &qkv[(first + position) * row + (heads + head) * width..][..width];
             for position in 0..count {
                 for query in head * group..(head + 1) * group {
                     let at = first + position;
@@ -493,7 +491,7 @@ impl Differentiable {
         pool.run(tasks.len(), |task| {
             let (first, count, head) = tasks[task];
             let (mut scores, mut back) = (vec![0.0f32; count], vec![0.0f32; count]);
-            let key = |position: usize| qkv[(first + position) * row + (heads + head) * width..][..width].as_ptr();
+            let key = |position: usize| &qkv[(first + position) * row + (heads + head) * width..][..width];
             for position in 0..count {
                 for query in head * group..(head + 1) * group {
                     let at = first + position;

@@ -313,10 +313,14 @@ impl Encoder {
         let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
         let (most, mut rest) = (network.tokens_at_once(pool.threads()), batch);
         while !rest.is_empty() {
+            // Parts of about the same size: a sequence belongs to the part that its middle is in.
+            let left: usize = rest.iter().map(|sequence| sequence.ids.len()).sum();
+            let size = left.div_ceil(left.div_ceil(most).max(1));
             let mut tokens = 0;
             let fits = |sequence: &&Sequence| {
+                let middle = tokens + sequence.ids.len() / 2;
                 tokens += sequence.ids.len();
-                tokens <= most
+                middle < size
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (part, others) = rest.split_at(count);

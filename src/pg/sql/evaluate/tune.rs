@@ -4,8 +4,8 @@
 //! queries that did not choose. The profile is stored where that figure is above plain search: otherwise the profile
 //! is plain search.
 //!
-//! Stages, without candidates of the caller's own: a bridge that fits the index; a second one beside it, where the two go
-//! together; feedback, of vectors or of texts. The caller's own are one stage.
+//! Stages, without candidates of the caller's own: a bridge that fits the index; a second one of another kind before or
+//! behind it; feedback, of vectors or of texts. The caller's own are one stage.
 
 use super::ranking::{answers, judged};
 use super::relations::{Asked, key_column, needed, qrels, queries, with_relevant};
@@ -75,13 +75,12 @@ impl Candidates for Tuning {
             (Parts::Given(given), 0) => given.iter().map(|options| (options.clone(), None)).collect(),
             (Parts::Found(bridges), 0) => bridges
                 .iter()
-                .filter_map(|bridge| Some((bridge.added_to(&start)?, bridge.prior(self.measure, plain))))
+                .filter_map(|bridge| Some((bridge.alone()?, bridge.prior(self.measure, plain))))
                 .collect(),
-            (Parts::Found(bridges), 1) if base != 0 => bridges
-                .iter()
-                .filter_map(|bridge| Some((bridge.added_to(&start)?, None)))
+            (Parts::Found(bridges), 1) => candidates::pairs(&start, bridges)
+                .into_iter()
+                .map(|options| (options, None))
                 .collect(),
-            (Parts::Found(_), 1) => Vec::new(),
             (Parts::Found(bridges), 2) => candidates::feedback(&start, bridges)
                 .into_iter()
                 .map(|options| (options, None))
@@ -231,16 +230,12 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
+    use crate::bridge::evidence;
     use crate::bridge::feedback::{Method, Options};
     use crate::bridge::text_feedback;
     use crate::pg::sql::leaf::model_of;
     use pgrx::spi::SpiError;
     use serde_json::Value;
-
-    /// Standard deviation that is assumed of the differences of nDCG query by query, where a bridge's figures bring no interval.
-    const SPREAD: f64 = 0.3;
-    /// Standard errors to either side of a mean that a 95 % interval reaches.
-    const REACH: f64 = 1.96;
 
     /// An accepted bridge.
     pub struct Bridge {
@@ -255,41 +250,40 @@ mod candidates {
             self.kind == text_feedback::KIND
         }
 
-        /// `start` with this bridge; none where they do not go together.
-        pub fn added_to(&self, start: &Query) -> Option<Query> {
-            if self.reads_texts() || start.bridge.is_some() {
-                return None;
-            }
-            Some(Query {
+        /// The query with this bridge alone; none for a reader of texts, which is feedback.
+        pub fn alone(&self) -> Option<Query> {
+            (!self.reads_texts()).then(|| Query {
                 bridge: Some(self.name.clone()),
-                ..start.clone()
+                ..Query::default()
             })
         }
 
-        /// What its training says of its gain over plain search, whose mean is `plain`.
-        ///
-        /// Of held-out pairs the gain is believed, with a quarter of it as doubt beside its standard error: the questions judged here are
-        /// others. Of queries made of the passages half is believed, with as much doubt.
-        pub fn prior(&self, measure: Measure, plain: f64) -> Option<Prior> {
-            if matches!(measure, Measure::Recall(_)) {
-                return None;
+        /// `start`, which has the bridge `other`, with this one as well, behind it and before it; nothing where the two are of one
+        /// kind or a query takes one bridge only.
+        pub fn beside(&self, other: &Bridge, start: &Query) -> Vec<Query> {
+            if self.reads_texts() || self.kind == other.kind {
+                return Vec::new();
             }
-            let tasks = &self.figures["tasks"];
-            let pairs = &tasks["pairs"];
-            let (score, given) = match &self.figures["ndcg@10"] {
-                Value::Object(_) => (&self.figures["ndcg@10"], self.figures["queries"] == "given"),
-                _ if pairs.is_object() => (pairs, true),
-                _ => (&tasks["sentence"], false),
-            };
-            let gain = score["gain"].as_f64()?;
-            let error = match (score["low"].as_f64(), score["high"].as_f64()) {
-                (Some(low), Some(high)) => (high - low) / (2.0 * REACH),
-                _ => SPREAD / score["queries"].as_f64()?.sqrt() / score["plain"].as_f64()?,
-            };
-            let (believed, doubt) = if given { (1.0, 0.25) } else { (0.5, 0.5) };
-            let error = error.hypot(doubt * gain) * plain;
-            let gain = believed * gain * plain;
-            (gain.is_finite() && error.is_finite() && error > 0.0).then_some(Prior { gain, error })
+            let orders = [[&other.name, &self.name], [&self.name, &other.name]];
+            orders
+                .into_iter()
+                .filter_map(|bridges| {
+                    // By its written form, which refuses what a query does not have.
+                    let mut fields = serde_json::to_value(start).ok()?;
+                    let object = fields.as_object_mut()?;
+                    object.remove("bridge");
+                    object.insert("bridges".to_owned(), json!(bridges));
+                    serde_json::from_value(fields).ok()
+                })
+                .collect()
+        }
+
+        /// What its training says of its gain over plain search, whose mean is `plain`. Of recall figures say nothing.
+        pub fn prior(&self, measure: Measure, plain: f64) -> Option<Prior> {
+            match measure {
+                Measure::Recall(_) => None,
+                _ => evidence::prior(&self.figures, plain),
+            }
         }
     }
 
@@ -315,6 +309,15 @@ mod candidates {
             Ok::<_, SpiError>(bridges)
         });
         bridges.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+    }
+
+    /// The query with a second bridge beside the one that `start` has.
+    pub fn pairs(start: &Query, bridges: &[Bridge]) -> Vec<Query> {
+        let known = |bridge: &&Bridge| start.bridge.as_ref() == Some(&bridge.name);
+        let Some(first) = bridges.iter().find(known) else {
+            return Vec::new();
+        };
+        bridges.iter().flat_map(|bridge| bridge.beside(first, start)).collect()
     }
 
     /// The feedback that can be added to `start`: each method with its own defaults, and each reader.

@@ -39,8 +39,13 @@ fn merged(query: &Query, stored: &str) -> Result<Query, serde_json::Error> {
     let mut own = serde_json::to_value(query)?;
     let stored: serde_json::Map<String, serde_json::Value> = serde_json::from_str(stored)?;
     if let Some(own) = own.as_object_mut() {
+        // One bridge or several are one option.
+        let bridges = ["bridge", "bridges"];
+        let bridged = bridges.iter().any(|name| own.contains_key(*name));
         for (name, value) in stored {
-            own.entry(name).or_insert(value);
+            if !(bridged && bridges.contains(&name.as_str())) {
+                own.entry(name).or_insert(value);
+            }
         }
         own.remove("profile");
     }

@@ -3,6 +3,7 @@
 use super::data::{Encode, Pair, Passage, Progress, Watch};
 use crate::bridge::BridgeError;
 use crate::compute::pooling::normalize;
+use crate::eval::bootstrap::{Draws, Interval, of_difference, of_gain};
 use crate::eval::random::Random;
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::model::Role;
@@ -112,6 +113,42 @@ pub fn gains(ranks: &[u32]) -> Vec<f64> {
     ranks.iter().map(gain).collect()
 }
 
+/// What held-out queries say of a bridge: each query's value before and with it, paired by place.
+pub struct Judged {
+    pub base: f64,
+    pub with: f64,
+    /// `with / base - 1`; 0 where `base` is 0.
+    pub gain: f64,
+    /// The 95 % interval of the relative gain, where it is defined.
+    pub gain_interval: Option<Interval>,
+    /// The 95 % interval of `with - base`.
+    pub difference: Option<Interval>,
+}
+
+impl Judged {
+    /// From each query's value. The seed draws the intervals (percentile bootstrap over queries).
+    pub fn of(base: &[f64], with: &[f64], seed: u64) -> Judged {
+        let draws = Draws {
+            seed,
+            ..Draws::default()
+        };
+        let (before, after) = (mean(base), mean(with));
+        Judged {
+            base: before,
+            with: after,
+            gain: if before > 0.0 { after / before - 1.0 } else { 0.0 },
+            gain_interval: of_gain(base, with, draws),
+            difference: of_difference(base, with, draws),
+        }
+    }
+
+    /// Whether the bridge is better by more than the choice of queries explains: the whole interval of the difference
+    /// lies above 0. A mean of some hundred queries is above 0 every other time for a bridge that does nothing.
+    pub fn helps(&self) -> bool {
+        self.difference.is_some_and(|difference| difference.low > 0.0)
+    }
+}
+
 /// A sentence of each passage as its query.
 pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
     let spans = |text: &str| {
@@ -164,4 +201,34 @@ pub fn embed(
     }
     vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
     Ok((dimensions, vectors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_helps_where_the_whole_interval_is_above_zero() {
+        let base: Vec<f64> = (0..200).map(|query| f64::from(query % 5) / 4.0).collect();
+        // One query in four gains 0.1: the mean 0.025, far from 0 over 200 queries.
+        let better: Vec<f64> = base
+            .iter()
+            .zip(0..)
+            .map(|(x, n)| x + f64::from(u8::from(n % 4 == 0)) / 10.0)
+            .collect();
+        let judged = Judged::of(&base, &better, 1);
+        assert!(judged.helps());
+        assert!((judged.with - judged.base - 0.025).abs() < 1e-12 && (judged.gain - 0.05).abs() < 1e-9);
+        // The same mean out of gains and losses of 0.5 is within chance.
+        let chance: Vec<f64> = base
+            .iter()
+            .zip(0..)
+            .map(|(x, n)| x + if n % 40 < 21 { 0.5 } else { -0.5 })
+            .collect();
+        let judged = Judged::of(&base, &chance, 1);
+        assert!(judged.with > judged.base && !judged.helps());
+        assert!(!Judged::of(&better, &base, 1).helps());
+        assert!(!Judged::of(&base, &base, 1).helps());
+        assert!(!Judged::of(&[], &[], 1).helps());
+    }
 }

@@ -146,7 +146,8 @@ class Evaluation:
             self.step(f"SKIPPED: {s}: adapter, lexsem, situate: this build has no situ.train")
             return
         pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
-        why = self.train("adapter", f"{s}_adapter", pairs)
+        # The index's own texts, without their questions: what the adapter will have to tell apart.
+        why = self.train("adapter", f"{s}_adapter", f"{pairs}, index => '{plain}'")
         if why != FAILED:
             self.variants.append(
                 Variant("adapter", "query", plain, f"bridge => '{s}_adapter'", default=True, rejected=why)

@@ -154,10 +154,9 @@ pub fn cut_long(passages: Vec<Passage>, service: &mut Service) -> Vec<Passage> {
             continue;
         }
         found.extend(chunks.iter().map(|chunk| Passage {
-            key: passage.key.clone(),
-            document: passage.document,
             ordinal: ordinal + chunk.ordinal,
             text: chunk.span.of(&passage.text).unwrap_or_default().to_owned(),
+            ..passage.clone()
         }));
     }
     found

@@ -102,7 +102,8 @@ fn read(job: &Job) -> Material {
     });
     let mut service = Service { model, mlm };
     // The other trainers take the passages of a relation as they are.
-    let cut = relation(job, "passages").is_some() && job.kind == adapter::KIND;
+    let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
+    let cut = cuts && relation(job, "passages").is_some();
     let passages = if cut {
         if relation(job, "pairs").is_some() {
             each_key_once(&passages);

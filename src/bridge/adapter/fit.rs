@@ -11,17 +11,15 @@ use crate::bridge::train::adam::Adam;
 use crate::bridge::train::data::{Progress, Watch};
 use crate::bridge::train::loss::{Candidates, Groups, softmax_loss};
 use crate::bridge::train::matrix::{product, transposed};
-use crate::bridge::train::parts::{gains, mean};
+use crate::bridge::train::parts::{Choice, gains, mean, standard_error};
 use crate::compute::Pool;
 use crate::compute::pooling::normalize;
 use crate::eval::random::Random;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// Epochs without a better one after which training ends.
+/// Epochs that are not kept after which training ends.
 const PATIENCE: usize = 4;
-/// Epochs whose scores are averaged where an epoch is chosen: a score of some hundred questions is noisy.
-const SMOOTHED: usize = 3;
 /// Fewest steps of an epoch: few pairs are gone through several times before they are measured.
 const LEAST_STEPS: usize = 64;
 /// Steps between two reports of progress.
@@ -136,8 +134,9 @@ pub(super) struct Fit<'a> {
     /// Epochs that are over, of this stage and of the judged one.
     pub epoch: usize,
     judged_epochs: usize,
-    /// Of every epoch so far, on the choosing documents.
-    scores: Vec<f64>,
+    /// Values of the choosing queries before anything was trained.
+    plain: Vec<f64>,
+    choice: Choice,
 }
 
 impl<'a> Fit<'a> {
@@ -177,10 +176,13 @@ impl<'a> Fit<'a> {
             best_epoch: 0,
             epoch: 0,
             judged_epochs: 0,
-            scores: Vec::new(),
+            plain: Vec::new(),
+            choice: Choice::new(0.0),
         };
         if stage == Stage::Judged {
-            fit.best_score = mean(&fit.scores(&fit.best, &fit.choosing)?);
+            fit.plain = fit.scores(&fit.best, &fit.choosing)?;
+            fit.best_score = mean(&fit.plain);
+            fit.choice = Choice::new(fit.best_score);
         }
         Ok(fit)
     }
@@ -303,10 +305,9 @@ impl<'a> Fit<'a> {
             self.epoch += 1;
             if self.stage == Stage::Judged {
                 let whole = self.whole()?;
-                self.scores.push(mean(&self.scores(&whole, &self.choosing)?));
-                let last = self.scores.len().saturating_sub(SMOOTHED);
-                let score = mean(&self.scores[last..]);
-                if score > self.best_score {
+                let values = self.scores(&whole, &self.choosing)?;
+                let score = mean(&values);
+                if self.choice.keeps(score, standard_error(&self.plain, &values)) {
                     (self.best, self.best_score, self.best_epoch) = (whole, score, self.epoch);
                 }
             }
@@ -320,7 +321,7 @@ impl<'a> Fit<'a> {
         let d = self.adapter.dimensions;
         let state = json!({"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score,
             "steps": self.moments.steps, "training": self.training.targets.len(), "stage": self.stage,
-            "judged_epochs": self.judged_epochs, "scores": self.scores});
+            "judged_epochs": self.judged_epochs, "choice": self.choice});
         let more = Map::from_iter([
             ("state".to_owned(), state),
             ("side".to_owned(), json!(self.adapter.side)),
@@ -375,8 +376,8 @@ impl<'a> Fit<'a> {
         if trained != self.training.targets.len() as u64 || epoch > most || (stage == Stage::Judged && best > epoch) {
             return Err(damaged());
         }
-        let scores = state.get("scores").cloned().unwrap_or_default();
-        self.scores = serde_json::from_value(scores).map_err(|_| damaged())?;
+        let choice = state.get("choice").cloned().unwrap_or_default();
+        self.choice = serde_json::from_value(choice).map_err(|_| damaged())?;
         self.adapter.map = tensors.take("map", &[d, d])?;
         self.moments.first = tensors.take("first", &[d, d])?;
         self.moments.second = tensors.take("second", &[d, d])?;

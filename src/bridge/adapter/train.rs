@@ -60,7 +60,7 @@ impl Default for AdapterOptions {
             rate: 2e-4,
             tau: 0.03,
             decay: 1e-3,
-            epochs: 12,
+            epochs: 8,
             batch: 256,
             held_out: 0.2,
             candidates: 32_768,

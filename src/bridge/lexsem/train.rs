@@ -8,6 +8,7 @@ use super::{LexSem, Scheme, file, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
 use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::parts::Choice;
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::model::Role;
@@ -294,9 +295,8 @@ struct Training<'a> {
     best_epoch: usize,
     /// Of the best.
     verdict: Verdict,
-    /// Gain on the choosing queries before anything was trained, and the largest so far.
-    first_gain: f64,
-    most_gain: f64,
+    /// Of gains on the choosing queries.
+    choice: Choice,
 }
 
 impl<'a> Training<'a> {
@@ -353,8 +353,7 @@ impl<'a> Training<'a> {
             epoch: 0,
             loss: 0.0,
             best_epoch: 0,
-            first_gain: verdict.gain,
-            most_gain: verdict.gain,
+            choice: Choice::new(verdict.gain),
             verdict,
         })
     }
@@ -392,8 +391,7 @@ impl<'a> Training<'a> {
             self.loss = loss / batches.max(1) as f64;
             let seed = self.options.seed;
             let verdict = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false, seed)?;
-            self.most_gain = self.most_gain.max(verdict.gain);
-            let within = verdict.gain > self.first_gain && verdict.gain >= self.most_gain - verdict.standard_error();
+            let within = self.choice.keeps(verdict.gain, verdict.standard_error());
             if verdict.guard >= -self.options.guard && within {
                 self.best = self.bridge.clone();
                 self.best_epoch = self.epoch;
@@ -408,7 +406,7 @@ impl<'a> Training<'a> {
     fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
         let state = json!({
             "epoch": self.epoch, "loss": self.loss, "best_epoch": self.best_epoch,
-            "gain": self.verdict.gain, "guard": self.verdict.guard, "most_gain": self.most_gain,
+            "gain": self.verdict.gain, "guard": self.verdict.guard, "most_gain": self.choice.most,
         });
         let entry = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
         let bridge = file::write(&self.bridge, entry("training", state))?;
@@ -452,7 +450,7 @@ impl<'a> Training<'a> {
         self.loss = number("loss")?;
         self.verdict.gain = number("gain")?;
         self.verdict.guard = number("guard")?;
-        self.most_gain = number("most_gain")?;
+        self.choice.most = number("most_gain")?;
         Ok(())
     }
 

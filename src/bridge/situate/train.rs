@@ -15,7 +15,7 @@ use super::options::{Options, Random};
 use super::{made, place};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{Judged, Part, mean};
+use crate::bridge::train::parts::{Choice, Judged, Part, mean, standard_error};
 use crate::eval::bootstrap::{Draws, of_mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -43,6 +43,7 @@ struct State {
     best: Vec<f32>,
     best_figure: f64,
     best_epoch: u32,
+    choice: Choice,
 }
 
 /// What a checkpoint holds.
@@ -242,6 +243,11 @@ impl Material {
     /// The epochs that a training has left.
     fn run(&self, state: &mut State, control: Option<&State>, watch: &mut dyn Watch) -> Result<(), BridgeError> {
         let mut gradient = vec![0.0f32; state.numbers.len()];
+        let plain = self.values(&vec![0.0; state.numbers.len()], false, Part::Choosing);
+        if state.epoch == 0 {
+            state.best_figure = mean(&plain);
+            state.choice = Choice::new(state.best_figure);
+        }
         while state.epoch < self.options.epochs {
             let steps = self.steps(state.epoch);
             let all = steps.len() as u64 * u64::from(self.options.epochs);
@@ -260,8 +266,9 @@ impl Material {
                 })?;
             }
             state.epoch += 1;
-            let figure = mean(&self.values(&state.numbers, state.context, Part::Choosing));
-            if figure > state.best_figure {
+            let values = self.values(&state.numbers, state.context, Part::Choosing);
+            let figure = mean(&values);
+            if state.choice.keeps(figure, standard_error(&plain, &values)) {
                 state.best_figure = figure;
                 state.best_epoch = state.epoch;
                 state.best.clone_from(&state.numbers);
@@ -344,8 +351,9 @@ impl State {
             second: zeros.clone(),
             best: zeros,
             numbers,
-            best_figure: f64::MIN,
+            best_figure: 0.0,
             best_epoch: 0,
+            choice: Choice::new(0.0),
         }
     }
 

@@ -86,8 +86,8 @@ class Evaluation:
         return float(self.db.one(f"SELECT {seconds.format(index)} / {seconds.format(self.name + '.plain')}") or 1)
 
     def situated(self) -> None:
-        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone, `control`
-        the row alone with the same training as `bridge`."""
+        """Rows embedded among the other rows of their document, in indexes over vectors: cut as the plain index cuts them, found at
+        the nearest piece. `chunk` is the piece alone, `control` a map of it with the same training as `bridge`."""
         s, base = self.name, None
         if not self.set.situated:
             return
@@ -95,21 +95,24 @@ class Evaluation:
             self.step(f"SKIPPED: {s}: rows in their document: this build has no situ.situate over chunks")
             return
         kinds = {"chunk": "mode => 'none'", "context": "mode => 'late'"}
-        if self.db.has_function("train"):
+        trained = {"bridge": "", "control": ", options => '{\"document\": false}'"} if self.db.has_function("train") else {}
+        for kind, options in trained.items():
             pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
-            for kind, options in (("control", """, options => '{"document": false}'"""), ("bridge", "")):
-                bridge = f"{s}_situate" + ("" if kind == "bridge" else f"_{kind}")
-                why = self.train("situate", bridge, pairs + options)
-                if why is None:
-                    kinds[kind] = f"mode => 'bridge', bridge => '{bridge}'"
-                elif why != FAILED:
-                    self.variants.append(Variant("situate", kind, f"{s}.plain", default=kind == "bridge", rejected=why))
+            why = self.train("situate", f"{s}_situate_{kind}", pairs + options)
+            if not why:
+                kinds[kind] = f"mode => 'bridge', bridge => '{s}_situate_{kind}'"
+            elif why != FAILED:
+                self.variants.append(Variant("situate", kind, f"{s}.plain", default=kind == "bridge", rejected=why))
+        self.db.run(
+            f"CREATE TABLE {s}.pieces AS SELECT d.id, d.document, row_number() OVER (PARTITION BY d.document ORDER BY d.ordinal, "
+            f"c.ordinal) AS ordinal, c.passage AS body FROM {s}.docs d, situ.chunks(d.body, '{MODEL}', 250) c;"
+        )
         for kind, arguments in kinds.items():
             self.step(f"{s}: situ.situate(chunks, {arguments})")
             table, begin = f"{s}.situated_{kind}", time.monotonic()
             made = (
                 f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
-                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
+                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.pieces "
                 "GROUP BY document) d, generate_subscripts(ids, 1) n;"
             )
             try:
@@ -120,7 +123,7 @@ class Evaluation:
             seconds = time.monotonic() - begin
             base = base or seconds
             self.db.run(
-                f"ALTER TABLE {table} ADD PRIMARY KEY (id), ALTER v TYPE vector(384);\n"
+                f"ALTER TABLE {table} ALTER v TYPE vector(384);\n"
                 f"CREATE INDEX {kind} ON {table} USING situ (v vector_cosine_ops);"
             )
             self.variants.append(
@@ -149,7 +152,8 @@ class Evaluation:
             self.step(f"SKIPPED: {s}: adapter, lexsem, situate: this build has no situ.train")
             return
         pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
-        why = self.train("adapter", f"{s}_adapter", pairs)
+        # The index's own texts, without their questions: what the adapter will have to tell apart.
+        why = self.train("adapter", f"{s}_adapter", f"{pairs}, index => '{plain}'")
         if why != FAILED:
             self.variants.append(
                 Variant("adapter", "query", plain, f"bridge => '{s}_adapter'", default=True, rejected=why)

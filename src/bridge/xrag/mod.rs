@@ -4,6 +4,7 @@
 mod fit;
 pub mod projector;
 mod prompts;
+pub mod published;
 mod train;
 
 pub use projector::KIND;

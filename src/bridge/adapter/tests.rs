@@ -138,6 +138,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
     let pairs = (0..600u32).map(|number| Pair {
         query: format!("q{number}"),
         passage: number,
+        answer: None,
     });
     (passages, pairs.collect())
 }

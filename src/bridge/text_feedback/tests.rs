@@ -74,6 +74,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
         .map(|n| Pair {
             query: format!("{} {}", words[(n % 125 % 5) as usize], words[(n % 125 / 25) as usize]),
             passage: n % 125,
+            answer: None,
         })
         .collect();
     (passages, pairs)

@@ -20,6 +20,8 @@ pub struct Pair {
     pub query: String,
     /// Index into passages.
     pub passage: u32,
+    /// The answer in words, where it is known.
+    pub answer: Option<String>,
 }
 
 /// Row-major vectors.
@@ -50,6 +52,10 @@ pub trait Encode {
     /// Where the files of a language model are, by the name that it is registered with.
     fn language_model(&mut self, _name: &str) -> Result<PathBuf, BridgeError> {
         Err(BridgeError::NoReading("language model"))
+    }
+    /// The bytes of the bridge that the options name as the training's start.
+    fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
+        Err(BridgeError::NoReading("bridge to start from"))
     }
 }
 

@@ -136,6 +136,7 @@ pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
         pairs.extend(made.map(|query| Pair {
             query,
             passage: number as u32,
+            answer: None,
         }));
     }
     pairs
@@ -143,6 +144,18 @@ pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
 
 /// Encodes texts, looking at `watch` between requests: dimensions, and the vectors row-major with unit length.
 pub fn embed(
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+    role: Role,
+    texts: &[&str],
+) -> Result<(usize, Vec<f32>), BridgeError> {
+    let (dimensions, mut vectors) = embed_as_is(encode, watch, role, texts)?;
+    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
+    Ok((dimensions, vectors))
+}
+
+/// Like [`embed`], with the vectors as the encoder gives them.
+pub fn embed_as_is(
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
     role: Role,
@@ -162,6 +175,5 @@ pub fn embed(
         vectors.extend(found.values);
         watch.step(&Progress::default())?;
     }
-    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
     Ok((dimensions, vectors))
 }

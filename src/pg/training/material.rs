@@ -14,7 +14,7 @@ use crate::pg::service::client::{self, ModelRef};
 use crate::pg::service::models::resolve;
 use crate::pg::service::{Lane, ServiceError, readings};
 use crate::pg::settings;
-use crate::pg::sql::evaluate::relations::table_of;
+use crate::pg::sql::evaluate::relations::{has_column, table_of};
 use crate::pg::sql::leaf::{kind_of, name_of};
 use crate::pg::sql::models::llm_by_name;
 use crate::pg::sql::profiles::qualified;
@@ -33,6 +33,8 @@ pub struct Service {
     pub model: ModelRef,
     /// The masked language model of the scheme clr, and how many weights of a text are kept.
     pub mlm: Option<(ModelRef, u32)>,
+    /// The file of the bridge that the training starts from, read in the snapshot of the rest.
+    pub start: Option<Vec<u8>>,
 }
 
 impl Encode for Service {
@@ -68,6 +70,10 @@ impl Encode for Service {
             true => Ok(path),
             false => Err(changed(&llm.name)),
         }
+    }
+
+    fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
+        self.start.clone().ok_or(BridgeError::NoReading("bridge to start from"))
     }
 
     fn directory(&mut self) -> Result<PathBuf, BridgeError> {
@@ -186,9 +192,10 @@ pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
 struct Named {
     query: String,
     passages: Vec<u32>,
+    answer: Option<String>,
 }
 
-/// Rows of (query, passage). A pair whose passage the caller cannot see is left out. Where a row has several passages
+/// Rows of (query, passage), and of a column `answer` where there is one. A pair whose passage the caller cannot see is left out. Where a row has several passages
 /// (`chunked`: an index's rows), the one nearest to the query is meant.
 pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, service: &mut Service) -> Vec<Pair> {
     let mut places: HashMap<&str, Vec<u32>> = HashMap::new();
@@ -202,8 +209,12 @@ pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, se
             )
         }
     }
+    let answer = match has_column(relation, "answer") {
+        true => "answer::pg_catalog.text",
+        false => "NULL::pg_catalog.text",
+    };
     let statement = format!(
-        "SELECT query::pg_catalog.text, passage::pg_catalog.text FROM {} ORDER BY 1, 2",
+        "SELECT query::pg_catalog.text, passage::pg_catalog.text, {answer} FROM {} ORDER BY 1, 2, 3",
         qualified(relation)
     );
     let named: Vec<Named> = spi(Spi::connect(|client| {
@@ -212,8 +223,11 @@ pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, se
             if let (Some(query), Some(key)) = (row.get::<String>(1)?, row.get::<String>(2)?)
                 && let Some(passages) = places.get(key.as_str())
             {
-                let passages = passages.clone();
-                named.push(Named { query, passages });
+                named.push(Named {
+                    query,
+                    passages: passages.clone(),
+                    answer: row.get::<String>(3)?,
+                });
             }
         }
         Ok(named)
@@ -238,7 +252,12 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
     let vectors: HashMap<u32, &[f32]> = among.iter().copied().zip(chunks.values.chunks_exact(d)).collect();
     let mut queries = queries.values.chunks_exact(d);
     let mut pairs = Vec::with_capacity(named.len());
-    for Named { query, passages } in &named {
+    for Named {
+        query,
+        passages,
+        answer,
+    } in &named
+    {
         let passage = match passages[..] {
             [only] => Some(only),
             _ => queries.next().and_then(|query| {
@@ -256,6 +275,7 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
         pairs.extend(passage.map(|passage| Pair {
             query: query.clone(),
             passage,
+            answer: answer.clone(),
         }));
     }
     pairs

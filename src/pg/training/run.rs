@@ -86,10 +86,16 @@ fn read(job: &Job) -> Material {
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         (model_by_name(Some(mlm)).or_raise(), most)
     });
+    let start = options.get("start").and_then(Value::as_str).map(|name| {
+        let bridge = bridges::find(name);
+        bridges::check_owner(&bridge, job.owner);
+        bridges::check_trained_over(&bridge, &model);
+        bridges::weights(name)
+    });
     let found = passages.len();
     let seed = options.get("seed").and_then(Value::as_u64).unwrap_or(1);
     let passages = bounded(passages, model.dimensions, settings::training_memory(), seed);
-    let mut service = Service { model, mlm };
+    let mut service = Service { model, mlm, start };
     let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, index.is_some(), &mut service));
     if pairs.as_ref().is_some_and(Vec::is_empty) {
         Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()

@@ -211,6 +211,7 @@ fn questions_of_stories_never_seen() {
         .map(|(query, at)| Pair {
             query: query.clone(),
             passage: at as u32,
+            answer: None,
         })
         .collect();
     let (val, titles, asked) = load(&data, "val");

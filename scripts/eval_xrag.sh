@@ -8,6 +8,7 @@
 #   XRAG_EPOCHS=n       times that each passage is trained on (default 1)
 #   XRAG_QUESTIONS=n    questions of each set (default 300)
 #   XRAG_STAGE=paraphrase   without the second stage, on questions and answers
+#   XRAG_SITUATE=mode   a mode of situ.situate: vectors of passages among the others of their document
 #   XRAG_OPTIONS=JSON   more options of situ.train
 #   XRAG_SESSIONS=n     sessions that ask at once (default 4)
 #   EVAL_DATA=...       the folder of the sets (default ../shared/data beside the checkout)

@@ -58,6 +58,8 @@ class Run:
         self.training = material.Training()
         self.tokens = [int(tokens) for tokens in (os.environ.get("XRAG_TOKENS") or "1").split()]
         self.sessions = number("XRAG_SESSIONS", 4)
+        #: A mode of situ.situate: vectors of passages among the others of their document, instead of alone.
+        self.situate = os.environ.get("XRAG_SITUATE") or ""
 
     def line(self, metric: str, value: float | None, unit: str, **more) -> None:
         line = {"bench": "eval-xrag", "metric": metric, "value": value, "unit": unit} | more
@@ -92,12 +94,22 @@ class Run:
             s = judged.name
             self.step(f"{s}: {len(judged.docs)} passages, {len(judged.questions)} questions, CREATE INDEX")
             self.db.run(
-                f"CREATE INDEX passages ON {s}.docs USING situ (body) WITH (model = '{ENCODER}', chunk_tokens = 250);\n"
-                f"ALTER TABLE {s}.docs ADD embedding vector;\n"
-                f"UPDATE {s}.docs d SET embedding = e.v FROM (SELECT unnest(ids) AS id, unnest(vectors) AS v FROM "
-                f"(SELECT array_agg(d.id) AS ids, situ.embed(array_agg(d.body), '{ENCODER}', 'passage') AS vectors "
-                f"FROM {s}.docs d WHERE d.id IN (SELECT unnest(ARRAY[gold, other]) FROM {s}.questions)) a) e WHERE e.id = d.id;"
+                f"CREATE INDEX passages ON {s}.docs USING situ (body) WITH (model = '{ENCODER}', chunk_tokens = 250);"
             )
+            self.embed(f"{s}.docs", self.situate)
+        if self.situate:
+            self.embed("train.passages", self.situate)
+
+    def embed(self, table: str, situate: str) -> None:
+        """Adds the passages' vectors to a table, of each alone or among the others of its document."""
+        vectors = f"situ.embed(array_agg(body ORDER BY ordinal), '{ENCODER}', 'passage')"
+        if situate:
+            vectors = f"situ.situate(array_agg(body ORDER BY ordinal), model => '{ENCODER}', mode => '{situate}')"
+        self.db.run(
+            f"ALTER TABLE {table} ADD embedding vector;\n"
+            f"UPDATE {table} d SET embedding = e.v FROM (SELECT unnest(ids) AS id, unnest(vectors) AS v FROM (SELECT "
+            f"array_agg(id ORDER BY ordinal) AS ids, {vectors} AS vectors FROM {table} GROUP BY document) a) e WHERE e.id = d.id;"
+        )
 
     # Training
 
@@ -121,6 +133,7 @@ class Run:
         self.line("training_seconds", seconds, "s", tokens=tokens, passages=len(self.training.passages), state=state)
         paraphrase = figures.get("paraphrase", figures)
         about = {"tokens": tokens, "passages": len(self.training.passages), "held_out": paraphrase.get("held_out")}
+        about |= {"situate": self.situate} if self.situate else {}
         for given, bits in (paraphrase.get("bits_per_token") or {}).items():
             self.line("bits_per_token", bits, "bits", given={"text": "text-32"}.get(given, given), **about)
         for over in ("other", "none"):
@@ -144,7 +157,8 @@ class Run:
         again = tokens != self.tokens[0]
         statements = []
         for mode, arguments in RETRIEVED.items():
-            if not (again and "{bridge}" not in arguments):
+            # situ.rag encodes passages alone, which a projector of situated vectors is not for.
+            if "{bridge}" not in arguments and not again or "{bridge}" in arguments and not self.situate:
                 statements.append((mode,
                     f"INSERT INTO answers SELECT '{s}', '{mode}', 'retrieved', {tokens}, q.id, r.answer, r.sources -> 0 ->> 'passage' "
                     f"FROM {s}.questions q, situ.rag('{s}.passages', q.text, {arguments.format(bridge=bridge)}, "
@@ -167,7 +181,7 @@ class Run:
         """What an answer of each mode costs, one after another, without a stop."""
         s = judged.name
         for mode, arguments in RETRIEVED.items():
-            if tokens != self.tokens[0] and "{bridge}" not in arguments:
+            if tokens != self.tokens[0] and "{bridge}" not in arguments or self.situate and "{bridge}" in arguments:
                 continue
             rows = self.db.rows(
                 f"SELECT r.prompt_tokens, r.prefill_ms, r.answer_tokens, r.decode_ms, r.retrieval_ms, r.encoding_ms FROM "

@@ -133,6 +133,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
             document: number / 2,
             ordinal: number % 2,
             text: format!("p{number}"),
+            vector: None,
         })
         .collect();
     let pairs = (0..600u32).map(|number| Pair {

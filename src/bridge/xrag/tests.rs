@@ -80,6 +80,7 @@ fn passages() -> Vec<Passage> {
             document: n,
             ordinal: 0,
             text: char::from(b'a' + (n % 12) as u8).to_string().repeat(6),
+            vector: None,
         })
         .collect()
 }

@@ -9,12 +9,12 @@ use super::fit::{AT_ONCE, Example, Given, Sizes, Trainee, pass};
 use super::prompts::{Prompt, prompts};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{Epochs, embed, mean, parted};
+use crate::bridge::train::parts::{Epochs, mean, parted, passage_vectors};
 use crate::compute::cpu::has_bf16;
+use crate::compute::pooling::normalize;
 use crate::compute::{Pool, Precision};
 use crate::eval::bootstrap::{Draws, of_mean};
 use crate::eval::random::Random;
-use crate::model::Role;
 use crate::model::llm::files::LlmFiles;
 use crate::model::llm::gradient::Differentiable;
 use crate::model::llm::{Chat, LlmTokenizer};
@@ -261,7 +261,8 @@ pub fn train(
     };
     let pool = Pool::new(threads)?;
     let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let (dimensions, vectors) = embed(encode, watch, Role::Passage, &texts)?;
+    let (dimensions, mut vectors) = passage_vectors(encode, watch, passages)?;
+    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
     let mut ids = Vec::with_capacity(passages.len());
     for text in &texts {
         let mut own = tokenizer.encode(text)?;

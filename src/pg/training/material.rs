@@ -101,10 +101,15 @@ pub fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
-/// Rows of (key, document, ordinal, text), in the order of documents and ordinals.
-pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
+/// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column `embedding`
+/// where there is one. Vectors of other than `dimensions` numbers raise an error.
+pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passage> {
+    let vector = match has_column(relation, "embedding") {
+        true => "embedding::pg_catalog.float4[]",
+        false => "NULL::pg_catalog.float4[]",
+    };
     let statement = format!(
-        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text \
+        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text, {vector} \
            FROM {} WHERE id IS NOT NULL AND document IS NOT NULL AND body IS NOT NULL ORDER BY document, ordinal, id",
         qualified(relation)
     );
@@ -116,6 +121,15 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
             let (Some(key), Some(document), Some(text)) = (key, document, text) else {
                 continue;
             };
+            let vector = row.get::<Vec<f32>>(4)?;
+            if let Some(found) = vector.as_ref().map(Vec::len)
+                && found != dimensions
+            {
+                bad(
+                    format!("the embedding of passage \"{key}\" has {found} dimensions, the model's have {dimensions}"),
+                    "The column embedding holds vectors of the model, situ.situate's for instance.",
+                )
+            }
             let next = documents.len() as u32;
             let document = *documents.entry(document).or_insert(next);
             let ordinal = match passages.last() {
@@ -127,6 +141,7 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
                 document,
                 ordinal,
                 text,
+                vector,
             });
         }
         Ok(())
@@ -183,6 +198,7 @@ pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
             document: document as u32,
             ordinal: chunk.ordinal,
             text: chunk.span.of(body).unwrap_or_default().to_owned(),
+            vector: None,
         }));
     }
     (text.model, passages)

@@ -75,7 +75,11 @@ fn read(job: &Job) -> Material {
             }
             (of_index, passages)
         }
-        (None, Some(passages)) => (model_by_name(text("model")).or_raise(), relation_passages(passages)),
+        (None, Some(passages)) => {
+            let model = model_by_name(text("model")).or_raise();
+            let passages = relation_passages(passages, model.dimensions);
+            (model, passages)
+        }
         _ => bad(
             "one of index and passages is needed".into(),
             "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'.",

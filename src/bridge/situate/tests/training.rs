@@ -85,6 +85,7 @@ fn corpus() -> (Vec<Passage>, Vec<Pair>) {
                 document,
                 ordinal,
                 text,
+                vector: None,
             });
         }
     }

@@ -16,7 +16,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm eval eval-xrag bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -34,6 +34,7 @@ help:
 	@echo 'make bench-service  what the encoder service adds to the bare forward pass'
 	@echo 'make bench-gpu      tests and measurements on a CUDA card, beside sentence-transformers'
 	@echo 'make bench-llm      answers of a small LLM beside llama.cpp'
+	@echo 'make bench-xrag     passages per second of the training of a projector for a small LLM'
 	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
 	@echo 'make eval-xrag      a projector of xRAG, trained and judged in bits and in answers [XRAG=quick]'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
@@ -93,6 +94,9 @@ bench-gpu:
 
 bench-llm:
 	@scripts/bench_llm.sh
+
+bench-xrag:
+	@scripts/bench_xrag.sh
 
 eval:
 	@scripts/eval.sh

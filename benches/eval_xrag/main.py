@@ -142,6 +142,14 @@ class Run:
                 self.line(f"bits_saved_over_{over}", saved["value"], "bits", low=saved["low"], high=saved["high"], **about)
         if saved := paraphrase.get("saved_over_other"):
             self.line("bits_saved_over_other_low", saved["low"], "bits", **about)
+        # Of the second stage, a token of an answer: bits given the question alone, the passage's text, and vectors.
+        second = figures.get("answers") or {}
+        about["held_out"] = second.get("held_out")
+        for given, bits in (second.get("bits_per_token") or {}).items():
+            self.line("bits_per_answer_token", bits, "bits", given=given, **about)
+        for over in ("other", "none"):
+            if saved := second.get(f"saved_over_{over}"):
+                self.line(f"answer_bits_saved_over_{over}", saved["value"], "bits", low=saved["low"], high=saved["high"], **about)
         # A rejected projector is refused everywhere; what it does is of interest all the same.
         if state != "accepted":
             self.db.run(f"UPDATE situ.bridges SET state = 'accepted' WHERE name = '{name}';")

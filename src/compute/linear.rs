@@ -225,27 +225,32 @@ impl Linear {
 
     /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
-        let count = x.len() / self.inputs;
+        self.prepare_rows(x, self.inputs, x.len() / self.inputs, rows)
+    }
+
+    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
+    pub fn prepare_rows<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
+        let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
         if let Some(peaks) = &self.peaks {
             let mut peaks = peaks.lock();
-            for row in x.chunks_exact(self.inputs) {
+            for row in each() {
                 peaks
                     .iter_mut()
                     .zip(row)
                     .for_each(|(peak, number)| *peak = peak.max(number.abs()));
             }
         }
-        if matches!(self.panels, Panels::F32(_)) && !(self.inputs * 4).is_multiple_of(4096) {
+        if matches!(self.panels, Panels::F32(_)) && !(apart * 4).is_multiple_of(4096) {
             // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
             let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
             return Prepared {
                 words,
-                stride: self.inputs,
+                stride: apart,
                 rows: count,
             };
         }
         let stride = self.words + PADDING;
-        for (row, words) in x.chunks_exact(self.inputs).zip(rows.words.chunks_exact_mut(stride)) {
+        for (row, words) in each().zip(rows.words.chunks_exact_mut(stride)) {
             let words = &mut words[..self.words];
             match &self.panels {
                 Panels::F32(_) => words

@@ -436,4 +436,23 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
         .query_one("SELECT answer, prompt_tokens FROM situ.rag('docs_body', 'Why does bread rise?', 2, mode => 'xrag', bridge => 'sayings', max_tokens => 8)", &[])
         .expect("an answer");
     assert!(row.get::<_, i32>(1) > 2);
+    // Vectors of the caller's own are taken as they are: where all are the same, no passage's says more than another's.
+    client.run("ALTER TABLE sayings ADD embedding vector(3); UPDATE sayings SET embedding = '[1,2,3]' WHERE id < 100");
+    client
+        .failure(&train("smol"))
+        .is("22023", "has 3 dimensions, the model's have 384");
+    client.run(
+        "ALTER TABLE sayings DROP embedding, ADD embedding vector(384);
+         UPDATE sayings SET embedding = situ.embed('The fox', 'minilm') WHERE id < 100",
+    );
+    client
+        .failure(&train("smol"))
+        .is("22000", "40 of 140 passages have no embedding");
+    client.run("UPDATE sayings SET embedding = situ.embed('The fox', 'minilm')");
+    client.run(&train("smol"));
+    assert!(client.one::<bool>(
+        "SELECT state = 'rejected' AND (figures -> 'saved_over_other' ->> 'value')::float8 = 0
+            AND figures -> 'bits_per_token' -> 'own' = figures -> 'bits_per_token' -> 'other'
+           FROM situ.bridges WHERE name = 'sayings'"
+    ));
 }

@@ -77,7 +77,7 @@ class Run:
                 continue
             self.sets.append(read(data / name, self.training))
         self.training.mix()
-        most = number("XRAG_PASSAGES", 600 if self.quick else 20_000)
+        most = number("XRAG_PASSAGES", 1000 if self.quick else 20_000)
         if most > len(self.training.passages):
             if absent := material.missing(data / "novels_pd", "corpus.jsonl"):
                 self.step(f"SKIPPED: novels_pd: {absent}")
@@ -116,9 +116,10 @@ class Run:
     def train(self, tokens: int) -> str:
         """Trains a projector, prints what its held-out figures say, and gives its name."""
         name = f"stories_{tokens}"
-        options = {"llm": LLM, "tokens": tokens, "epochs": number("XRAG_EPOCHS", 1)}
+        epochs = number("XRAG_EPOCHS", 1)
+        options = {"llm": LLM, "tokens": tokens, "epochs": epochs, "answer_epochs": epochs}
         if self.quick:
-            options |= {"measured": 40, "held_out": 0.2}
+            options |= {"measured": 40, "held_out": 0.4}
         options |= json.loads(os.environ.get("XRAG_OPTIONS") or "{}")
         pairs = "" if os.environ.get("XRAG_STAGE") == "paraphrase" else ", pairs => 'train.pairs'"
         call = (f"CALL situ.train('xrag', '{name}', model => '{ENCODER}', passages => 'train.passages'{pairs}, "
@@ -209,8 +210,8 @@ class Run:
 
     # Judging
 
-    def judge(self, judged: material.Judged) -> None:
-        """Counts the answers of a set."""
+    def judge(self, judged: material.Judged, now: int) -> None:
+        """Counts the answers of a set that were made with `now` vectors a passage, and those without vectors once."""
         s = judged.name
         found: dict[tuple, dict[str, tuple[str, str]]] = {}
         for mode, given, tokens, query, answer, passage in self.db.rows(
@@ -221,14 +222,15 @@ class Run:
         order = [question for question, _, _ in judged.questions]
         for measure, count in (("answer_f1", answers.f1), ("answer_match", answers.match)):
             values = {key: [count(rows[query][0], judged.answers[query]) for query in order] for key, rows in found.items()}
-            for key, own in values.items():
+            fresh = {key: own for key, own in values.items() if key[2] == now}
+            for key, own in fresh.items():
                 low, high = answers.interval([(value,) for value in own], lambda total: total / len(own))
                 self.line(measure, statistics.mean(own), "score", low=low, high=high, **self.about(key, s), questions=len(own))
-            for key, own in values.items():
-                if key[0].startswith("xrag"):
+            for key, own in fresh.items():
+                if key[0] in ("xrag", "xrag_k3"):
                     self.kept(measure, values, key, own, s)
         for key, rows in found.items():
-            if key[:2] == ("text", "retrieved"):
+            if key == ("text", "retrieved", now):
                 hits = [names.get(rows[query][1]) in judged.relevant[query] for query in order]
                 self.line("retrieved_relevant", statistics.mean(hits), "share", data=s, k=1)
 
@@ -286,8 +288,7 @@ def main() -> None:
         for judged in run.sets:
             run.costs(judged, bridge, tokens)
             run.ask(judged, bridge, tokens)
-    for judged in run.sets:
-        run.judge(judged)
+            run.judge(judged, tokens)
     run.line("seconds", time.monotonic() - begin, "s")
 
 

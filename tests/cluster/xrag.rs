@@ -447,7 +447,7 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
     );
     client
         .failure(&train("smol"))
-        .is("22000", "40 of 140 passages have no embedding");
+        .is("22023", "40 of 140 passages have no embedding");
     client.run("UPDATE sayings SET embedding = situ.embed('The fox', 'minilm')");
     client.run(&train("smol"));
     assert!(client.one::<bool>(

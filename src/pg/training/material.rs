@@ -146,6 +146,13 @@ pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passag
         }
         Ok(())
     }));
+    let without = passages.iter().filter(|passage| passage.vector.is_none()).count();
+    if (1..passages.len()).contains(&without) {
+        bad(
+            format!("{without} of {} passages have no embedding", passages.len()),
+            "Fill the column embedding of all rows, or leave it out: bodies are then encoded.",
+        )
+    }
     passages
 }
 

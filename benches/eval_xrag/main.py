@@ -26,7 +26,7 @@ ENCODER, LLM, LLM_FILE = "minilm", "smol", "smollm.gguf"
 #: Longest answer. It ends with its line.
 ANSWER_TOKENS = 32
 #: Questions that the costs are taken from, one after another.
-TIMED = 40
+TIMED = 20
 #: Modes of an answer from retrieved passages: arguments of situ.rag.
 RETRIEVED = {
     "none": "mode => 'none'",

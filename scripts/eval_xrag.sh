@@ -3,7 +3,7 @@
 #
 #   XRAG=quick          a sample, in some minutes
 #   XRAG_SETS=...       the names of the sets to take, instead of all (fairytaleqa, hotpotqa_small)
-#   XRAG_PASSAGES=n     passages to train on (default 20000; beyond those of the sets, of novels)
+#   XRAG_PASSAGES=n     passages to train on (default 16000; beyond those of the sets, of novels)
 #   XRAG_TOKENS='1 4'   vectors a passage, a training for each (default 1)
 #   XRAG_EPOCHS=n       times that each passage is trained on (default 1)
 #   XRAG_QUESTIONS=n    questions of each set (default 300)

@@ -77,7 +77,7 @@ class Run:
                 continue
             self.sets.append(read(data / name, self.training))
         self.training.mix()
-        most = number("XRAG_PASSAGES", 1000 if self.quick else 20_000)
+        most = number("XRAG_PASSAGES", 1000 if self.quick else 16_000)
         if most > len(self.training.passages):
             if absent := material.missing(data / "novels_pd", "corpus.jsonl"):
                 self.step(f"SKIPPED: novels_pd: {absent}")

@@ -44,6 +44,22 @@ impl Apply {
 
     /// `out = x W^T + b`: rows of `linear.inputs()` numbers to rows of `linear.outputs()`.
     pub fn run(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
+        self.finish(pool, linear, x, out, Finish::Bias)
+    }
+
+    /// `out = out + x W^T + b`.
+    pub fn add(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
+        self.finish(pool, linear, x, out, Finish::Residual)
+    }
+
+    fn finish(
+        &self,
+        pool: &Pool,
+        linear: &Linear,
+        x: &[f32],
+        out: &mut [f32],
+        finish: Finish,
+    ) -> Result<(), ComputeError> {
         let (inputs, outputs) = (linear.inputs(), linear.outputs());
         let rows = x.len() / inputs;
         if x.len() != rows * inputs || out.len() != rows * outputs || self.rows.len() < pool.threads() {
@@ -60,18 +76,19 @@ impl Apply {
             return pool.run(tasks, |task| {
                 let range = panels * task / tasks..panels * (task + 1) / tasks;
                 // SAFETY: each task has columns of its own, and `x` is another slice than `out`.
-                unsafe { linear.product(input, range, out, 0, outputs, Finish::Bias) }
+                unsafe { linear.product(input, range, out, 0, outputs, finish) }
             });
         }
-        let even = rows.div_ceil(pool.threads()).next_multiple_of(linear.tile_rows());
-        let block = even.min(BLOCK_ROWS.next_multiple_of(linear.tile_rows()));
+        // As many blocks for each thread, of as many rows, so that none waits long for the last one.
+        let blocks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(pool.threads());
+        let block = rows.div_ceil(blocks).next_multiple_of(linear.tile_rows());
         pool.run_indexed(rows.div_ceil(block), |thread, task| {
             let first = task * block;
             let count = block.min(rows - first);
             let mut memory = self.rows[thread].lock();
             let input = linear.prepare(&x[first * inputs..][..count * inputs], &mut memory);
             // SAFETY: each task has rows of its own, and `x` is another slice than `out`.
-            unsafe { linear.product(input, 0..panels, out, first * outputs, outputs, Finish::Bias) }
+            unsafe { linear.product(input, 0..panels, out, first * outputs, outputs, finish) }
         })
     }
 }

@@ -286,9 +286,31 @@ impl Linear {
     /// Makes rows of `inputs` numbers ready, as rows from `first` on of those that [`Linear::ready`] gives.
     pub fn prepare_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
         self.note_peaks(x);
-        if self.as_they_are() {
-            return;
+        if !self.as_they_are() {
+            self.write_rows(first, x, rows);
         }
+    }
+
+    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
+    pub fn prepare_apart<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
+        let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
+        each().for_each(|row| self.note_peaks(row));
+        if matches!(self.panels, Panels::F32(_)) && !(apart * 4).is_multiple_of(4096) {
+            // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
+            let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
+            return Prepared {
+                words,
+                stride: apart,
+                rows: count,
+            };
+        }
+        for (number, row) in each().enumerate() {
+            self.write_rows(number, row, rows);
+        }
+        self.prepared(rows, count)
+    }
+
+    fn write_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
         let stride = self.words + PADDING;
         let words = rows.words[first * stride..].chunks_exact_mut(stride);
         for (row, words) in x.chunks_exact(self.inputs).zip(words) {

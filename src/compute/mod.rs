@@ -22,6 +22,7 @@ mod gemm;
 mod gemm_int8;
 #[cfg(target_arch = "x86_64")]
 mod gemm_x86;
+pub mod gradient;
 pub mod heads;
 #[cfg(target_arch = "x86_64")]
 mod int8;
@@ -49,14 +50,14 @@ pub use activation::Activation;
 pub use blocks::{BlockKind, scale_and_minimum};
 pub use buffer::Buffer;
 pub(crate) use buffer::Shared;
-pub use gate::gate;
+pub use gate::{gate, gate_back};
 pub use layer_norm::LayerNorm;
 pub use linear::{Linear, Precision};
 pub use low_rank::add_low_rank;
 pub use norm::Norm;
 pub use pool::Pool;
 pub use rms_norm::RmsNorm;
-pub use rope::Rope;
+pub use rope::{Rope, Turn, TurnBack, Turns};
 
 /// What can go wrong while a batch runs.
 #[derive(Debug, thiserror::Error)]

@@ -39,6 +39,11 @@ impl Rope {
         })
     }
 
+    /// With the frequency of each pair of a head's numbers, for models that stretch them.
+    pub fn with_frequencies(frequencies: Vec<f32>) -> Rope {
+        Rope { frequencies }
+    }
+
     /// Cosines and sines of the positions below `length`. `stop` is asked between tasks.
     pub fn turns(&self, pool: &Pool, length: usize, stop: &dyn Fn() -> bool) -> Result<Turns, ComputeError> {
         let pairs = self.frequencies.len();
@@ -124,9 +129,136 @@ impl Kernel for Turn<'_> {
     }
 }
 
+/// The way back through [`Turn`]: gradients of some rows by queries and keys before they were normalised and turned, in
+/// place of those behind.
+pub struct TurnBack<'a> {
+    pub shape: Shape,
+    /// Gradients by rows of queries, keys and values.
+    pub rows: &'a mut [f32],
+    pub positions: &'a [u32],
+    pub turns: &'a Turns,
+    /// The same rows as they were before, and the norms, where the model has them.
+    pub norms: Option<(&'a [f32], &'a RmsNorm, &'a RmsNorm)>,
+}
+
+impl TurnBack<'_> {
+    /// Runs on all rows.
+    pub fn run_on(self, level: Level) {
+        let width = self.shape.width;
+        assert_eq!(self.turns.pairs * 2, width);
+        if let Some((before, query, key)) = &self.norms {
+            assert!(before.len() >= self.rows.len() && query.width() == width && key.width() == width);
+        }
+        // SAFETY: rows are whole (`chunks_exact_mut`), and lengths are asserted.
+        unsafe { dispatch(level, self) }
+    }
+}
+
+impl Kernel for TurnBack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Shape {
+            heads,
+            key_heads,
+            width,
+            ..
+        } = self.shape;
+        let (pairs, row_numbers) = (width / 2, self.shape.row());
+        for (place, (row, position)) in self.rows.chunks_exact_mut(row_numbers).zip(self.positions).enumerate() {
+            let at = *position as usize * width;
+            let (cosines, sines) = self.turns.numbers[at..at + width].split_at(pairs);
+            for (number, head) in row.chunks_exact_mut(width).take(heads + key_heads).enumerate() {
+                // SAFETY: the head has `width` numbers, cosines and sines half as many; every part is read and written
+                // with its own number of lanes.
+                unsafe {
+                    let low = head.as_mut_ptr();
+                    let high = low.add(pairs);
+                    for i in (0..pairs).step_by(S::LANES) {
+                        let lanes = (pairs - i).min(S::LANES);
+                        let (x, y) = (S::load_first(low.add(i), lanes), S::load_first(high.add(i), lanes));
+                        let cosine = S::load_first(cosines.as_ptr().add(i), lanes);
+                        let sine = S::load_first(sines.as_ptr().add(i), lanes);
+                        S::store_first(low.add(i), S::fma(x, cosine, S::mul(y, sine)), lanes);
+                        S::store_first(high.add(i), S::sub(S::mul(y, cosine), S::mul(x, sine)), lanes);
+                    }
+                    if let Some((before, query, key)) = self.norms {
+                        let norm = if number < heads { query } else { key };
+                        norm.row_back::<S>(before[place * row_numbers + number * width..][..width].as_ptr(), low);
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The way back is the transpose of the way forward's derivative: `d/dt sum(w f(x + t v)) = sum(back(w) v)`.
+    #[test]
+    fn the_way_back_is_the_derivative_of_the_way_forward() {
+        let shape = Shape {
+            heads: 3,
+            key_heads: 1,
+            width: 34,
+            causal: true,
+            window: None,
+        };
+        let scale: Vec<f32> = (0..34).map(|i| 0.5 + i as f32 / 50.0).collect();
+        let (query, key) = (
+            RmsNorm::new(&scale, 1e-6).unwrap(),
+            RmsNorm::new(&scale[..34], 1e-2).unwrap(),
+        );
+        let number = |i: usize, by: usize| ((i * by % 101) as f32 - 40.0) / 20.0;
+        let rows: Vec<f32> = (0..2 * shape.row()).map(|i| number(i, 37)).collect();
+        let weights: Vec<f32> = (0..rows.len()).map(|i| number(i, 29)).collect();
+        let positions = [3u32, 90];
+        let turns = Rope::new(34, 1e4)
+            .unwrap()
+            .turns(&Pool::new(1).unwrap(), 100, &|| false)
+            .unwrap();
+        for level in Level::available() {
+            for norms in [false, true] {
+                let value = |rows: &[f32]| -> f64 {
+                    let mut turned = rows.to_vec();
+                    Turn {
+                        shape,
+                        rows: &mut turned,
+                        positions: &positions,
+                        turns: &turns,
+                        query_norm: norms.then_some(&query),
+                        key_norm: norms.then_some(&key),
+                    }
+                    .run_on(level);
+                    turned
+                        .iter()
+                        .zip(&weights)
+                        .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                        .sum()
+                };
+                let mut back = weights.clone();
+                TurnBack {
+                    shape,
+                    rows: &mut back,
+                    positions: &positions,
+                    turns: &turns,
+                    norms: norms.then_some((rows.as_slice(), &query, &key)),
+                }
+                .run_on(level);
+                for place in (0..rows.len()).step_by(7) {
+                    let moved = |by: f32| {
+                        let mut rows = rows.clone();
+                        rows[place] += by;
+                        value(&rows)
+                    };
+                    let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+                    let found = f64::from(back[place]);
+                    assert!((found - want).abs() < 2e-3, "{level:?} {norms} {place}: {found} {want}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn equals_the_formula_and_leaves_values_alone() {

@@ -151,6 +151,11 @@ pub fn check_accepted(bridge: &Registered) {
 /// Fails unless the bridge was accepted and is for that model.
 pub fn check_usable(bridge: &Registered, model: &ModelRef) {
     check_accepted(bridge);
+    check_trained_over(bridge, model);
+}
+
+/// Fails unless the bridge is for that model.
+pub fn check_trained_over(bridge: &Registered, model: &ModelRef) {
     if bridge.fingerprint != model.fingerprint {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

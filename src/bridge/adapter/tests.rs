@@ -140,11 +140,13 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
             document: number / 2,
             ordinal: number % 2,
             text: format!("p{number}"),
+            vector: None,
         })
         .collect();
     let pairs = (0..600u32).map(|number| Pair {
         query: format!("q{number}"),
         passage: number,
+        answer: None,
     });
     (passages, pairs.collect())
 }

@@ -30,6 +30,7 @@ pub fn pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
             pairs.push(Pair {
                 query,
                 passage: number as u32,
+                answer: None,
             });
         }
     }

@@ -68,12 +68,14 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
             document: n,
             ordinal: 0,
             text: [n % 5, n / 5 % 5, n / 25].map(|word| words[word as usize]).join(" "),
+            vector: None,
         })
         .collect();
     let pairs = (0..250u32)
         .map(|n| Pair {
             query: format!("{} {}", words[(n % 125 % 5) as usize], words[(n % 125 / 25) as usize]),
             passage: n % 125,
+            answer: None,
         })
         .collect();
     (passages, pairs)

@@ -5,13 +5,15 @@ use crate::model::Role;
 use std::path::PathBuf;
 
 /// A passage of a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
     pub key: String,
     /// Passages of one document share it, in order of ordinal.
     pub document: u32,
     pub ordinal: u32,
     pub text: String,
+    /// The vector that stands for it, where the caller has given one.
+    pub vector: Option<Vec<f32>>,
 }
 
 /// A query and a passage that answers it.
@@ -20,6 +22,8 @@ pub struct Pair {
     pub query: String,
     /// Index into passages.
     pub passage: u32,
+    /// The answer in words, where it is known.
+    pub answer: Option<String>,
 }
 
 /// Row-major vectors.
@@ -50,6 +54,10 @@ pub trait Encode {
     /// Where the files of a language model are, by the name that it is registered with.
     fn language_model(&mut self, _name: &str) -> Result<PathBuf, BridgeError> {
         Err(BridgeError::NoReading("language model"))
+    }
+    /// The bytes of the bridge that the options name as the training's start.
+    fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
+        Err(BridgeError::NoReading("bridge to start from"))
     }
 }
 

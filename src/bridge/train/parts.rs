@@ -208,6 +208,7 @@ pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
         pairs.extend(made.map(|query| Pair {
             query,
             passage: number as u32,
+            answer: None,
         }));
     }
     pairs
@@ -215,6 +216,18 @@ pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
 
 /// Encodes texts, looking at `watch` between requests: dimensions, and the vectors row-major with unit length.
 pub fn embed(
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+    role: Role,
+    texts: &[&str],
+) -> Result<(usize, Vec<f32>), BridgeError> {
+    let (dimensions, mut vectors) = embed_as_is(encode, watch, role, texts)?;
+    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
+    Ok((dimensions, vectors))
+}
+
+/// Like [`embed`], with the vectors as the encoder gives them.
+pub fn embed_as_is(
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
     role: Role,
@@ -234,8 +247,38 @@ pub fn embed(
         vectors.extend(found.values);
         watch.step(&Progress::default())?;
     }
-    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
     Ok((dimensions, vectors))
+}
+
+/// The vectors of passages as they are: those that they came with, or the encoder's where none came with one.
+///
+/// # Errors
+/// [`BridgeError::TooLittle`] where some came with vectors and some without, and those of [`embed_as_is`].
+pub fn passage_vectors(
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+    passages: &[Passage],
+) -> Result<(usize, Vec<f32>), BridgeError> {
+    let given: Vec<&Vec<f32>> = passages.iter().filter_map(|passage| passage.vector.as_ref()).collect();
+    let Some(first) = given.first() else {
+        let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
+        return embed_as_is(encode, watch, Role::Passage, &texts);
+    };
+    let dimensions = first.len();
+    if given.len() != passages.len() || dimensions == 0 {
+        return Err(BridgeError::TooLittle(format!(
+            "{} of {} passages have no embedding",
+            passages.len() - given.len(),
+            passages.len()
+        )));
+    }
+    match given.iter().find(|vector| vector.len() != dimensions) {
+        Some(other) => Err(BridgeError::Vectors {
+            expected: dimensions,
+            found: other.len(),
+        }),
+        None => Ok((dimensions, given.into_iter().flatten().copied().collect())),
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,17 @@
-//! The projector as it is trained, and the passes that its gradient comes from.
+//! The projector as it is trained.
 //!
 //! `o = W2 gelu(W1 x + b1) + b2`; with `do` from the decoder, `dW2 = do^T a`, `dz = (do W2) gelu'(z)`, `dW1 = dz^T x`, and
 //! `gelu'(z) = Phi(z) + z phi(z)`.
 
 use super::projector::{KIND, gelu, normal};
-use super::prompts::Prompt;
 use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::matrix::{product, transposed};
 use crate::compute::Pool;
 use crate::eval::random::Random;
-use crate::model::llm::gradient::{Differentiable, Target};
 use serde_json::{Map, Value, json};
 
-/// Sequences of a pass: what a pass keeps for the way back is most of the memory.
-pub const AT_ONCE: usize = 4;
 /// Longest gradient of a step.
 const CLIP: f32 = 1.0;
 
@@ -33,28 +29,6 @@ pub struct Trainee {
     /// `W1`, `b1`, `W2`, `b2`.
     pub parts: [Vec<f32>; 4],
     moments: [Adam; 4],
-}
-
-/// What stands in the place of a passage.
-pub enum Given<'a> {
-    /// Vectors of the projector, one after another.
-    Vectors(&'a [f32]),
-    Ids(&'a [u32]),
-}
-
-/// A prompt with something in the passage's place, and the text that is wanted behind it.
-pub struct Example<'a> {
-    pub prompt: &'a Prompt,
-    pub given: Given<'a>,
-    pub text: &'a [u32],
-}
-
-/// What passes over examples gave.
-pub struct Passed {
-    /// Mean of `-log2 p` over the text's tokens, of each example.
-    pub bits: Vec<f64>,
-    /// By the vectors of each example, where there are any and the way back was gone.
-    pub gradients: Vec<Vec<f32>>,
 }
 
 impl Trainee {
@@ -76,7 +50,7 @@ impl Trainee {
         let mut trainee = Trainee {
             sizes,
             parts: [first, vec![0.0; hidden], second, vec![0.0; outputs]],
-            moments: [hidden * inputs, hidden, outputs * hidden, outputs].map(Adam::new),
+            moments: Trainee::fresh(sizes),
         };
         let some = vectors.len().min(256 * inputs);
         let (_, _, out) = trainee.forward(pool, &vectors[..some])?;
@@ -84,6 +58,58 @@ impl Trainee {
         let factor = scale / (size as f32).max(f32::MIN_POSITIVE);
         trainee.parts[2].iter_mut().for_each(|w| *w *= factor);
         Ok(trainee)
+    }
+
+    /// The projector of a bridge's file, for a decoder of `width` numbers a token; what Adam knows begins anew.
+    ///
+    /// # Errors
+    /// [`BridgeError::File`] for a file that is no projector for vectors of `inputs` numbers and that decoder.
+    pub fn read(bytes: &[u8], inputs: usize, width: usize) -> Result<Trainee, BridgeError> {
+        let mut tensors = Tensors::read(bytes, KIND)?;
+        let bad = || BridgeError::File("it is no projector from this encoder to this LLM".to_owned());
+        let mut part = |name: &str| tensors.take_any(name).ok_or_else(bad);
+        let (first, weights) = part("projector.projector.0.weight")?;
+        let (_, first_bias) = part("projector.projector.0.bias")?;
+        let (second, second_weights) = part("projector.projector.2.weight")?;
+        let (_, second_bias) = part("projector.projector.2.bias")?;
+        let sizes = Sizes {
+            inputs,
+            hidden: first_bias.len(),
+            outputs: second_bias.len(),
+        };
+        let fits = first == [sizes.hidden, inputs] && second == [sizes.outputs, sizes.hidden];
+        if !fits || sizes.hidden == 0 || sizes.outputs == 0 || !sizes.outputs.is_multiple_of(width.max(1)) {
+            return Err(bad());
+        }
+        Ok(Trainee {
+            sizes,
+            parts: [weights, first_bias, second_weights, second_bias],
+            moments: Trainee::fresh(sizes),
+        })
+    }
+
+    /// The same weights, of which Adam knows nothing.
+    pub fn copy(&self) -> Trainee {
+        Trainee {
+            sizes: self.sizes,
+            parts: self.parts.clone(),
+            moments: Trainee::fresh(self.sizes),
+        }
+    }
+
+    fn fresh(sizes: Sizes) -> [Adam; 4] {
+        [
+            sizes.hidden * sizes.inputs,
+            sizes.hidden,
+            sizes.outputs * sizes.hidden,
+            sizes.outputs,
+        ]
+        .map(Adam::new)
+    }
+
+    /// Forgets what Adam knows: another loss begins.
+    pub fn begin_anew(&mut self) {
+        self.moments = Trainee::fresh(self.sizes);
     }
 
     /// `z`, `a` and `o` of rows of inputs.
@@ -175,9 +201,13 @@ impl Trainee {
         file::write(KIND, self.sizes.inputs, more, &tensors.collect::<Vec<_>>())
     }
 
-    /// The state for a checkpoint; `state` says where the training is.
-    pub fn checkpoint(&self, state: Value) -> Result<Vec<u8>, BridgeError> {
+    /// The state for a checkpoint; `state` says where the training is, `begun` is what its stage began with, where that is
+    /// kept.
+    pub fn checkpoint(&self, state: Value, begun: Option<&[Vec<f32>; 4]>) -> Result<Vec<u8>, BridgeError> {
         let mut tensors = Vec::new();
+        for (part, (name, shape)) in begun.into_iter().flatten().zip(self.names()) {
+            tensors.push((format!("begun.{name}"), shape, part));
+        }
         for (((name, shape), part), moments) in self.names().into_iter().zip(&self.parts).zip(&self.moments) {
             tensors.push((name.to_owned(), shape.clone(), part));
             tensors.push((format!("first.{name}"), shape.clone(), &moments.first));
@@ -194,8 +224,9 @@ impl Trainee {
         file::write(KIND, self.sizes.inputs, more, &views)
     }
 
-    /// Takes over a checkpoint; gives its state.
-    pub fn resume(&mut self, bytes: &[u8]) -> Result<Value, BridgeError> {
+    /// Takes over a checkpoint; gives its state, and what its stage began with.
+    #[allow(clippy::type_complexity)]
+    pub fn resume(&mut self, bytes: &[u8]) -> Result<(Value, Option<[Vec<f32>; 4]>), BridgeError> {
         let damaged = || BridgeError::File("the checkpoint is of another training".to_owned());
         let mut tensors = Tensors::read(bytes, KIND)?;
         let steps = tensors.description.metadata.get("steps").and_then(Value::as_u64);
@@ -206,76 +237,14 @@ impl Trainee {
             self.moments[place].second = tensors.take(&format!("second.{name}"), &shape)?;
             self.moments[place].steps = steps;
         }
-        tensors.description.metadata.get("state").cloned().ok_or_else(damaged)
-    }
-}
-
-/// Runs examples through the decoder, a few at a time; `weight` of each token's loss in the gradient, 0 for none.
-///
-/// # Errors
-/// [`BridgeError::Stopped`] where `stop` says so.
-pub fn pass(
-    pool: &Pool,
-    decoder: &Differentiable,
-    examples: &[Example<'_>],
-    weight: f32,
-    stop: &dyn Fn() -> bool,
-) -> Result<Passed, BridgeError> {
-    let hidden = decoder.config().hidden;
-    let mut passed = Passed {
-        bits: Vec::new(),
-        gradients: Vec::new(),
-    };
-    for part in examples.chunks(AT_ONCE) {
-        let (mut vectors, mut starts, mut targets, mut places) = (Vec::new(), vec![0], Vec::new(), Vec::new());
-        for example in part {
-            let first = vectors.len() / hidden;
-            let ids = |vectors: &mut Vec<f32>, ids: &[u32]| {
-                for id in ids {
-                    let start = vectors.len();
-                    vectors.resize(start + hidden, 0.0);
-                    decoder.embed(*id, &mut vectors[start..]);
-                }
-            };
-            ids(&mut vectors, &example.prompt.before);
-            let at = vectors.len();
-            match example.given {
-                Given::Vectors(given) => vectors.extend_from_slice(given),
-                Given::Ids(given) => ids(&mut vectors, given),
-            }
-            places.push(at..vectors.len());
-            ids(&mut vectors, &example.prompt.after);
-            let last = vectors.len() / hidden;
-            if last == first || example.text.is_empty() {
-                return Err(BridgeError::TooLittle(
-                    "a prompt or a passage without tokens".to_owned(),
-                ));
-            }
-            ids(&mut vectors, &example.text[..example.text.len() - 1]);
-            targets.extend(example.text.iter().enumerate().map(|(number, id)| Target {
-                row: last - 1 + number,
-                id: *id,
-                teacher: None,
-            }));
-            starts.push(vectors.len() / hidden);
-        }
-        let back = weight > 0.0;
-        let result = decoder.pass(pool, &vectors, &starts, &targets, weight, 0.0, back, stop);
-        let (loss, gradient) = match result {
-            Err(crate::compute::ComputeError::Stopped) => return Err(BridgeError::Stopped),
-            result => result?,
+        let state = tensors.description.metadata.get("state").cloned().ok_or_else(damaged)?;
+        let begun = self
+            .names()
+            .map(|(name, shape)| tensors.take(&format!("begun.{name}"), &shape));
+        let begun = match begun {
+            [Ok(first), Ok(first_bias), Ok(second), Ok(second_bias)] => Some([first, first_bias, second, second_bias]),
+            _ => None,
         };
-        let mut nats = loss.nats.as_slice();
-        for (example, place) in part.iter().zip(places) {
-            let (own, rest) = nats.split_at(example.text.len());
-            nats = rest;
-            let sum: f64 = own.iter().map(|nats| f64::from(*nats)).sum();
-            passed.bits.push(sum / own.len() as f64 / std::f64::consts::LN_2);
-            passed.gradients.push(match (back, &example.given) {
-                (true, Given::Vectors(_)) => gradient[place].to_vec(),
-                _ => Vec::new(),
-            });
-        }
+        Ok((state, begun))
     }
-    Ok(passed)
 }

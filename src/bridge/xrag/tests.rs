@@ -1,15 +1,16 @@
 //! Training over a small random decoder: passes, gradients of the projector, checkpoints, what is held out.
 
-use super::fit::{Example, Given, Sizes, Trainee, pass};
-use super::prompts::prompts;
+use super::fit::{Sizes, Trainee};
+use super::pass::{Example, Factors, Given, Reader};
+use super::prompts::Wording;
 use super::{projector::Projector, train};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Passage, Progress, Trained, Vectors, Watch};
+use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Vectors, Watch};
 use crate::compute::{Pool, Precision};
 use crate::model::Role;
 use crate::model::llm::files::LlmFiles;
 use crate::model::llm::gradient::Differentiable;
-use crate::model::llm::{Chat, LlmTokenizer};
+use crate::model::llm::{Chat, Llm, LlmTokenizer, Message, Piece};
 use crate::model::tests::families::{Sizes as Shapes, mistral};
 use crate::model::tests::maker::{Maker, Random};
 use serde_json::{Value, json};
@@ -30,6 +31,7 @@ fn maker() -> Maker {
 /// Sixteen dimensions that say which letters a passage has.
 struct Letters {
     llm: PathBuf,
+    start: Option<Vec<u8>>,
 }
 
 impl Encode for Letters {
@@ -50,16 +52,25 @@ impl Encode for Letters {
     fn language_model(&mut self, _name: &str) -> Result<PathBuf, BridgeError> {
         Ok(self.llm.clone())
     }
+
+    fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
+        self.start.clone().ok_or(BridgeError::NoReading("bridge to start from"))
+    }
 }
 
 #[derive(Default)]
 struct Keeper {
     checkpoints: Vec<Vec<u8>>,
+    steps: Vec<u64>,
     stop_after: Option<usize>,
 }
 
 impl Watch for Keeper {
-    fn step(&mut self, _progress: &Progress) -> Result<(), BridgeError> {
+    fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
+        // Judging between two stages has no steps.
+        if progress.steps > 0 {
+            self.steps.push(progress.step);
+        }
         match self.stop_after == Some(self.checkpoints.len()) {
             true => Err(BridgeError::Stopped),
             false => Ok(()),
@@ -80,6 +91,7 @@ fn passages() -> Vec<Passage> {
             document: n,
             ordinal: 0,
             text: char::from(b'a' + (n % 12) as u8).to_string().repeat(6),
+            vector: None,
         })
         .collect()
 }
@@ -89,11 +101,22 @@ fn options() -> Value {
         "held_out": 0.4, "measured": 40, "threads": 2})
 }
 
-fn run(dir: &tempfile::TempDir, watch: &mut Keeper, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
-    let mut letters = Letters {
+fn with(more: Value) -> Value {
+    let mut options = options();
+    let all = options.as_object_mut().unwrap();
+    all.extend(more.as_object().unwrap().clone());
+    options
+}
+
+fn letters(dir: &tempfile::TempDir) -> Letters {
+    Letters {
         llm: dir.path().to_path_buf(),
-    };
-    train(&passages(), &[], &options(), &mut letters, watch, checkpoint)
+        start: None,
+    }
+}
+
+fn run(dir: &tempfile::TempDir, watch: &mut Keeper, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
+    train(&passages(), &[], &options(), &mut letters(dir), watch, checkpoint)
 }
 
 #[test]
@@ -105,6 +128,7 @@ fn a_projector_learns_to_say_what_its_vector_means_and_goes_on_from_a_checkpoint
     let [own, other] = ["own", "other"].map(|name| bits[name].as_f64().unwrap());
     assert!(trained.accepted && own < other - 0.1, "{}", trained.figures);
     assert!(whole.checkpoints.len() >= 2, "{}", trained.figures);
+    assert!(trained.figures["stage"] == "paraphrase" && trained.figures["answers"].is_null());
     let projector = Projector::read(&trained.weights).unwrap();
     assert_eq!(
         (projector.inputs(), projector.outputs()),
@@ -124,13 +148,147 @@ fn a_projector_learns_to_say_what_its_vector_means_and_goes_on_from_a_checkpoint
     assert!(matches!(other, Err(BridgeError::File(_))));
 }
 
+/// Questions whose answer is the passage's letter, twice.
+fn pairs() -> Vec<Pair> {
+    let passages = passages();
+    let pair = |(number, passage): (usize, &Passage)| Pair {
+        query: "what".to_owned(),
+        passage: number as u32,
+        answer: Some(passage.text.chars().take(2).collect()),
+    };
+    passages.iter().enumerate().map(pair).collect()
+}
+
+#[test]
+fn answers_are_learned_after_the_paraphrase_and_checkpoints_go_through_both_stages() {
+    let dir = maker().write();
+    let options = with(json!({"epochs": 2, "answer_rate": 5e-3, "answer_epochs": 4}));
+    let run = |watch: &mut Keeper, checkpoint: Option<&[u8]>| {
+        train(&passages(), &pairs(), &options, &mut letters(&dir), watch, checkpoint)
+    };
+    let mut whole = Keeper::default();
+    let trained = run(&mut whole, None).unwrap();
+    let answers = &trained.figures["answers"];
+    assert!(
+        trained.figures["stage"] == "both" && answers["pairs"] == "given",
+        "{}",
+        trained.figures
+    );
+    let bits = |name: &str| answers["bits_per_token"][name].as_f64().unwrap();
+    assert!(trained.accepted && answers["kept"] == true, "{}", trained.figures);
+    assert!(
+        bits("own") < bits("before") - 0.1 && bits("own") < bits("other") - 0.1,
+        "{}",
+        trained.figures
+    );
+    assert!(answers["saved_over_before"]["low"].as_f64().unwrap() > 0.0);
+    let kl = |name: &str| answers["divergence"][name].as_f64().unwrap();
+    assert!(kl("own") > 0.0 && kl("before") > 0.0);
+    // Progress counts the steps of both stages.
+    assert!(whole.steps.windows(2).all(|pair| pair[0] <= pair[1]));
+
+    // Stopped in the first stage, and at each checkpoint of the second.
+    for at in [1, whole.checkpoints.len() - 1, whole.checkpoints.len()] {
+        let mut stopped = Keeper {
+            stop_after: Some(at),
+            ..Keeper::default()
+        };
+        assert!(matches!(run(&mut stopped, None), Err(BridgeError::Stopped)), "{at}");
+        let last = stopped.checkpoints.last().unwrap();
+        let resumed = run(&mut Keeper::default(), Some(last)).unwrap();
+        assert_eq!(resumed.weights, trained.weights, "{at}");
+    }
+}
+
+#[test]
+fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_gained() {
+    let dir = maker().write();
+    let first = run(&dir, &mut Keeper::default(), None).unwrap();
+    let mut letters = Letters {
+        start: Some(first.weights.clone()),
+        ..letters(&dir)
+    };
+    let mut run = |pairs: &[Pair], more: Value| {
+        train(
+            &passages(),
+            pairs,
+            &with(more),
+            &mut letters,
+            &mut Keeper::default(),
+            None,
+        )
+    };
+    let gained = run(&pairs(), json!({"start": "first", "answer_rate": 5e-3})).unwrap();
+    assert!(
+        gained.accepted && gained.figures["stage"] == "answers",
+        "{}",
+        gained.figures
+    );
+    assert!(gained.figures["bits_per_token"].is_null());
+    // A rate that moves nothing far enough to be seen.
+    let kept = run(&pairs(), json!({"start": "first", "answer_rate": 1e-12})).unwrap();
+    assert!(
+        !kept.accepted && kept.figures["answers"]["kept"] == false,
+        "{}",
+        kept.figures
+    );
+    let [stored, start] = [&kept, &first].map(|trained| Projector::read(&trained.weights).unwrap());
+    assert_eq!(stored, start);
+    // Without answers the paraphrase goes on; sizes are the start's.
+    let on = run(&[], json!({"start": "first", "epochs": 1, "tokens": 1})).unwrap();
+    assert!(
+        on.figures["stage"] == "paraphrase" && on.figures["tokens"] == 2,
+        "{}",
+        on.figures
+    );
+    letters.start = Some(vec![1, 2, 3]);
+    let bad = train(
+        &passages(),
+        &[],
+        &with(json!({"start": "x"})),
+        &mut letters,
+        &mut Keeper::default(),
+        None,
+    );
+    assert!(matches!(bad, Err(BridgeError::File(_))));
+}
+
+#[test]
+fn pairs_are_made_of_sentences_where_none_have_answers() {
+    let passages: Vec<Passage> = (0..4)
+        .map(|number| Passage {
+            key: number.to_string(),
+            document: number,
+            ordinal: 0,
+            text: format!("The {number} old clocks of the tower struck at noon in the rain."),
+            vector: None,
+        })
+        .collect();
+    let (asked, made) = super::answers::questions(&passages, &[], 1);
+    assert!(made && asked.len() == 4);
+    assert_eq!(
+        asked[2].question,
+        "How does this sentence of the background go on: \"The 2 old clocks of the\"?"
+    );
+    assert_eq!(asked[2].answer, "tower struck at noon in the rain.");
+    let pair = |answer: Option<&str>| Pair {
+        query: "When?".to_owned(),
+        passage: 3,
+        answer: answer.map(str::to_owned),
+    };
+    let (asked, made) = super::answers::questions(&passages, &[pair(None), pair(Some(" ")), pair(Some("noon "))], 1);
+    assert!(!made && asked.len() == 1);
+    assert_eq!((asked[0].passage, asked[0].answer.as_str()), (3, "noon"));
+}
+
 #[test]
 fn the_projectors_gradient_is_that_of_finite_differences() {
     let dir = maker().write();
     let files = LlmFiles::open(dir.path()).unwrap();
     let tokenizer = Arc::new(LlmTokenizer::open(&files).unwrap());
     let chat = Chat::open(&files, tokenizer.clone()).unwrap();
-    let prompts = prompts(&tokenizer, chat.as_ref()).unwrap();
+    let wording = Wording::new(tokenizer.clone(), chat, files.config());
+    let prompts = wording.instructions(13).unwrap();
     assert_eq!(prompts.len(), 13);
     assert!(
         prompts
@@ -147,7 +305,9 @@ fn the_projectors_gradient_is_that_of_finite_differences() {
     let x = Random(2).numbers(2 * 5, 0.0, 1.0);
     let trainee = Trainee::new(&pool, sizes, &x, 0.5, 3).unwrap();
     let texts = [tokenizer.encode("abc").unwrap(), tokenizer.encode("de").unwrap()];
-    let value = |trainee: &Trainee, weight: f32| {
+    // One beginning is read before, the other is not.
+    let reader = Reader::new(&pool, &decoder, prompts.iter().take(1), &|| false).unwrap();
+    let value = |trainee: &Trainee, factors: Option<Factors>| {
         let (_, _, out) = trainee.forward(&pool, &x).unwrap();
         let width = sizes.outputs;
         let examples: Vec<Example> = (0..2)
@@ -155,19 +315,20 @@ fn the_projectors_gradient_is_that_of_finite_differences() {
                 prompt: &prompts[number],
                 given: Given::Vectors(&out[number * width..][..width]),
                 text: &texts[number],
+                teacher: None,
             })
             .collect();
-        pass(&pool, &decoder, &examples, weight, &|| false).unwrap()
+        reader.pass(&examples, factors, &|| false).unwrap()
     };
     let nats = |trainee: &Trainee| -> f64 {
-        let bits = value(trainee, 0.0).bits;
+        let bits = value(trainee, None).bits;
         bits.iter()
             .zip(&texts)
             .map(|(bits, text)| bits * text.len() as f64 * std::f64::consts::LN_2)
             .sum()
     };
     // By the numbers that the projector gives, from which its own gradient follows.
-    let gradients = value(&trainee, 1.0).gradients.concat();
+    let gradients = value(&trainee, Some(Factors { nll: 1.0, kl: 0.0 })).gradients.concat();
     let (_, _, out) = trainee.forward(&pool, &x).unwrap();
     let mut moved = Trainee::new(&pool, sizes, &x, 0.5, 3).unwrap();
     for place in [0, 9, 33] {
@@ -203,14 +364,50 @@ fn the_projectors_gradient_is_that_of_finite_differences() {
 }
 
 #[test]
+fn questions_are_asked_as_where_they_are_answered() {
+    let dir = maker().write();
+    let files = LlmFiles::open(dir.path()).unwrap();
+    let tokenizer = Arc::new(LlmTokenizer::open(&files).unwrap());
+    let chat = Chat::open(&files, tokenizer.clone()).unwrap();
+    let wording = Wording::new(tokenizer, chat, files.config());
+    let llm = Llm::open(dir.path()).unwrap();
+    let ids = |pieces: Vec<Piece>| {
+        let turn = Message {
+            role: "user".to_owned(),
+            pieces,
+        };
+        llm.prompt(&llm.render(&[turn]).unwrap()).unwrap().ids()
+    };
+    let text = |text: &str| Piece::Text(text.to_owned());
+    let vector = Piece::Vectors(vec![vec![0.5; Shapes::SMALL.hidden]]);
+    let (begin, end) = (
+        "Use the background to answer the question.\n\nBackground: ",
+        "\n\nQuestion: is {documents} it </s> so?",
+    );
+    let question = "is {documents} it </s> so?";
+    let prompt = wording.question(question).unwrap();
+    let whole: Vec<u32> = prompt.before.iter().chain(&prompt.after).copied().collect();
+    assert_eq!(whole, ids(vec![text(begin), vector, text(end)]));
+    assert_eq!(prompt.before, wording.question("other").unwrap().before);
+    let with_text = wording.question_with_text("a fox", question).unwrap();
+    assert_eq!(with_text, ids(vec![text(&format!("{begin}a fox{end}"))]));
+    let alone = wording.question_alone("so?").unwrap();
+    assert_eq!(alone, ids(vec![text("Answer the question.\n\nQuestion: so?")]));
+    // An answer ends with what ends one, unless it is cut off.
+    let whole = wording.answer(" ab ", 8).unwrap();
+    assert_eq!(whole.last(), Some(&2));
+    assert_eq!(wording.answer("ab", 1).unwrap(), whole[..1]);
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
     let dir = maker().write();
-    let mut letters = Letters {
-        llm: dir.path().to_path_buf(),
-    };
+    let mut letters = letters(&dir);
     for bad in [
         json!({"tokens": 0}),
         json!({"rate": 0}),
+        json!({"stage": "third"}),
+        json!({"nll": 0, "kl": 0}),
         json!({"other": 1}),
         json!({"held_out": 0.0}),
     ] {
@@ -226,4 +423,13 @@ fn what_does_not_fit_is_an_error() {
         None,
     );
     assert!(matches!(found, Err(BridgeError::TooLittle(_))));
+    let few = train(
+        &passages(),
+        &pairs()[..10],
+        &json!({"llm": "x", "stage": "answers"}),
+        &mut letters,
+        &mut Keeper::default(),
+        None,
+    );
+    assert!(matches!(few, Err(BridgeError::TooLittle(_))));
 }

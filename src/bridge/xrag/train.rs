@@ -1,315 +1,220 @@
-//! Training of a projector: options, the parts of the material, the loop, the figures.
+//! Training of a projector: the material, the two stages one after the other, what is stored.
 //!
-//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to say the
-//! passage; the loss is `-log p` of its tokens. What is held out is judged in bits a token: given nothing, the passage's
-//! own vectors, another passage's, and the beginning of its text. A bridge is accepted where its own vectors beat
-//! another's by an interval without zero.
+//! The first stage (`paraphrase.rs`) is accepted where a passage's own vectors say it better than another's, the second
+//! (`answers.rs`) where the answers' loss falls on questions that were held out; where it does not, what the second began
+//! with is stored.
 
-use super::fit::{AT_ONCE, Example, Given, Sizes, Trainee, pass};
-use super::prompts::{Prompt, prompts};
+use super::answers::{self, Answers, questions};
+use super::fit::{Sizes, Trainee};
+use super::options::{Stage as Which, XragOptions};
+use super::paraphrase::{self, Paraphrase};
+use super::pass::Reader;
+use super::prompts::{Prompt, Wording};
+use super::steps::{Place, Resumed, Stage, Training, watched};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{Epochs, embed, mean, parted};
+use crate::bridge::train::parts::{parted, passage_vectors};
 use crate::compute::cpu::has_bf16;
+use crate::compute::pooling::normalize;
 use crate::compute::{Pool, Precision};
-use crate::eval::bootstrap::{Draws, of_mean};
-use crate::eval::random::Random;
-use crate::model::Role;
+use crate::model::ModelError;
 use crate::model::llm::files::LlmFiles;
 use crate::model::llm::gradient::Differentiable;
 use crate::model::llm::{Chat, LlmTokenizer};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Fewest passages of a part.
-const FEWEST_PASSAGES: usize = 20;
-/// Tokens of the text that is given in the place of vectors, for comparison.
-const TEXT_TOKENS: usize = 32;
-/// Rounds without a better one after which training ends.
-const PATIENCE: usize = 4;
+/// Fewest passages, or questions, of a part.
+const FEWEST: usize = 20;
+/// Texts that are tokenised between two looks at the watch.
+const TOKENISED_AT_ONCE: usize = 64;
 
-/// How a projector is trained. Unknown names are refused.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct XragOptions {
-    /// The registered LLM that the vectors are for.
-    pub llm: String,
-    /// Vectors of a passage.
-    pub tokens: usize,
-    /// Width between the projector's layers, 0 for the LLM's.
-    pub hidden: usize,
-    /// Tokens of a passage that are to be said.
-    pub text_tokens: usize,
-    /// AdamW's highest learning rate, and its decay.
-    pub rate: f32,
-    pub decay: f32,
-    pub epochs: usize,
-    /// Passages of a step.
-    pub batch: usize,
-    /// Steps between two measurements.
-    pub round_steps: usize,
-    /// Share of the documents that is held out, half for stopping, half for the figures.
-    pub held_out: f64,
-    /// Most passages that choose, and that judge.
-    pub measured: usize,
-    pub seed: u64,
-    /// Threads, 0 for the machine's.
-    pub threads: usize,
-}
-
-impl Default for XragOptions {
-    fn default() -> XragOptions {
-        XragOptions {
-            llm: String::new(),
-            tokens: 1,
-            hidden: 0,
-            text_tokens: 64,
-            rate: 2e-3,
-            decay: 0.0,
-            epochs: 3,
-            batch: 16,
-            round_steps: 50,
-            held_out: 0.1,
-            measured: 200,
-            seed: 1,
-            threads: 0,
-        }
-    }
-}
-
-impl XragOptions {
-    fn read(options: &Value) -> Result<XragOptions, BridgeError> {
-        let bad = |value: String, range: &'static str| BridgeError::Option {
-            name: "options",
-            value,
-            range,
-        };
-        let names = "llm, tokens, hidden, text_tokens, rate, decay, epochs, batch, round_steps, held_out, measured, seed, \
-                     threads";
-        let read: XragOptions =
-            serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
-        let shown = || format!("{read:?}");
-        if !(1..=16).contains(&read.tokens) || read.hidden > 8192 || !(4..=512).contains(&read.text_tokens) {
-            return Err(bad(shown(), "tokens 1 to 16, hidden to 8192, text_tokens 4 to 512"));
-        }
-        if !(read.rate.is_finite() && read.rate > 0.0 && (0.0..=10.0).contains(&read.decay)) {
-            return Err(bad(shown(), "rate above 0, decay 0 to 10"));
-        }
-        let counts = [read.epochs, read.batch, read.round_steps, read.measured];
-        if !counts.iter().all(|count| (1..=100_000).contains(count)) {
-            return Err(bad(shown(), "epochs, batch, round_steps and measured 1 to 100000"));
-        }
-        if !(0.02..=0.8).contains(&read.held_out) {
-            return Err(bad(shown(), "held_out 0.02 to 0.8"));
-        }
-        Ok(read)
-    }
-}
-
-/// What a training has.
-struct Training<'a> {
-    options: &'a XragOptions,
-    pool: &'a Pool,
-    decoder: &'a Differentiable,
-    prompts: Vec<Prompt>,
-    dimensions: usize,
-    vectors: Vec<f32>,
-    /// The tokens of each passage that are to be said.
-    texts: Vec<Vec<u32>>,
-}
-
-/// Asks a watch from inside of a pass, and keeps what it said.
-struct Asking<'a, 'b> {
-    watch: RefCell<&'a mut dyn Watch>,
-    progress: &'b Progress,
-    said: RefCell<Option<BridgeError>>,
-}
-
-impl Asking<'_, '_> {
-    fn stop(&self) -> bool {
-        match self.watch.borrow_mut().step(self.progress) {
-            Ok(()) => false,
-            Err(error) => {
-                *self.said.borrow_mut() = Some(error);
-                true
-            }
-        }
-    }
-}
-
-/// Runs something that asks the watch between layers.
-fn watched<T>(
-    watch: &mut dyn Watch,
-    progress: &Progress,
-    body: impl FnOnce(&dyn Fn() -> bool) -> Result<T, BridgeError>,
-) -> Result<T, BridgeError> {
-    let asking = Asking {
-        watch: RefCell::new(watch),
-        progress,
-        said: RefCell::new(None),
-    };
-    let result = body(&|| asking.stop());
-    match asking.said.into_inner() {
-        Some(said) => Err(said),
-        None => result,
-    }
-}
-
-impl Training<'_> {
-    fn vector(&self, passage: usize) -> &[f32] {
-        &self.vectors[passage * self.dimensions..][..self.dimensions]
-    }
-
-    fn prompt(&self, place: usize) -> &Prompt {
-        let bits = Random::new(self.options.seed ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).bits();
-        &self.prompts[(bits % self.prompts.len() as u64) as usize]
-    }
-
-    /// Bits a token of passages, with what `given` puts in their place.
-    fn bits<'b>(
-        &'b self,
-        passages: &'b [usize],
-        given: impl Fn(usize) -> Given<'b>,
-        watch: &mut dyn Watch,
-        progress: &Progress,
-    ) -> Result<Vec<f64>, BridgeError> {
-        let examples: Vec<Example> = passages
-            .iter()
-            .enumerate()
-            .map(|(number, passage)| Example {
-                prompt: self.prompt(*passage),
-                given: given(number),
-                text: &self.texts[*passage],
-            })
-            .collect();
-        Ok(watched(watch, progress, |stop| {
-            pass(self.pool, self.decoder, &examples, 0.0, stop)
-        })?
-        .bits)
-    }
-
-    /// The projector's vectors of passages, those of each one after another.
-    fn projected(&self, trainee: &Trainee, passages: &[usize]) -> Result<Vec<f32>, BridgeError> {
-        let x: Vec<f32> = passages
-            .iter()
-            .flat_map(|passage| self.vector(*passage))
-            .copied()
-            .collect();
-        Ok(trainee.forward(self.pool, &x)?.2)
-    }
-
-    fn step(
-        &self,
-        trainee: &mut Trainee,
-        passages: &[usize],
-        place: usize,
-        rate: f32,
-        watch: &mut dyn Watch,
-        progress: &Progress,
-    ) -> Result<f64, BridgeError> {
-        let x: Vec<f32> = passages
-            .iter()
-            .flat_map(|passage| self.vector(*passage))
-            .copied()
-            .collect();
-        let (_, _, out) = trainee.forward(self.pool, &x)?;
-        let width = trainee.sizes.outputs;
-        let examples: Vec<Example> = passages
-            .iter()
-            .enumerate()
-            .map(|(number, passage)| Example {
-                prompt: self.prompt(place + number + (1 << 32)),
-                given: Given::Vectors(&out[number * width..(number + 1) * width]),
-                text: &self.texts[*passage],
-            })
-            .collect();
-        let tokens: usize = examples.iter().map(|example| example.text.len()).sum();
-        let weight = 1.0 / tokens.max(1) as f32;
-        let passed = watched(watch, progress, |stop| {
-            pass(self.pool, self.decoder, &examples, weight, stop)
-        })?;
-        trainee.step(self.pool, &x, &passed.gradients.concat(), rate, self.options.decay)?;
-        Ok(passed.bits.iter().sum::<f64>() / passed.bits.len().max(1) as f64)
-    }
-}
-
-/// Trains a projector for the LLM that `encode` gives. Pairs are not read.
+/// Trains a projector for the LLM that `encode` gives.
 ///
 /// # Errors
-/// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few passages,
-/// [`BridgeError::Model`] for an LLM that gradients cannot go through, and what `encode` and `watch` fail with.
+/// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few passages or questions,
+/// [`BridgeError::Model`] for an LLM that cannot be read, and what `encode` and `watch` fail with.
 pub fn train(
     passages: &[Passage],
-    _pairs: &[Pair],
+    pairs: &[Pair],
     options: &Value,
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
     checkpoint: Option<&[u8]>,
 ) -> Result<Trained, BridgeError> {
     let options = XragOptions::read(options)?;
+    let stages = options.stages(pairs.iter().any(|pair| pair.answer.is_some()));
+    let start = options.start.as_deref().map(|name| encode.start(name)).transpose()?;
     let path = encode.language_model(&options.llm)?;
     let files = LlmFiles::open(&path)?;
     let tokenizer = Arc::new(LlmTokenizer::open(&files)?);
     let chat = Chat::open(&files, tokenizer.clone())?;
+    let wording = Wording::new(tokenizer, chat, files.config());
     let precision = if has_bf16() { Precision::Bf16 } else { Precision::F32 };
-    let decoder = Differentiable::open(&files, precision)?;
+    let progress = Progress::default();
+    let decoder = watched(watch, &progress, |stop| {
+        match Differentiable::open_until(&files, precision, stop) {
+            Err(ModelError::Stopped) => Err(BridgeError::Stopped),
+            result => Ok(result?),
+        }
+    })?;
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads.min(1024),
     };
     let pool = Pool::new(threads)?;
     let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let (dimensions, vectors) = embed(encode, watch, Role::Passage, &texts)?;
-    let mut ids = Vec::with_capacity(passages.len());
-    for text in &texts {
-        let mut own = tokenizer.encode(text)?;
-        own.truncate(options.text_tokens);
-        ids.push(own);
+    let (dimensions, mut vectors) = passage_vectors(encode, watch, passages)?;
+    if options.normalized {
+        vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
     }
+    let instructions = wording.instructions(options.templates)?;
+    let all: Vec<Prompt> = instructions.iter().cloned().chain([wording.question("")?]).collect();
+    let reader = watched(watch, &progress, |stop| Reader::new(&pool, &decoder, all.iter(), stop))?;
     let training = Training {
         options: &options,
         pool: &pool,
-        decoder: &decoder,
-        prompts: prompts(&tokenizer, chat.as_ref())?,
+        reader,
         dimensions,
         vectors,
-        texts: ids,
     };
-    let with_text = passages.iter().zip(&training.texts).enumerate();
-    let with_text = with_text.filter(|(_, (_, text))| !text.is_empty());
-    let parts = parted(
-        with_text.map(|(number, (passage, _))| (number, passage.document)),
-        "passages",
-        options.held_out,
-        options.measured,
-        FEWEST_PASSAGES,
-        options.seed,
-    )?;
+    let said = Paraphrase {
+        options: &options,
+        prompts: instructions,
+        texts: tokenised(&wording, &texts, options.text_tokens, watch)?,
+    };
+    let (asked, made) = match stages {
+        Which::Paraphrase => (Vec::new(), false),
+        Which::Answers | Which::Both => questions(passages, pairs, options.seed),
+    };
+    let answered = Answers {
+        options: &options,
+        wording: &wording,
+        passages,
+        asked,
+    };
+    let said_parts = match stages {
+        Which::Answers => Default::default(),
+        _ => {
+            let texts = said.texts.iter().enumerate().filter(|(_, text)| !text.is_empty());
+            part(
+                texts.map(|(number, _)| (number, passages[number].document)),
+                "passages",
+                &options,
+            )?
+        }
+    };
+    let answered_parts = match stages {
+        Which::Paraphrase => Default::default(),
+        _ => {
+            let asked = answered.asked.iter().enumerate();
+            part(
+                asked.map(|(number, asked)| (number, passages[asked.passage].document)),
+                "questions",
+                &options,
+            )?
+        }
+    };
     let hidden = decoder.config().hidden;
     let sizes = Sizes {
         inputs: dimensions,
         hidden: if options.hidden == 0 { hidden } else { options.hidden },
         outputs: hidden * options.tokens,
     };
-    let trainee = Trainee::new(&pool, sizes, &training.vectors, decoder.input_scale(), options.seed)?;
-    let (trainee, rounds, best_round) = fit(&training, trainee, &parts[0], &parts[1], watch, checkpoint)?;
-    let figures = judge(
-        &training,
-        &trainee,
-        &parts[2],
-        watch,
-        parts[0].len(),
-        rounds,
-        best_round,
-    )?;
-    let accepted = figures["saved_over_other"]["low"].as_f64().is_some_and(|low| low > 0.0);
+    let mut trainee = match &start {
+        Some(bytes) => Trainee::read(bytes, dimensions, hidden)?,
+        None => Trainee::new(&pool, sizes, &training.vectors, decoder.input_scale(), options.seed)?,
+    };
+    let mut first = Stage {
+        lesson: &said,
+        items: &said_parts[0],
+        choosing: &said_parts[1],
+        place: Place { before: 0, all: 0 },
+        carried: Value::Null,
+        keeps_beginning: start.is_some(),
+    };
+    let mut second = Stage {
+        lesson: &answered,
+        items: &answered_parts[0],
+        choosing: &answered_parts[1],
+        place: first.place,
+        carried: Value::Null,
+        keeps_beginning: true,
+    };
+    let steps = [&first, &second].map(|stage| {
+        if stage.items.is_empty() {
+            0
+        } else {
+            stage.steps(&options)
+        }
+    });
+    first.place.all = steps.iter().sum();
+    second.place = Place {
+        before: steps[0],
+        all: first.place.all,
+    };
+
+    let resumed = checkpoint
+        .map(|bytes| trainee.resume(bytes).map(|(state, begun)| Resumed { state, begun }))
+        .transpose()?;
+    let stage_of = |resumed: &Resumed| resumed.state["stage"].as_str().map(str::to_owned);
+    let resumed_in = resumed.as_ref().and_then(stage_of);
+    // Where the first stage is over, its figures are in the checkpoint of the second.
+    let mut carried = Value::Null;
+    if stages != Which::Answers {
+        carried = match (resumed_in.as_deref(), &resumed) {
+            (Some("answers"), Some(resumed)) => resumed.state["carried"].clone(),
+            (_, resumed) => {
+                let fitted = first.run(&training, &mut trainee, resumed.as_ref(), watch)?;
+                let judging = &said_parts[2];
+                let (figures, accepted) =
+                    paraphrase::judge(&training, &first, &said, &trainee, judging, &fitted, watch)?;
+                json!({"figures": figures, "accepted": accepted})
+            }
+        };
+    }
+    let mut figures = carried["figures"].as_object().cloned().unwrap_or_default();
+    let mut accepted = carried["accepted"] == json!(true);
+    if stages != Which::Paraphrase {
+        second.carried = carried;
+        let resumed = resumed.filter(|_| resumed_in.as_deref() == Some("answers"));
+        let mut begun = trainee.copy();
+        match &resumed {
+            Some(resumed) => {
+                begun.parts = resumed
+                    .begun
+                    .clone()
+                    .ok_or_else(|| damaged("it lacks the stage's beginning"))?
+            }
+            None => trainee.begin_anew(),
+        }
+        let fitted = second.run(&training, &mut trainee, resumed.as_ref(), watch)?;
+        let judging = &answered_parts[2];
+        let (mut more, falls) =
+            answers::judge(&training, &second, &answered, &begun, &trainee, judging, &fitted, watch)?;
+        if falls {
+            accepted = true;
+        } else {
+            trainee = begun;
+        }
+        more.insert("pairs".to_owned(), json!(if made { "made" } else { "given" }));
+        more.insert("kept".to_owned(), json!(falls));
+        figures.insert("answers".to_owned(), Value::Object(more));
+    }
+    let name = match stages {
+        Which::Paraphrase => "paraphrase",
+        Which::Answers => "answers",
+        Which::Both => "both",
+    };
+    let tokens = trainee.sizes.outputs / hidden.max(1);
+    figures.insert("stage".to_owned(), json!(name));
+    figures.insert("tokens".to_owned(), json!(tokens));
+    let figures = Value::Object(figures);
     let more = Map::from_iter([
         ("figures".to_owned(), figures.clone()),
         ("llm".to_owned(), json!(files.fingerprint())),
-        ("normalized".to_owned(), json!(true)),
-        ("tokens".to_owned(), json!(options.tokens)),
+        ("normalized".to_owned(), json!(options.normalized)),
+        ("tokens".to_owned(), json!(tokens)),
     ]);
     Ok(Trained {
         weights: trainee.write(more)?,
@@ -318,111 +223,34 @@ pub fn train(
     })
 }
 
-/// The loop: the best round's projector, the rounds, and which it was.
-fn fit(
-    training: &Training<'_>,
-    mut trainee: Trainee,
-    passages: &[usize],
-    choosing: &[usize],
-    watch: &mut dyn Watch,
-    checkpoint: Option<&[u8]>,
-) -> Result<(Trainee, usize, usize), BridgeError> {
-    let options = training.options;
-    let steps = (passages.len() * options.epochs).div_ceil(options.batch);
-    let rounds = steps.div_ceil(options.round_steps);
-    let warm = (steps as f32 * 0.03).max(1.0);
-    let (mut round, mut best_round, mut best_bits) = (0usize, 0usize, f64::INFINITY);
-    let mut best = trainee.parts.clone();
-    if let Some(bytes) = checkpoint {
-        let state = trainee.resume(bytes)?;
-        let number = |name: &str| state.get(name).and_then(Value::as_u64).map(|number| number as usize);
-        let damaged = || BridgeError::File("the checkpoint is of another training".to_owned());
-        let same = number("passages") == Some(passages.len());
-        (round, best_round) = number("round")
-            .zip(number("best_round"))
-            .filter(|_| same)
-            .ok_or_else(damaged)?;
-        best_bits = state.get("best_bits").and_then(Value::as_f64).ok_or_else(damaged)?;
-        // Checkpoints are kept at the best rounds' ends only where that is the last one: others begin from what was best then.
-        best = trainee.parts.clone();
-    }
-    let mut epochs = Epochs::new(passages.len(), options.seed);
-    while round < rounds && round - best_round < PATIENCE {
-        let mut bits = 0.0;
-        let range = round * options.round_steps..((round + 1) * options.round_steps).min(steps);
-        for step in range.clone() {
-            let of_step: Vec<usize> = (step * options.batch..(step + 1) * options.batch)
-                .map(|place| passages[epochs.at(place)])
-                .collect();
-            let now = step as f32 + 1.0;
-            let rate = options.rate * (now / warm).min((steps as f32 - now + 1.0) / steps as f32).min(1.0);
-            let progress = Progress {
-                step: step as u64,
-                steps: steps as u64,
-                loss: bits / (step - range.start).max(1) as f64,
-                held_out: best_bits.is_finite().then_some(best_bits),
-            };
-            bits += training.step(&mut trainee, &of_step, step * options.batch, rate, watch, &progress)?;
-        }
-        round += 1;
-        let progress = Progress {
-            step: range.end as u64,
-            steps: steps as u64,
-            loss: bits / range.len().max(1) as f64,
-            held_out: best_bits.is_finite().then_some(best_bits),
-        };
-        let vectors = training.projected(&trainee, choosing)?;
-        let width = trainee.sizes.outputs;
-        let given = |number: usize| Given::Vectors(&vectors[number * width..][..width]);
-        let found = mean(&training.bits(choosing, given, watch, &progress)?);
-        if found < best_bits {
-            (best_bits, best_round) = (found, round);
-            best = trainee.parts.clone();
-            let state =
-                json!({"round": round, "best_round": best_round, "best_bits": best_bits, "passages": passages.len()});
-            watch.checkpoint(&trainee.checkpoint(state)?)?;
-        }
-    }
-    trainee.parts = best;
-    Ok((trainee, round, best_round))
+fn damaged(what: &str) -> BridgeError {
+    BridgeError::File(format!("the checkpoint is of another training: {what}"))
 }
 
-/// The figures of passages that were never seen.
-fn judge(
-    training: &Training<'_>,
-    trainee: &Trainee,
-    judging: &[usize],
+/// What is trained on, chooses and judges, document by document.
+fn part(
+    items: impl Iterator<Item = (usize, u32)>,
+    what: &str,
+    options: &XragOptions,
+) -> Result<[Vec<usize>; 3], BridgeError> {
+    parted(items, what, options.held_out, options.measured, FEWEST, options.seed)
+}
+
+/// The first tokens of texts.
+fn tokenised(
+    wording: &Wording,
+    texts: &[&str],
+    most: usize,
     watch: &mut dyn Watch,
-    trained_on: usize,
-    rounds: usize,
-    best_round: usize,
-) -> Result<Value, BridgeError> {
-    let progress = Progress::default();
-    let vectors = training.projected(trainee, judging)?;
-    let width = trainee.sizes.outputs;
-    let at = |number: usize| Given::Vectors(&vectors[number % judging.len() * width..][..width]);
-    let own = training.bits(judging, at, watch, &progress)?;
-    // Another passage that was drawn: the next of the shuffled ones.
-    let other = training.bits(judging, |number| at(number + 1), watch, &progress)?;
-    let none = training.bits(judging, |_| Given::Ids(&[]), watch, &progress)?;
-    let beginning = |number: usize| {
-        let text = &training.texts[judging[number]];
-        Given::Ids(&text[..text.len().min(TEXT_TOKENS)])
-    };
-    let text = training.bits(judging, beginning, watch, &progress)?;
-    let draws = Draws {
-        seed: training.options.seed,
-        ..Draws::default()
-    };
-    let saved = |over: &[f64]| {
-        let saved: Vec<f64> = over.iter().zip(&own).map(|(over, own)| over - own).collect();
-        let interval = of_mean(&saved, draws);
-        json!({"value": mean(&saved), "low": interval.map(|found| found.low), "high": interval.map(|found| found.high)})
-    };
-    Ok(json!({
-        "stage": "paraphrase", "trained_on": trained_on, "held_out": judging.len(), "rounds": rounds, "best_round": best_round,
-        "tokens": training.options.tokens, "text_tokens": training.options.text_tokens, "at_once": AT_ONCE,
-        "bits_per_token": {"own": mean(&own), "other": mean(&other), "none": mean(&none), "text": mean(&text)},
-        "saved_over_other": saved(&other), "saved_over_none": saved(&none),
-    }))
+) -> Result<Vec<Vec<u32>>, BridgeError> {
+    let mut all = Vec::with_capacity(texts.len());
+    for part in texts.chunks(TOKENISED_AT_ONCE) {
+        for text in part {
+            let mut ids = wording.tokenizer.encode(text)?;
+            ids.truncate(most);
+            all.push(ids);
+        }
+        watch.step(&Progress::default())?;
+    }
+    Ok(all)
 }

@@ -7,10 +7,8 @@ use super::prompt::PromptPiece;
 use crate::pg::fail::fail_with_hint;
 use pgrx::PgSqlErrorCode;
 
-/// The templates where none is given.
-pub const WITH_DOCUMENTS: &str =
-    "Use the background to answer the question.\n\nBackground: {documents}\n\nQuestion: {question}";
-pub const PLAIN: &str = "Answer the question.\n\nQuestion: {question}";
+/// The templates where none is given: those that answers are trained in.
+pub use crate::bridge::xrag::{PLAIN, WITH_DOCUMENTS};
 
 const QUESTION: &str = "{question}";
 const DOCUMENTS: &str = "{documents}";

@@ -14,7 +14,7 @@ use crate::pg::service::client::{self, ModelRef};
 use crate::pg::service::models::resolve;
 use crate::pg::service::{Lane, ServiceError, readings};
 use crate::pg::settings;
-use crate::pg::sql::evaluate::relations::table_of;
+use crate::pg::sql::evaluate::relations::{has_column, table_of};
 use crate::pg::sql::leaf::{kind_of, name_of};
 use crate::pg::sql::models::llm_by_name;
 use crate::pg::sql::profiles::qualified;
@@ -36,6 +36,8 @@ pub struct Service {
     pub model: ModelRef,
     /// The masked language model of the scheme clr, and how many weights of a text are kept.
     pub mlm: Option<(ModelRef, u32)>,
+    /// The file of the bridge that the training starts from, read in the snapshot of the rest.
+    pub start: Option<Vec<u8>>,
 }
 
 impl Encode for Service {
@@ -73,6 +75,10 @@ impl Encode for Service {
         }
     }
 
+    fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
+        self.start.clone().ok_or(BridgeError::NoReading("bridge to start from"))
+    }
+
     fn directory(&mut self) -> Result<PathBuf, BridgeError> {
         let root = self.model.root.clone().unwrap_or_else(settings::model_dir);
         let directory = resolve(&root, &self.model.path).map_err(ServiceError::from).or_raise();
@@ -98,10 +104,15 @@ pub fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
-/// Rows of (key, document, ordinal, text), in the order of documents and ordinals.
-pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
+/// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column `embedding`
+/// where there is one. Vectors of other than `dimensions` numbers raise an error.
+pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passage> {
+    let vector = match has_column(relation, "embedding") {
+        true => "embedding::pg_catalog.float4[]",
+        false => "NULL::pg_catalog.float4[]",
+    };
     let statement = format!(
-        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text \
+        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text, {vector} \
            FROM {} WHERE id IS NOT NULL AND document IS NOT NULL AND body IS NOT NULL ORDER BY document, ordinal, id",
         qualified(relation)
     );
@@ -113,6 +124,15 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
             let (Some(key), Some(document), Some(text)) = (key, document, text) else {
                 continue;
             };
+            let vector = row.get::<Vec<f32>>(4)?;
+            if let Some(found) = vector.as_ref().map(Vec::len)
+                && found != dimensions
+            {
+                bad(
+                    format!("the embedding of passage \"{key}\" has {found} dimensions, the model's have {dimensions}"),
+                    "The column embedding holds vectors of the model, situ.situate's for instance.",
+                )
+            }
             let next = documents.len() as u32;
             let document = *documents.entry(document).or_insert(next);
             let ordinal = match passages.last() {
@@ -124,10 +144,18 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
                 document,
                 ordinal,
                 text,
+                vector,
             });
         }
         Ok(())
     }));
+    let without = passages.iter().filter(|passage| passage.vector.is_none()).count();
+    if (1..passages.len()).contains(&without) {
+        bad(
+            format!("{without} of {} passages have no embedding", passages.len()),
+            "Fill the column embedding of all rows, or leave it out: bodies are then encoded.",
+        )
+    }
     passages
 }
 
@@ -243,6 +271,7 @@ pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
             document: document as u32,
             ordinal: chunk.ordinal,
             text: chunk.span.of(body).unwrap_or_default().to_owned(),
+            vector: None,
         }));
     }
     (text.model, passages)
@@ -263,10 +292,12 @@ pub fn each_key_once(passages: &[Passage]) {
 struct Named {
     query: String,
     passages: Vec<u32>,
+    answer: Option<String>,
 }
 
-/// Rows of (query, passage). A pair whose passage the caller cannot see is left out. Where a row has several passages
-/// (`chunked`: an index's rows, and passages that were cut), the one nearest to the query is meant.
+/// Rows of (query, passage), and of a column `answer` where there is one. A pair whose passage the caller cannot see is
+/// left out. Where a row has several passages (`chunked`: an index's rows, and passages that were cut), the one nearest
+/// to the query is meant.
 pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, service: &mut Service) -> Vec<Pair> {
     if !chunked {
         each_key_once(passages);
@@ -275,8 +306,12 @@ pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, se
     for (place, passage) in passages.iter().enumerate() {
         places.entry(&passage.key).or_default().push(place as u32);
     }
+    let answer = match has_column(relation, "answer") {
+        true => "answer::pg_catalog.text",
+        false => "NULL::pg_catalog.text",
+    };
     let statement = format!(
-        "SELECT query::pg_catalog.text, passage::pg_catalog.text FROM {} ORDER BY 1, 2",
+        "SELECT query::pg_catalog.text, passage::pg_catalog.text, {answer} FROM {} ORDER BY 1, 2, 3",
         qualified(relation)
     );
     let named: Vec<Named> = spi(Spi::connect(|client| {
@@ -285,8 +320,11 @@ pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, se
             if let (Some(query), Some(key)) = (row.get::<String>(1)?, row.get::<String>(2)?)
                 && let Some(passages) = places.get(key.as_str())
             {
-                let passages = passages.clone();
-                named.push(Named { query, passages });
+                named.push(Named {
+                    query,
+                    passages: passages.clone(),
+                    answer: row.get::<String>(3)?,
+                });
             }
         }
         Ok(named)
@@ -311,7 +349,12 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
     let vectors: HashMap<u32, &[f32]> = among.iter().copied().zip(chunks.values.chunks_exact(d)).collect();
     let mut queries = queries.values.chunks_exact(d);
     let mut pairs = Vec::with_capacity(named.len());
-    for Named { query, passages } in &named {
+    for Named {
+        query,
+        passages,
+        answer,
+    } in &named
+    {
         let passage = match passages[..] {
             [only] => Some(only),
             _ => queries.next().and_then(|query| {
@@ -329,6 +372,7 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
         pairs.extend(passage.map(|passage| Pair {
             query: query.clone(),
             passage,
+            answer: answer.clone(),
         }));
     }
     pairs

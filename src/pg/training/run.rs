@@ -84,11 +84,13 @@ fn read(job: &Job) -> Material {
         }
         (None, Some(passages)) => {
             let model = model_by_name(text("model")).or_raise();
-            (model, relation_passages(passages), Vec::new())
+            let passages = relation_passages(passages, model.dimensions);
+            (model, passages, Vec::new())
         }
         (Some(index), Some(passages)) if job.kind == adapter::KIND => {
             let (model, searched) = of_index(index);
-            (model, relation_passages(passages), searched)
+            let passages = relation_passages(passages, model.dimensions);
+            (model, passages, searched)
         }
         _ => bad(
             "one of index and passages is needed".into(),
@@ -100,7 +102,13 @@ fn read(job: &Job) -> Material {
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         (model_by_name(Some(mlm)).or_raise(), most)
     });
-    let mut service = Service { model, mlm };
+    let start = options.get("start").and_then(Value::as_str).map(|name| {
+        let bridge = bridges::find(name);
+        bridges::check_owner(&bridge, job.owner);
+        bridges::check_trained_over(&bridge, &model);
+        bridges::weights(name)
+    });
+    let mut service = Service { model, mlm, start };
     // The other trainers take the passages of a relation as they are.
     let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
     let cut = cuts && relation(job, "passages").is_some();

@@ -111,6 +111,7 @@ fn passages_of(count: usize, own: usize) -> Vec<Passage> {
         document: place as u32,
         ordinal: 0,
         text: text(random),
+        vector: None,
     };
     (0..count).map(|place| passage(place, &mut random)).collect()
 }
@@ -204,6 +205,7 @@ fn pairs_are_trained_on_and_some_kept() {
     let pair = |passage: usize| Pair {
         query: passages[passage].text.split(' ').take(8).collect::<Vec<_>>().join(" "),
         passage: passage as u32,
+        answer: None,
     };
     let pairs: Vec<Pair> = (0..150).map(pair).collect();
     let mut options = small("bag");

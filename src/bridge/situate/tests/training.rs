@@ -77,6 +77,7 @@ fn corpus() -> (Vec<Passage>, Vec<Pair>) {
                 pairs.push(Pair {
                     query: format!("{name} {event}"),
                     passage: passages.len() as u32,
+                    answer: None,
                 });
             }
             passages.push(Passage {
@@ -84,6 +85,7 @@ fn corpus() -> (Vec<Passage>, Vec<Pair>) {
                 document,
                 ordinal,
                 text,
+                vector: None,
             });
         }
     }
@@ -191,6 +193,7 @@ fn what_cannot_be_trained_is_an_error() {
     let outside = [Pair {
         query: "a".to_owned(),
         passage: 1_000_000,
+        answer: None,
     }];
     assert!(matches!(run(&passages, &outside, json!({})), BridgeError::Outside(_)));
 }

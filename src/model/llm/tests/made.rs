@@ -127,7 +127,7 @@ fn llama_with_its_scaled_rotation() {
     });
 }
 
-fn with_model_prefix(maker: &mut Maker) {
+pub(super) fn with_model_prefix(maker: &mut Maker) {
     let tensors = std::mem::take(&mut maker.tensors);
     maker.tensors = tensors
         .into_iter()

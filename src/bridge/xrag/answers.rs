@@ -1,0 +1,158 @@
+//! Stage 2 of xRAG: questions are answered from the passage's vectors, in the prompt that is used where answers are made; the
+//! loss is `-log p` of the answer's tokens and the divergence from what the same LLM says that reads the passage's text in
+//! the same place (self-distillation). Both are taken at the positions that predict the answer's tokens; the published code
+//! takes the divergence one position later, so that the first token's distribution is not distilled.
+//!
+//! Where no pairs with answers are given, they are made: of each passage a sentence, whose first half is asked to be gone on
+//! with and whose second half is the answer. It stands in the passage, which an answer that a small LLM makes up to a question
+//! that it has made up often does not, and it costs no generation.
+
+use super::fit::Trainee;
+use super::options::XragOptions;
+use super::paraphrase::{is_saving, saved};
+use super::pass::Factors;
+use super::prompts::Wording;
+use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
+use crate::bridge::BridgeError;
+use crate::bridge::train::data::{Pair, Passage, Progress, Watch};
+use crate::bridge::train::parts::{made_pairs, mean};
+use serde_json::{Map, Value, json};
+
+/// What is asked of a made pair; `{}` stands for the beginning of the sentence.
+const GO_ON: &str = "How does this sentence of the background go on: \"{}\"?";
+
+/// A question with its answer.
+pub struct Asked {
+    pub passage: usize,
+    pub question: String,
+    pub answer: String,
+}
+
+/// The questions as a lesson; items are numbers of `asked`.
+pub struct Answers<'a> {
+    pub options: &'a XragOptions,
+    pub wording: &'a Wording,
+    pub passages: &'a [Passage],
+    pub asked: Vec<Asked>,
+}
+
+/// Pairs whose answers are known, or made ones; and whether they are made.
+pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>, bool) {
+    let given = pairs.iter().filter_map(|pair| {
+        let answer = pair
+            .answer
+            .as_deref()
+            .map(str::trim)
+            .filter(|answer| !answer.is_empty())?;
+        let passage = pair.passage as usize;
+        (passage < passages.len()).then(|| Asked {
+            passage,
+            question: pair.query.clone(),
+            answer: answer.to_owned(),
+        })
+    });
+    let given: Vec<Asked> = given.collect();
+    if !given.is_empty() {
+        return (given, false);
+    }
+    let made = made_pairs(passages, seed).into_iter().filter_map(|pair| {
+        let words: Vec<&str> = pair.query.split_whitespace().collect();
+        let (begin, rest) = words.split_at(words.len() / 2);
+        (!begin.is_empty() && !rest.is_empty()).then(|| Asked {
+            passage: pair.passage as usize,
+            question: GO_ON.replace("{}", &begin.join(" ")),
+            answer: rest.join(" "),
+        })
+    });
+    (made.collect(), true)
+}
+
+impl Answers<'_> {
+    /// The beginning of a passage's text that the teacher reads.
+    fn context(&self, passage: usize) -> Result<String, BridgeError> {
+        let text = &self.passages[passage].text;
+        let ids = self.wording.tokenizer.encode(text)?;
+        Ok(match ids.get(..self.options.context_tokens) {
+            Some(first) if first.len() < ids.len() => self.wording.tokenizer.decode(first),
+            _ => text.clone(),
+        })
+    }
+}
+
+impl Lesson for Answers<'_> {
+    fn name(&self) -> &'static str {
+        "answers"
+    }
+
+    fn passage(&self, item: usize) -> usize {
+        self.asked[item].passage
+    }
+
+    fn task(&self, item: usize, _place: Option<usize>) -> Result<Task, BridgeError> {
+        let Asked {
+            passage,
+            question,
+            answer,
+        } = &self.asked[item];
+        let text = self.context(*passage)?;
+        Ok(Task {
+            prompt: self.wording.question(question)?,
+            text: self.wording.answer(answer, self.options.answer_tokens)?,
+            teacher: Some(self.wording.question_with_text(&text, question)?),
+        })
+    }
+
+    fn plan(&self) -> (f32, usize, Factors) {
+        let XragOptions {
+            answer_rate,
+            answer_epochs,
+            nll,
+            kl,
+            ..
+        } = *self.options;
+        (answer_rate, answer_epochs, Factors { nll, kl })
+    }
+}
+
+/// The figures of questions about passages that were never seen, and whether the stage has succeeded: whether the answers'
+/// loss has fallen from what the stage began with.
+#[allow(clippy::too_many_arguments)]
+pub fn judge(
+    training: &Training<'_>,
+    stage: &Stage<'_>,
+    lesson: &Answers<'_>,
+    begun: &Trainee,
+    trainee: &Trainee,
+    judging: &[usize],
+    fitted: &Fitted,
+    watch: &mut dyn Watch,
+) -> Result<(Map<String, Value>, bool), BridgeError> {
+    let progress = Progress::default();
+    let [before, after] = [begun, trainee].map(|trainee| training.projected(lesson, trainee, judging));
+    let (before, after) = (before?, after?);
+    let taught = training.tasks(lesson, judging, true)?;
+    let plain = training.tasks(lesson, judging, false)?;
+    let alone = judging
+        .iter()
+        .map(|item| lesson.wording.question_alone(&lesson.asked[*item].question));
+    let alone = alone.collect::<Result<Vec<_>, _>>()?;
+    let own = training.measure(&taught, Put::Vectors(&after, 0), watch, &progress)?;
+    let first = training.measure(&taught, Put::Vectors(&before, 0), watch, &progress)?;
+    let other = training
+        .measure(&plain, Put::Vectors(&after, 1), watch, &progress)?
+        .bits;
+    let none = training.measure(&plain, Put::Prompts(&alone), watch, &progress)?.bits;
+    let seed = training.options.seed;
+    let over_before = saved(&first.bits, &own.bits, seed);
+    let succeeded = is_saving(&over_before);
+    let mut figures = facts(stage, judging.len(), fitted);
+    let more = json!({
+        "bits_per_token": {"own": mean(&own.bits), "before": mean(&first.bits), "other": mean(&other), "none": mean(&none),
+            "text": mean(&own.taught)},
+        "divergence": {"own": mean(&own.divergence), "before": mean(&first.divergence)},
+        "saved_over_before": over_before, "saved_over_other": saved(&other, &own.bits, seed),
+        "saved_over_none": saved(&none, &own.bits, seed),
+    });
+    figures.extend(more.as_object().cloned().unwrap_or_default());
+    Ok((figures, succeeded))
+}

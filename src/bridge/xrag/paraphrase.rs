@@ -1,0 +1,112 @@
+//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to say the passage;
+//! the loss is `-log p` of its tokens.
+//!
+//! What is held out is judged in bits a token: given nothing, the passage's own vectors, another passage's, and the beginning
+//! of its text. The stage has succeeded where its own vectors beat another's by an interval without zero.
+
+use super::fit::Trainee;
+use super::options::XragOptions;
+use super::pass::Factors;
+use super::prompts::Prompt;
+use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
+use crate::bridge::BridgeError;
+use crate::bridge::train::data::{Progress, Watch};
+use crate::bridge::train::parts::mean;
+use crate::eval::bootstrap::{Draws, of_mean};
+use crate::eval::random::Random;
+use serde_json::{Map, Value, json};
+
+/// Tokens of the text that is given in the place of vectors, for comparison.
+const TEXT_TOKENS: usize = 32;
+
+/// The passages as a lesson; items are passages.
+pub struct Paraphrase<'a> {
+    pub options: &'a XragOptions,
+    pub prompts: Vec<Prompt>,
+    /// The tokens of each passage that are to be said.
+    pub texts: Vec<Vec<u32>>,
+}
+
+impl Paraphrase<'_> {
+    fn prompt(&self, place: usize) -> &Prompt {
+        let bits = Random::new(self.options.seed ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).bits();
+        &self.prompts[(bits % self.prompts.len() as u64) as usize]
+    }
+}
+
+impl Lesson for Paraphrase<'_> {
+    fn name(&self) -> &'static str {
+        "paraphrase"
+    }
+
+    fn passage(&self, item: usize) -> usize {
+        item
+    }
+
+    fn task(&self, item: usize, place: Option<usize>) -> Result<Task, BridgeError> {
+        // What an item is measured with does not depend on the training's places.
+        let prompt = self.prompt(place.map_or(item, |place| place + (1 << 32)));
+        Ok(Task {
+            prompt: prompt.clone(),
+            text: self.texts[item].clone(),
+            teacher: None,
+        })
+    }
+
+    fn plan(&self) -> (f32, usize, Factors) {
+        (self.options.rate, self.options.epochs, Factors { nll: 1.0, kl: 0.0 })
+    }
+}
+
+/// Mean and 95 % interval of what is saved.
+pub fn saved(over: &[f64], own: &[f64], seed: u64) -> Value {
+    let draws = Draws {
+        seed,
+        ..Draws::default()
+    };
+    let saved: Vec<f64> = over.iter().zip(own).map(|(over, own)| over - own).collect();
+    let interval = of_mean(&saved, draws);
+    json!({"value": mean(&saved), "low": interval.map(|found| found.low), "high": interval.map(|found| found.high)})
+}
+
+/// Whether a saving's interval is above zero.
+pub fn is_saving(saved: &Value) -> bool {
+    saved["low"].as_f64().is_some_and(|low| low > 0.0)
+}
+
+/// The figures of passages that were never seen, and whether the stage has succeeded.
+pub fn judge(
+    training: &Training<'_>,
+    stage: &Stage<'_>,
+    lesson: &Paraphrase<'_>,
+    trainee: &Trainee,
+    judging: &[usize],
+    fitted: &Fitted,
+    watch: &mut dyn Watch,
+) -> Result<(Map<String, Value>, bool), BridgeError> {
+    let progress = Progress::default();
+    let vectors = training.projected(lesson, trainee, judging)?;
+    let tasks = training.tasks(lesson, judging, false)?;
+    let beginnings: Vec<Vec<u32>> = tasks
+        .iter()
+        .map(|task| task.text.iter().take(TEXT_TOKENS).copied().collect())
+        .collect();
+    let nothing = vec![Vec::new(); judging.len()];
+    let mut bits = |put: Put<'_>| Ok::<_, BridgeError>(training.measure(&tasks, put, watch, &progress)?.bits);
+    let own = bits(Put::Vectors(&vectors, 0))?;
+    // Another passage that was drawn: the next of the shuffled ones.
+    let other = bits(Put::Vectors(&vectors, 1))?;
+    let none = bits(Put::Ids(&nothing))?;
+    let text = bits(Put::Ids(&beginnings))?;
+    let seed = training.options.seed;
+    let over_other = saved(&other, &own, seed);
+    let succeeded = is_saving(&over_other);
+    let mut figures = facts(stage, judging.len(), fitted);
+    let more = json!({
+        "text_tokens": training.options.text_tokens,
+        "bits_per_token": {"own": mean(&own), "other": mean(&other), "none": mean(&none), "text": mean(&text)},
+        "saved_over_other": over_other, "saved_over_none": saved(&none, &own, seed),
+    });
+    figures.extend(more.as_object().cloned().unwrap_or_default());
+    Ok((figures, succeeded))
+}

@@ -133,7 +133,7 @@ impl DeviceState {
         let _ = self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, before);
     }
 
-    /// The device has answered something.
+    /// The device has answered something, or is to be taken for whole.
     pub fn proved(&self) {
         if self.is_unproved() && !self.is_lost() {
             self.lost.store(0, Ordering::SeqCst);

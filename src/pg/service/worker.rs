@@ -226,6 +226,8 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             follow_settings(&worker.desk.settings);
+            // Whoever reloads the configuration says that the device is to be used.
+            state.proved();
             if settings::test_lost_device(number) {
                 worker.desk.lose_device("a test wants it so");
             }

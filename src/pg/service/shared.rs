@@ -91,7 +91,7 @@ pub struct DeviceState {
     /// Consecutive attempts to start a worker that failed.
     pub start_failures: AtomicU32,
     /// [`LOST`]: the device does not work; its requests go elsewhere until a worker starts on it again. [`UNPROVED`]: one
-    /// has, and has answered nothing yet.
+    /// has, and has answered nothing yet ([`DeviceState::is_unproved`]).
     pub lost: AtomicU32,
     pub account: Account,
     pub last_error: TextCell<1000>,
@@ -102,6 +102,8 @@ pub struct DeviceState {
 /// States of a device that was lost.
 pub const LOST: u32 = 1;
 const UNPROVED: u32 = 2;
+/// Microseconds for which a device that was lost is unproved at most: a worker that has lived so long on it may be asked.
+const TRIAL: u64 = 60_000_000;
 
 /// Bytes for the description of the models in memory.
 pub const MODELS: usize = 8192;
@@ -122,9 +124,14 @@ impl DeviceState {
         self.lost.load(Ordering::SeqCst) == LOST
     }
 
-    /// Whether the device was lost and has answered nothing since.
+    /// Whether the device was lost, and has neither answered anything nor lived for a minute since.
     pub fn is_unproved(&self) -> bool {
-        self.lost.load(Ordering::SeqCst) != 0
+        let started = self.account.counters.started_at.load(Ordering::Relaxed);
+        match self.lost.load(Ordering::SeqCst) {
+            0 => false,
+            UNPROVED => now().saturating_sub(started) < TRIAL,
+            _ => true,
+        }
     }
 
     /// A worker runs on the device (again).
@@ -135,9 +142,9 @@ impl DeviceState {
 
     /// The device has answered something, or is to be taken for whole.
     pub fn proved(&self) {
-        if self.is_unproved() && !self.is_lost() {
-            self.lost.store(0, Ordering::SeqCst);
-        }
+        let _ = self
+            .lost
+            .compare_exchange(UNPROVED, 0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Records an error that users should see in `situ.stat_service`.

@@ -138,6 +138,7 @@ impl Training<'_> {
         watched(watch, progress, |stop| self.reader.pass(&examples, None, stop))
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn step(
         &self,
         lesson: &dyn Lesson,

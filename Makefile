@@ -4,6 +4,7 @@
 #   PG_CONFIG=...   install into this server instead of the checkout's own copy
 #   DEMO=full       the demo takes the whole manual
 #   EVAL=quick       make eval takes a sample of each set
+#   XRAG=quick       make eval-xrag takes a sample; more settings in scripts/eval_xrag.sh
 #   SITU_CACHE, SITU_RUN, CARGO_TARGET_DIR: see scripts/common.sh
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -35,6 +36,7 @@ help:
 	@echo 'make bench-llm      answers of a small LLM beside llama.cpp'
 	@echo 'make bench-xrag     passages per second of the training of a projector for a small LLM'
 	@echo 'make eval           every method on the judged sets: a table, metric lines, target/eval/index.html [EVAL=quick]'
+	@echo 'make eval-xrag      a projector of xRAG, trained and judged in bits and in answers [XRAG=quick]'
 	@echo 'make server         the checkout'"'"'s own copy of the server, with the development build installed'
 
 demo:
@@ -98,6 +100,9 @@ bench-xrag:
 
 eval:
 	@scripts/eval.sh
+
+eval-xrag:
+	@scripts/eval_xrag.sh
 
 bench-index:
 	@scripts/bench.sh index

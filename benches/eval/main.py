@@ -20,6 +20,8 @@ from database import Database, Failure
 MEASURES = ("ndcg@10", "map", "mrr", "recall@1", "recall@10", "recall@100")
 GAINS = ("ndcg@10", "map", "mrr", "recall@1", "recall@100")
 MODEL = "minilm"
+#: A masked language model, which the scheme clr of lexsem reads.
+MASKED_MODEL = "splade"
 #: Of a training that gave no bridge.
 FAILED = "failed"
 
@@ -36,8 +38,8 @@ class Variant:
     default: bool = False
     #: Its settings were chosen on the questions held apart: it is not judged on them.
     chosen_by_queries: bool = False
-    #: Encoding seconds of its index over those of the plain one.
-    encode_cost: float | None = None
+    #: Encoding seconds of its index over those of the plain one; 1 for what leaves the plain index as it is.
+    encode_cost: float = 1.0
     #: Median milliseconds of one search, the question encoded.
     latency: float | None = None
     #: Why it was not used, where training did not beat the identity.
@@ -64,9 +66,8 @@ class Evaluation:
 
     def indexes(self) -> None:
         """The indexes: the passages alone, with the title before them, and pooled from their window."""
-        kinds = {"plain": ("body", "")}
-        if not (self.name == "scifact" and not self.quick):
-            kinds["title"] = ("body, title situ_title_ops", "")
+        kinds = {"plain": ("body", ""), "title": ("body, title situ_title_ops", "")}
+        if self.set.situated:
             kinds["late"] = ("body", ", situate = 'late'")
         for kind, (columns, options) in kinds.items():
             index = f"{self.name}.{kind}"
@@ -85,7 +86,8 @@ class Evaluation:
         return float(self.db.one(f"SELECT {seconds.format(index)} / {seconds.format(self.name + '.plain')}") or 1)
 
     def situated(self) -> None:
-        """Rows embedded among the other rows of their document, in indexes over vectors; `chunk` is the row alone."""
+        """Rows embedded among the other rows of their document, in indexes over vectors: cut as the plain index cuts them, found at
+        the nearest piece. `chunk` is the piece alone, `control` a map of it with the same training as `bridge`."""
         s, base = self.name, None
         if not self.set.situated:
             return
@@ -93,20 +95,24 @@ class Evaluation:
             self.step(f"SKIPPED: {s}: rows in their document: this build has no situ.situate over chunks")
             return
         kinds = {"chunk": "mode => 'none'", "context": "mode => 'late'"}
-        if self.db.has_function("train"):
+        trained = {"bridge": "", "control": ", options => '{\"document\": false}'"} if self.db.has_function("train") else {}
+        for kind, options in trained.items():
             pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
-            why = self.train("situate", f"{s}_situate", pairs)
-            kinds["bridge"] = f"mode => 'bridge', bridge => '{s}_situate'"
-            if why:
-                del kinds["bridge"]
-            if why and why != FAILED:
-                self.variants.append(Variant("situate", "bridge", f"{s}.plain", default=True, rejected=why))
+            why = self.train("situate", f"{s}_situate_{kind}", pairs + options)
+            if not why:
+                kinds[kind] = f"mode => 'bridge', bridge => '{s}_situate_{kind}'"
+            elif why != FAILED:
+                self.variants.append(Variant("situate", kind, f"{s}.plain", default=kind == "bridge", rejected=why))
+        self.db.run(
+            f"CREATE TABLE {s}.pieces AS SELECT d.id, d.document, row_number() OVER (PARTITION BY d.document ORDER BY d.ordinal, "
+            f"c.ordinal) AS ordinal, c.passage AS body FROM {s}.docs d, situ.chunks(d.body, '{MODEL}', 250) c;"
+        )
         for kind, arguments in kinds.items():
             self.step(f"{s}: situ.situate(chunks, {arguments})")
             table, begin = f"{s}.situated_{kind}", time.monotonic()
             made = (
                 f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
-                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.docs "
+                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.pieces "
                 "GROUP BY document) d, generate_subscripts(ids, 1) n;"
             )
             try:
@@ -117,7 +123,7 @@ class Evaluation:
             seconds = time.monotonic() - begin
             base = base or seconds
             self.db.run(
-                f"ALTER TABLE {table} ADD PRIMARY KEY (id), ALTER v TYPE vector(384);\n"
+                f"ALTER TABLE {table} ALTER v TYPE vector(384);\n"
                 f"CREATE INDEX {kind} ON {table} USING situ (v vector_cosine_ops);"
             )
             self.variants.append(
@@ -146,15 +152,23 @@ class Evaluation:
             self.step(f"SKIPPED: {s}: adapter, lexsem, situate: this build has no situ.train")
             return
         pairs = f"model => '{MODEL}', passages => '{s}.train_passages', pairs => '{s}.train_pairs'"
-        why = self.train("adapter", f"{s}_adapter", pairs)
+        # The index's own texts, without their questions: what the adapter will have to tell apart.
+        why = self.train("adapter", f"{s}_adapter", f"{pairs}, index => '{plain}'")
         if why != FAILED:
             self.variants.append(
                 Variant("adapter", "query", plain, f"bridge => '{s}_adapter'", default=True, rejected=why)
             )
         # The trainer sees the first 60 % of each row's words; the tasks are made of the others.
-        for scheme in ("bag",) if self.quick else ("bag", "slr", "llr"):
+        schemes = {"bag": ""}
+        if not self.quick:
+            schemes |= {"slr": "", "llr": ""}
+            if self.db.one(f"SELECT count(*) FROM situ.models WHERE name = '{MASKED_MODEL}'") == "1":
+                schemes["clr"] = f""", options => '{{"mlm": "{MASKED_MODEL}"}}'"""
+            else:
+                self.step(f"SKIPPED: {s}: lexsem clr: there is no masked language model")
+        for scheme, options in schemes.items():
             name = f"{s}_lexsem_{scheme}"
-            why = self.train("lexsem", name, f"index => '{plain}', scheme => '{scheme}'")
+            why = self.train("lexsem", name, f"index => '{plain}', scheme => '{scheme}'{options}")
             if why == FAILED:
                 continue
             self.variants.append(
@@ -285,7 +299,7 @@ class Report:
         plain = run.variants[0]
         adapter = next((v for v in run.variants if v.bridge == "adapter" and not v.rejected), None)
         for variant in run.variants:
-            if variant.encode_cost is not None:
+            if not variant.rejected:
                 self.line("encode_cost", variant.encode_cost, "ratio", bridge=variant.bridge, variant=variant.variant,
                           data=run.name, over="plain")
             if variant.latency is not None:
@@ -338,10 +352,9 @@ class Report:
             gain = "" if variant.bridge == "plain" else f"{row['gain']:+8.1%}  " \
                 f"{row['gain_low']:+7.1%} {row['gain_high']:+7.1%}   {row['p']:7.4f}"
             beside = f"{over['ndcg@10']['gain']:+9.1%}" if over and over["ndcg@10"] else " " * 9
-            cost = f"{variant.encode_cost:8.2f}" if variant.encode_cost is not None else " " * 8
             print(f"{start}{score['ndcg@10']:9.3f}  {row['compared_low']:.3f} {row['compared_high']:.3f}    "
                   f"{score['recall@1']:7.3f}{score['recall@100']:7.3f}{score['map']:7.3f}{score['mrr']:7.3f}"
-                  f"{gain:43}{beside}{cost}{variant.latency or 0:7.1f}", file=sys.stderr)
+                  f"{gain:43}{beside}{variant.encode_cost:8.2f}{variant.latency or 0:7.1f}", file=sys.stderr)
 
     def queries(self, data: str, task: str, variant: Variant, measure: str) -> dict[str, float]:
         """Each question's value."""
@@ -360,9 +373,14 @@ def main() -> None:
     db = Database(psql, socket, "situ_eval")
     db.make()
     db.run(
+        f"ALTER DATABASE {db.name} SET situ.default_model = '{MODEL}';\n"
         f"SELECT situ.register_model('{MODEL}', '{MODEL}');\n"
         "CREATE TABLE results (data text, task text, bridge text, variant text, query_id text, measure text, value float8);"
     )
+    try:
+        db.run(f"SELECT situ.register_model('{MASKED_MODEL}', '{MASKED_MODEL}');")
+    except Failure as failure:
+        step(f"{MASKED_MODEL}: {failure}".splitlines()[0])
     report, runs = Report(db), []
     wanted = [name for name in rest if name != "quick"]
     for kind in sets.SETS:

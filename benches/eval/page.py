@@ -51,7 +51,7 @@ def table(report) -> str:
             beside = over["ndcg@10"]["gain"] if over and over["ndcg@10"] else None
             cells += [f"{row['gain']:+.1%}", f"{row['gain_low']:+.1%} to {row['gain_high']:+.1%}", f"{row['p']:.4f}",
                       "" if beside is None else f"{beside:+.1%}"]
-        cells += [f"{variant.encode_cost:.2f}" if variant.encode_cost is not None else "", f"{variant.latency or 0:.1f}"]
+        cells += [f"{variant.encode_cost:.2f}", f"{variant.latency or 0:.1f}"]
         kind = "" if variant.bridge == "plain" else "better" if row["gain_low"] > 0 else "worse" if row["gain_high"] < 0 else ""
         rows.append(f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
     return "\n".join(rows) + "</table><p>* the default variant of its bridge. Green: the interval lies above 0; red: below.</p>"

@@ -7,8 +7,9 @@
 //!
 //! Nothing is scaled to a length of one here: who searches by cosine gives directions in. Without a passage q stays.
 //!
-//! What is ours: `keep` rows of the first round stay in front (the measures of the top then cannot change), and the
-//! gate, which keeps fewer of them where the first round was sharp ([`sharpness`]).
+//! What is ours: `keep` rows of the first round stay in front (the measures of the top then cannot change, and a search
+//! for no more rows has no second round), and the gate, which keeps fewer of them where the first round was sharp
+//! ([`sharpness`]).
 
 use super::BridgeError;
 use super::text_feedback::MOST_PASSAGES;
@@ -98,7 +99,7 @@ impl Default for Gate {
     /// Strength, depth and bottom are those that gained on scifact and fairytaleqa (docs/FEEDBACK.md).
     fn default() -> Gate {
         Gate {
-            strength: 0.2,
+            strength: 0.3,
             threshold: 0.0,
             sharp: 10,
             blunt: 10,
@@ -269,14 +270,9 @@ impl Options {
 }
 
 impl Plan {
-    /// Rows of the first round that have to be certain, whatever comes of the gate.
-    pub fn certain(&self) -> usize {
-        self.depth.max(self.gate.sharp).max(self.gate.blunt)
-    }
-
-    /// Whether rows may stay in front.
-    pub fn keeps(&self) -> bool {
-        self.gate.sharp.max(self.gate.blunt) > 0
+    /// Rows that stay in front whatever the first round is like; none where its sharpness decides.
+    pub fn kept_always(&self) -> Option<usize> {
+        (self.gate.sharp == self.gate.blunt).then_some(self.gate.sharp)
     }
 
     /// Rows that stay in front, by the distances of the first round's list.
@@ -414,7 +410,10 @@ mod tests {
         );
         let gated = options(Method::Gated).plan(None).unwrap().unwrap();
         assert_eq!((gated.depth, gated.list, gated.negative(42)), (2, 42, 10..42));
-        assert_eq!((gated.keep(0.5), gated.keep(-0.5), gated.certain()), (10, 10, 10));
+        assert_eq!(
+            (gated.keep(0.5), gated.keep(-0.5), gated.kept_always()),
+            (10, 10, Some(10))
+        );
     }
 
     #[test]
@@ -431,6 +430,7 @@ mod tests {
             (plan.beta, plan.gamma, plan.keep(0.2), plan.keep(0.05)),
             (0.2, 0.2, 3, 10)
         );
+        assert_eq!(plan.kept_always(), None, "the round decides");
         let own = Options {
             keep: Some(1),
             ..options(Method::Gated)

@@ -1,16 +1,18 @@
 //! Calibrating the gate of feedback: from what each setting gained on judged queries to the one that is safe.
 //!
 //! A setting is a strength, a number of rows kept in front after a sharp round, and the least sharpness of one; after
-//! any other round ten rows are kept, so that no measure of the first ten changes. It is accepted where no measure
-//! falls on either half of the queries, and of the accepted ones that is taken which gains most. Where none is, ten rows
-//! are always kept, or, where even that gains nothing, feedback is off.
+//! any other round ten rows are kept, so that no measure of the first ten changes. A setting is safe where no measure falls on
+//! either half of the queries and, where it ever keeps fewer than ten rows, where the lower ends of the intervals of
+//! what nDCG@10 and the reciprocal rank gain are not below 0. Of the safe ones that is taken which gains most. Where none
+//! is safe, ten rows are always kept, unless a measure falls over all queries: then feedback is off.
 
 use super::feedback::Gate;
+use crate::eval::bootstrap::{Draws, of_mean};
 
 /// Betas (and gammas) that are tried.
-pub const STRENGTHS: [f32; 2] = [0.2, 0.3];
+pub const STRENGTHS: [f32; 3] = [0.2, 0.3, 0.5];
 /// Rows kept in front that are tried; the last is the safe number, which keeps what is measured of the first ten.
-pub const KEEPS: [usize; 3] = [1, 3, 10];
+pub const KEEPS: [usize; 3] = [2, 5, 10];
 /// Shares of the queries that count as not sharp.
 const SHARES: [f64; 3] = [0.0, 0.25, 0.5];
 /// Least mean gain of anything that is done: less is rounding.
@@ -31,8 +33,16 @@ pub struct Observation {
 pub struct Tried {
     pub gate: Gate,
     pub gains: Gains,
-    /// No measure falls on either half.
+    /// Lower ends of the intervals of the mean gains of nDCG@10 and the reciprocal rank.
+    pub low: [f64; 2],
     pub safe: bool,
+}
+
+/// Places among [`Gains`] of what is measured of the top: nDCG@10, reciprocal rank.
+const TOP: [usize; 2] = [0, 2];
+
+fn falls(gains: &Gains) -> bool {
+    gains.iter().any(|&gain| gain < -LEAST)
 }
 
 fn mean(gains: &[Gains]) -> Gains {
@@ -40,8 +50,8 @@ fn mean(gains: &[Gains]) -> Gains {
 }
 
 /// Every setting with its gains, and the chosen gate. The queries should come in random order: the first half and the
-/// second are compared. Without queries feedback is off.
-pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
+/// second are compared. Without queries feedback is off. `draws` says how the intervals are drawn.
+pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
     let mut sharpness: Vec<f64> = queries.iter().map(|query| query.sharpness).collect();
     sharpness.sort_by(f64::total_cmp);
     let blunt = KEEPS.len() - 1;
@@ -62,9 +72,12 @@ pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
                     .map(|query| query.gains[s][if query.sharpness >= threshold { k } else { blunt }])
                     .collect();
                 let (first, second) = gains.split_at(gains.len() / 2);
-                let safe = [first, second]
-                    .iter()
-                    .all(|half| mean(half).iter().all(|&gain| gain >= -LEAST));
+                let low = TOP.map(|at| {
+                    let gains: Vec<f64> = gains.iter().map(|gain| gain[at]).collect();
+                    of_mean(&gains, draws).map_or(0.0, |interval| interval.low)
+                });
+                let safe = ![first, second].iter().any(|half| falls(&mean(half)))
+                    && (k == blunt || low.iter().all(|&low| low >= -LEAST));
                 let gate = Gate {
                     strength,
                     threshold,
@@ -75,6 +88,7 @@ pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
                 tried.push(Tried {
                     gate,
                     gains: mean(&gains),
+                    low,
                     safe,
                 });
             }
@@ -89,7 +103,7 @@ pub fn calibrate(queries: &[Observation]) -> (Gate, Vec<Tried>) {
             .map(|tried| tried.gate)
     };
     let chosen = best(&|tried| tried.safe)
-        .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt))
+        .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt && !falls(&tried.gains)))
         .unwrap_or(Gate {
             off: true,
             ..Gate::default()
@@ -121,10 +135,10 @@ mod tests {
                 })
             })
             .collect();
-        let (gate, tried) = calibrate(&queries);
+        let (gate, tried) = calibrate(&queries, Draws::default());
         assert_eq!(
             (gate.strength, gate.threshold, gate.blunt, gate.off),
-            (0.3, 0.5, 10, false)
+            (0.5, 0.5, 10, false)
         );
         assert!(gate.sharp < 10);
         assert_eq!(tried.len(), STRENGTHS.len() * (2 * SHARES.len() + 1));
@@ -144,15 +158,52 @@ mod tests {
             });
             20
         ];
-        let (gate, _) = calibrate(&queries);
+        let (gate, _) = calibrate(&queries, Draws::default());
         assert_eq!((gate.sharp, gate.blunt, gate.off), (10, 10, false));
+    }
+
+    /// Fewer rows that gain in the mean, on both halves, by a few queries out of many: the interval reaches below 0.
+    #[test]
+    fn a_gain_that_may_be_chance_keeps_ten_rows() {
+        let gains = |lost: f64| {
+            let queries: Vec<Observation> = (0..200)
+                .map(|at| {
+                    observation(0.3, move |_, keep| match (keep, at % 10) {
+                        (10, _) => [0.0, 0.001, 0.0, 0.01],
+                        (_, 0) => [0.5; 4],
+                        (_, 1) => [lost; 4],
+                        _ => [0.0; 4],
+                    })
+                })
+                .collect();
+            calibrate(&queries, Draws::default())
+        };
+        let (gate, tried) = gains(-0.4);
+        assert_eq!((gate.sharp, gate.blunt, gate.off), (10, 10, false));
+        let few = tried.iter().find(|tried| tried.gate.sharp == 2).expect("a setting");
+        assert!(few.gains[0] > 0.0 && few.low[0] < 0.0 && !few.safe, "{few:?}");
+        assert!(gains(-0.01).0.sharp < 10, "a gain beyond chance is taken");
+    }
+
+    /// Ten kept rows that lose below the top are not feedback that anybody wants.
+    #[test]
+    fn ten_rows_that_lose_are_off() {
+        let queries = vec![
+            observation(0.3, |_, keep| if keep == 10 {
+                [0.0, 0.001, -0.001, 0.01]
+            } else {
+                [-0.1; 4]
+            });
+            20
+        ];
+        assert!(calibrate(&queries, Draws::default()).0.off);
     }
 
     #[test]
     fn what_helps_nowhere_is_off() {
-        let (gate, _) = calibrate(&vec![observation(0.3, |_, _| [-0.01; 4]); 20]);
+        let (gate, _) = calibrate(&vec![observation(0.3, |_, _| [-0.01; 4]); 20], Draws::default());
         assert!(gate.off);
-        assert!(calibrate(&[]).0.off);
+        assert!(calibrate(&[], Draws::default()).0.off);
     }
 
     /// Good on one half and bad on the other is chance.
@@ -167,6 +218,6 @@ mod tests {
                 })
             })
             .collect();
-        assert_eq!(calibrate(&queries).0.sharp, 10);
+        assert_eq!(calibrate(&queries, Draws::default()).0.sharp, 10);
     }
 }

@@ -1,6 +1,7 @@
 //! The trained and untrained parts beside the frozen encoder.
 pub mod adapter;
 mod eigen;
+pub mod evidence;
 pub mod feedback;
 pub mod file;
 pub mod gate;

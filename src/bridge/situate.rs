@@ -14,6 +14,7 @@ pub mod bridge;
 mod gradient;
 mod linear;
 mod made;
+mod material;
 mod options;
 mod place;
 mod residual;

@@ -6,14 +6,19 @@
 //! earlier blocks gave, scaled to the new largest score. (Milakov and Gimelshein, "Online normalizer calculation for
 //! softmax", 2018.) So a thread's memory does not grow with the sequence, and no task is long.
 //!
+//! Where queries, keys and values come in bf16, both products are in bf16 (`attention_bf16.rs`).
+//!
 //! The heads of a query group share keys and values (grouped-query attention) and run in one task. Where blocks of
 //! queries begin has no influence on the result: a row depends on its place in its sequence alone.
 
 use super::ComputeError;
 use super::activation::exp;
+#[cfg(target_arch = "x86_64")]
+use super::attention_bf16;
 use super::buffer::{Buffer, Shared};
 use super::cpu::{Kernel, Level, dispatch};
 use super::gemm::{F32, TILE_WORDS, Tile, tile};
+pub use super::heads::Places;
 use super::heads::{MOST_ROWS, ROW_STEP, Shape};
 use super::panels::{pack_keys, pack_values};
 use super::pool::Pool;
@@ -22,14 +27,14 @@ use parking_lot::Mutex;
 use std::ops::Range;
 
 /// Keys of a block: a multiple of every level's panel.
-const KEYS: usize = 512;
+pub(super) const KEYS: usize = 512;
 /// Scratch memory of one thread.
 pub struct Scratch {
-    keys: Buffer<f32>,
-    values: Buffer<f32>,
-    scores: Buffer<f32>,
+    pub(super) keys: Buffer<f32>,
+    pub(super) values: Buffer<f32>,
+    pub(super) scores: Buffer<f32>,
     /// For each row of the task and each head of its group the largest score so far, and the sum of exponentials.
-    states: Buffer<f32>,
+    pub(super) states: Buffer<f32>,
 }
 
 impl Scratch {
@@ -48,14 +53,23 @@ impl Scratch {
     }
 }
 
+/// The numbers that attention reads.
+#[derive(Clone, Copy)]
+pub enum Numbers<'a> {
+    F32(&'a [f32]),
+    /// Two a word, the first in its lower half: for shapes that say so ([`Shape::takes_bf16`]).
+    Bf16(&'a [u32]),
+}
+
 /// Attention of every head over every sequence of a batch.
 pub struct Attention<'a> {
     pub level: Level,
     pub shape: Shape,
     /// One for each thread of the pool.
     pub scratches: &'a [Mutex<Scratch>],
-    /// Rows of [`Shape::row`] numbers.
-    pub qkv: &'a [f32],
+    /// Queries, keys and values of all tokens.
+    pub qkv: Numbers<'a>,
+    pub places: Places,
     /// Sequence `i` has the rows from `starts[i]` to `starts[i + 1]`.
     pub starts: &'a [usize],
 }
@@ -73,11 +87,15 @@ impl Attention<'_> {
         }
         blocks.sort_by_key(|(row, _, _)| std::cmp::Reverse(*row));
         let out = Shared::new(out);
+        if matches!(self.qkv, Numbers::Bf16(_)) && !(shape.takes_bf16() && self.level == Level::Avx512) {
+            return Err(ComputeError::Shape("attention in bf16 over such heads".to_string()));
+        }
         pool.run_until(blocks.len() * shape.key_heads, stop, |thread, task| {
             let (row, start, length) = blocks[task / shape.key_heads];
             let job = Job {
                 shape,
                 qkv: self.qkv,
+                places: self.places,
                 start,
                 length,
                 queries: row..(row + rows).min(length),
@@ -92,18 +110,19 @@ impl Attention<'_> {
 }
 
 /// Some query rows of one sequence, and the heads that share one head of keys.
-struct Job<'a> {
-    shape: Shape,
-    qkv: &'a [f32],
+pub(super) struct Job<'a> {
+    pub(super) shape: Shape,
+    qkv: Numbers<'a>,
+    pub(super) places: Places,
     /// First token of the sequence in the batch.
-    start: usize,
+    pub(super) start: usize,
     /// Tokens of the sequence.
-    length: usize,
+    pub(super) length: usize,
     /// Rows of the sequence.
-    queries: Range<usize>,
-    key_head: usize,
-    out: Shared<f32>,
-    scratch: &'a mut Scratch,
+    pub(super) queries: Range<usize>,
+    pub(super) key_head: usize,
+    pub(super) out: Shared<f32>,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 impl Job<'_> {
@@ -117,11 +136,24 @@ impl Job<'_> {
         let keys = KEYS.min(self.length.next_multiple_of(columns));
         assert!(shape.width > 0 && self.key_head < shape.key_heads && shape.heads % shape.key_heads == 0);
         assert!(!self.queries.is_empty() && self.queries.end <= self.length);
-        assert!(self.qkv.len() >= (self.start + self.length) * shape.row());
+        let Places { token, head } = self.places;
+        let last = (self.start + self.length - 1) * token + (shape.heads + 2 * shape.key_heads - 1) * head;
         assert!(self.scratch.keys.len() >= keys * shape.width);
         assert!(self.scratch.values.len() >= shape.width.next_multiple_of(columns) * keys);
         assert!(self.scratch.scores.len() >= keys * level.tile_rows());
         assert!(self.scratch.states.len() >= self.queries.len() * shape.group() * 2);
+        match self.qkv {
+            Numbers::F32(numbers) => assert!(numbers.len() >= last + shape.width),
+            Numbers::Bf16(words) => {
+                assert!(words.len() * 2 >= last + shape.width);
+                // SAFETY: `Attention::run` has checked instructions and shape; the rest as below.
+                #[cfg(target_arch = "x86_64")]
+                unsafe {
+                    attention_bf16::run(self, words)
+                }
+                return;
+            }
+        }
         // SAFETY: sizes are asserted; exclusivity is the caller's promise.
         unsafe { dispatch(level, self) }
     }
@@ -131,7 +163,8 @@ impl Kernel for Job<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Shape { width, .. } = self.shape;
-        let (row_words, group) = (self.shape.row(), self.shape.group());
+        let (Places { token, head: apart }, group) = (self.places, self.shape.group());
+        let Numbers::F32(qkv) = self.qkv else { return };
         for state in self.scratch.states.chunks_exact_mut(2) {
             state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
         }
@@ -146,21 +179,19 @@ impl Kernel for Job<'_> {
         let seen = seen_by(self.queries.start).start..seen_by(self.queries.end - 1).end;
         for number in seen.start / KEYS..seen.end.div_ceil(KEYS) {
             let block = number * KEYS..seen.end.min((number + 1) * KEYS);
-            let key_column = (self.shape.heads + self.key_head) * width;
+            let key_column = (self.shape.heads + self.key_head) * apart;
             // SAFETY: `run_on` has asserted that the sequence lies in `qkv` and that a block fits the scratch memory.
             unsafe {
-                let keys = self
-                    .qkv
-                    .as_ptr()
-                    .add((self.start + block.start) * row_words + key_column);
-                let values = keys.add(self.shape.key_heads * width);
-                pack_keys::<S>(keys, row_words, block.len(), width, packed.keys);
-                pack_values::<S>(values, row_words, block.len(), width, packed.values);
+                let keys = qkv.as_ptr().add((self.start + block.start) * token + key_column);
+                let values = keys.add(self.shape.key_heads * apart);
+                pack_keys::<S>(keys, token, block.len(), width, packed.keys);
+                pack_values::<S>(values, token, block.len(), width, packed.values);
             }
             for head in 0..group {
                 for row in self.queries.clone().step_by(S::ROWS) {
                     let tile = QueryTile {
                         job: &self,
+                        qkv: qkv.as_ptr(),
                         packed,
                         row,
                         rows: (self.queries.end - row).min(S::ROWS),
@@ -187,6 +218,7 @@ struct Packed {
 /// A tile of query rows against a packed block of keys.
 struct QueryTile<'a, 'b> {
     job: &'a Job<'b>,
+    qkv: *const f32,
     packed: Packed,
     row: usize,
     rows: usize,
@@ -204,6 +236,7 @@ impl QueryTile<'_, '_> {
     unsafe fn run<S: Simd>(self) {
         let QueryTile {
             job,
+            qkv,
             packed,
             row,
             rows,
@@ -229,14 +262,15 @@ impl QueryTile<'_, '_> {
         let (mut earlier, mut inverse) = ([0f32; 16], [1f32; 16]);
         // SAFETY: all addresses follow from the sizes that `run_on` has asserted.
         unsafe {
-            let queries = job.qkv.as_ptr().add((job.start + row) * shape.row() + number * width);
+            let Places { token, head: apart } = job.places;
+            let queries = qkv.add((job.start + row) * token + number * apart);
             let scores = packed.scores;
             let states = packed
                 .states
                 .add((head * job.queries.len() + row - job.queries.start) * 2);
             for panel in seen.start / S::COLUMNS..seen.end.div_ceil(S::COLUMNS) {
                 let k = packed.keys.add(panel * width * S::COLUMNS).cast();
-                tile::<F32<S>>(rows, width, queries.cast(), shape.row(), k, S::COLUMNS, sums);
+                tile::<F32<S>>(rows, width, queries.cast(), token, k, S::COLUMNS, sums);
                 for i in 0..rows {
                     let from = sums.add(i * S::COLUMNS).cast::<f32>();
                     let to = scores.add(i * stride + panel * S::COLUMNS);
@@ -330,143 +364,4 @@ unsafe fn softmax_numerators<S: Simd>(row: *mut f32, keys: Range<usize>, scale: 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Numbers in -2..2 from a small generator.
-    fn numbers(count: usize) -> Vec<f32> {
-        (0..count)
-            .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0)
-            .collect()
-    }
-
-    /// One head's row in f64.
-    fn expected(shape: Shape, qkv: &[f32], start: usize, length: usize, head: usize, row: usize) -> Vec<f64> {
-        let width = shape.width;
-        let key_head = head / (shape.heads / shape.key_heads);
-        let at = |token: usize, head: usize, i: usize| qkv[(start + token) * shape.row() + head * width + i] as f64;
-        let seen: Vec<usize> = (0..length)
-            .filter(|key| match (shape.causal, shape.window) {
-                (true, window) => *key <= row && window.is_none_or(|window| row - key < window),
-                (false, window) => window.is_none_or(|window| row.abs_diff(*key) <= window),
-            })
-            .collect();
-        let score = |key: usize| {
-            let product = |i: usize| at(row, head, i) * at(key, shape.heads + key_head, i);
-            (0..width).map(product).sum::<f64>() / (width as f64).sqrt()
-        };
-        let scores: Vec<f64> = seen.iter().map(|key| score(*key)).collect();
-        let largest = scores.iter().cloned().fold(f64::MIN, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        let value_head = shape.heads + shape.key_heads + key_head;
-        let out = |i: usize| {
-            seen.iter()
-                .zip(&weights)
-                .map(|(key, w)| w / sum * at(*key, value_head, i))
-                .sum()
-        };
-        (0..width).map(out).collect()
-    }
-
-    fn run(level: Level, threads: usize, shape: Shape, qkv: &[f32], starts: &[usize]) -> Vec<f32> {
-        let pool = Pool::new(threads).unwrap();
-        let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
-        let scratches: Vec<Mutex<Scratch>> = (0..threads)
-            .map(|_| Mutex::new(Scratch::new(level, shape, longest).unwrap()))
-            .collect();
-        let mut out = vec![f32::NAN; starts.last().unwrap() * shape.out_row()];
-        let attention = Attention {
-            level,
-            shape,
-            scratches: &scratches,
-            qkv,
-            starts,
-        };
-        attention.run(&pool, &mut out, &|| false).unwrap();
-        out
-    }
-
-    fn shape(heads: usize, key_heads: usize, width: usize, causal: bool, window: Option<usize>) -> Shape {
-        Shape {
-            heads,
-            key_heads,
-            width,
-            causal,
-            window,
-        }
-    }
-
-    #[test]
-    fn equals_the_formula_in_f64() {
-        let cases = [
-            (shape(2, 2, 8, false, None), vec![1, 5, 33]),
-            (shape(1, 1, 32, false, None), vec![128, 31]),
-            (shape(3, 3, 64, false, None), vec![17]),
-            (shape(2, 2, 20, false, None), vec![70, 2]),
-            (shape(1, 1, 4, false, None), vec![1300, 511, 513]),
-            (shape(4, 2, 16, true, None), vec![1, 2, 17, 100]),
-            (shape(4, 1, 4, true, None), vec![1030, 512, 600]),
-            (shape(2, 1, 8, true, Some(1)), vec![40]),
-            (shape(2, 2, 8, true, Some(20)), vec![70, 7]),
-            (shape(2, 1, 4, true, Some(700)), vec![1300, 690]),
-            (shape(2, 2, 8, false, Some(0)), vec![30]),
-            (shape(2, 1, 8, false, Some(9)), vec![70, 5, 1100]),
-            (shape(1, 1, 4, false, Some(600)), vec![1300]),
-        ];
-        for level in Level::available() {
-            for (shape, lengths) in &cases {
-                let mut starts = vec![0];
-                lengths
-                    .iter()
-                    .for_each(|length| starts.push(starts[starts.len() - 1] + length));
-                let qkv = numbers(starts[lengths.len()] * shape.row());
-                let out = run(level, 2, *shape, &qkv, &starts);
-                for (start, length) in starts.iter().zip(lengths) {
-                    for row in (0..*length).filter(|row| *length < 200 || row % 83 == 1 || row + 1 == *length) {
-                        for head in 0..shape.heads {
-                            let want = expected(*shape, &qkv, *start, *length, head, row);
-                            let at = (start + row) * shape.out_row() + head * shape.width;
-                            for (found, want) in out[at..].iter().zip(want) {
-                                let error = (*found as f64 - want).abs();
-                                assert!(error < 2e-5, "{level:?} {shape:?} {length} {row}: {found} {want}");
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_depends_on_its_sequence_alone() {
-        let shape = shape(4, 2, 12, true, None);
-        let lengths = [700usize, 90, 1];
-        let starts: Vec<usize> = std::iter::once(0)
-            .chain(lengths.iter().scan(0, |at, n| {
-                *at += n;
-                Some(*at)
-            }))
-            .collect();
-        let qkv = numbers(starts[3] * shape.row());
-        let together = run(Level::detect(), 3, shape, &qkv, &starts);
-        for (start, length) in starts.iter().zip(lengths) {
-            let alone = run(Level::detect(), 1, shape, &qkv[start * shape.row()..], &[0, length]);
-            assert_eq!(alone, together[start * shape.out_row()..][..length * shape.out_row()]);
-        }
-        // A causal row is the same whatever follows it.
-        let shorter = run(Level::detect(), 2, shape, &qkv, &[0, 530]);
-        assert_eq!(shorter, together[..530 * shape.out_row()]);
-    }
-
-    #[test]
-    fn scratch_memory_does_not_grow_with_the_sequence() {
-        let shape = shape(8, 2, 64, true, None);
-        let numbers = |length: usize| {
-            let scratch = Scratch::new(Level::detect(), shape, length).unwrap();
-            scratch.keys.len() + scratch.values.len() + scratch.scores.len() + scratch.states.len()
-        };
-        assert_eq!(numbers(8192), numbers(32_768));
-        assert!(numbers(32_768) * 4 < 512 << 10, "{}", numbers(32_768) * 4);
-    }
-}
+pub(super) mod tests;

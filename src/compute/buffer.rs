@@ -79,6 +79,14 @@ unsafe impl<T: Number> Send for Buffer<T> {}
 // SAFETY: shared access only reads.
 unsafe impl<T: Number> Sync for Buffer<T> {}
 
+impl Buffer<f32> {
+    /// The memory as words.
+    pub fn words(&self) -> &[u32] {
+        // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len()) }
+    }
+}
+
 /// A pointer that the tasks of one loop share. Each use says which part is whose.
 #[derive(Clone, Copy)]
 pub struct Shared<T: Number> {

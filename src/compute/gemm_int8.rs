@@ -5,7 +5,7 @@
 //! the row's `exact` words (see `int8.rs`), so offsets and inputs kept in f32 cost a step each. Groups are added in
 //! order, so an element's result does not depend on the tile that it is in.
 
-use super::gemm::{Dot, F32, Product, Sink, TILE_WORDS, Tile, tile, tile_into};
+use super::gemm::{Dot, F32, Product, Sink, TILE_WORDS, Tile, even_height, tile, tile_into};
 use super::simd::Simd;
 use super::simd_x86::{Avx2, Avx512};
 use std::arch::x86_64::*;
@@ -42,6 +42,30 @@ impl Dot for Vnni {
     unsafe fn dot(a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
         // SAFETY: the instructions are the caller's promise.
         unsafe { _mm512_dpbusd_epi32(sum, a, b) }
+    }
+    /// The instructions themselves, as in `simd_x86.rs`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn row(base: *const u32, offset: usize, b: [__m512i; 2], sums: [__m512i; 2]) -> [__m512i; 2] {
+        let [mut first, mut second] = sums;
+        let _word: __m512i;
+        // SAFETY: reads the one word that the caller promises; the instructions are the caller's promise too.
+        unsafe {
+            std::arch::asm!(
+                "vpbroadcastd {word}, dword ptr [{base} + 4*{offset}]",
+                "vpdpbusd {first}, {word}, {b0}",
+                "vpdpbusd {second}, {word}, {b1}",
+                word = out(zmm_reg) _word,
+                base = in(reg) base,
+                offset = in(reg) offset,
+                b0 = in(zmm_reg) b[0],
+                b1 = in(zmm_reg) b[1],
+                first = inout(zmm_reg) first,
+                second = inout(zmm_reg) second,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        [first, second]
     }
     #[inline(always)]
     unsafe fn store(to: *mut u32, sum: __m512i) {
@@ -196,6 +220,7 @@ impl Groups {
     unsafe fn compute<D: Integers>(&self) {
         let product = &self.product;
         let words = self.groups * product.steps;
+        let height = even_height(product.rows, D::ROWS);
         let mut sums = Tile([0; TILE_WORDS]);
         let sums = (&raw mut sums.0).cast::<u32>();
         for panel in product.panels.clone() {
@@ -209,10 +234,11 @@ impl Groups {
             };
             let mut row = 0;
             while row < product.rows {
-                let rows = (product.rows - row).min(D::ROWS);
+                let rows = (product.rows - row).min(height);
                 // SAFETY: rows `row..row + rows` of `a` with all their parts, and one panel; the tile's memory fits the
                 // largest tile.
                 unsafe {
+                    product.expect_tile::<D::S>(row, rows, panel * D::COLUMNS);
                     let left = product.a.add(row * product.a_stride);
                     let kept = left.add(words);
                     tile::<F32<D::S>>(rows, self.exact, kept, product.a_stride, exact.cast(), D::COLUMNS, sums);
@@ -241,6 +267,16 @@ impl Groups {
 /// As [`Groups::compute`]; the processor has AVX512-VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 pub unsafe fn product_vnni(product: &Groups) {
+    // SAFETY: the features are enabled here; the rest is the caller's promise.
+    unsafe { product.compute::<Vnni>() }
+}
+
+/// The same, which rounds results to bf16 as well.
+///
+/// # Safety
+/// As [`product_vnni`]; the processor has AVX512-BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
+pub unsafe fn product_vnni_bf16(product: &Groups) {
     // SAFETY: the features are enabled here; the rest is the caller's promise.
     unsafe { product.compute::<Vnni>() }
 }

@@ -1,6 +1,7 @@
 //! The heads of an attention: how a row of queries, keys and values is laid out, what each token sees, and how many
 //! rows a task takes.
 
+use super::cpu::{self, Level};
 use std::ops::Range;
 
 /// Most and fewest query rows of a task, each counted once for each head of its group.
@@ -26,6 +27,13 @@ pub struct Shape {
     pub window: Option<usize>,
 }
 
+/// How far apart tokens and heads are in queries, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    pub token: usize,
+    pub head: usize,
+}
+
 impl Shape {
     /// Numbers of a row of queries, keys and values, in that order.
     pub fn row(&self) -> usize {
@@ -35,6 +43,22 @@ impl Shape {
     /// Numbers of a row that comes out.
     pub fn out_row(&self) -> usize {
         self.heads * self.width
+    }
+
+    /// Where tokens and heads are in rows of [`Shape::row`] numbers.
+    pub fn by_rows(&self) -> Places {
+        Places {
+            token: self.row(),
+            head: self.width,
+        }
+    }
+
+    /// Where they are when each head of queries, keys and values has its `tokens` rows by itself.
+    pub fn by_heads(&self, tokens: usize) -> Places {
+        Places {
+            token: self.width,
+            head: tokens * self.width,
+        }
     }
 
     /// Query heads that share a head of keys.
@@ -50,6 +74,13 @@ impl Shape {
             (true, None) => 0..place + 1,
             (true, Some(window)) => (place + 1).saturating_sub(window.max(1))..place + 1,
         }
+    }
+
+    /// Whether this processor has attention in bf16 for such heads: every token sees its whole sequence, and heads have keys
+    /// of their own and fill whole panels.
+    pub fn takes_bf16(&self) -> bool {
+        let whole = self.width.is_multiple_of(Level::Avx512.panel_columns());
+        cpu::has_bf16() && !self.causal && self.window.is_none() && self.heads == self.key_heads && whole
     }
 
     /// Query rows of a task.

@@ -11,12 +11,16 @@
 
 use super::ComputeError;
 use super::buffer::Buffer;
+use super::cpu;
 use super::gemm::Product;
-use super::gemm_int8::{Groups, product_avx_vnni, product_avx2, product_vnni};
+use super::gemm_int8::{Groups, product_avx_vnni, product_avx2, product_vnni, product_vnni_bf16};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Most inputs of a group. Sums of 256 x 255 x 127 fit 32 bits, and the integers of a tile are scaled seldom enough.
 const GROUP: usize = 256;
+/// Inputs of a group are a multiple of this, but for layers with fewer: whole panels of the layer before.
+const GROUP_STEP: usize = 32;
 /// A step below which a group counts as constant: its inverse must be finite.
 const LEAST_STEP: f32 = 1e-30;
 
@@ -34,11 +38,13 @@ pub struct Int8 {
     inputs: usize,
     columns: usize,
     groups: usize,
-    /// Inputs of a group, a multiple of four; the last group may have fewer.
+    /// Inputs of a group, a multiple of four (of [`GROUP_STEP`] where there are as many); the last group may have fewer.
     group: usize,
     /// Inputs kept in f32, ascending, each with another one of its group that stands in for it among the integers (or
     /// itself, where the whole group is kept).
     kept: Vec<[usize; 2]>,
+    /// Which of `kept` are in each group.
+    kept_of: Vec<Range<usize>>,
     /// For each group, for each 16 of its inputs, the bits of those that are quantised.
     counted: Vec<u16>,
     panels: Buffer<u32>,
@@ -70,8 +76,9 @@ impl Int8 {
         inputs: usize,
         peaks: Option<&[f32]>,
     ) -> Result<Int8, ComputeError> {
-        let groups = inputs.div_ceil(GROUP);
-        let group = inputs.div_ceil(groups).next_multiple_of(4);
+        let step = if inputs < GROUP_STEP { 4 } else { GROUP_STEP };
+        let group = inputs.div_ceil(inputs.div_ceil(GROUP)).next_multiple_of(step);
+        let groups = inputs.div_ceil(group);
         let chosen = match peaks {
             Some(peaks) if peaks.len() == inputs => choose(peaks),
             Some(peaks) => {
@@ -88,6 +95,9 @@ impl Int8 {
                 .unwrap_or(input)
         };
         let kept: Vec<[usize; 2]> = chosen.iter().map(|input| [*input, stand_in(*input)]).collect();
+        let before = |input: usize| chosen.partition_point(|chosen| *chosen < input);
+        let kept_of = (0..groups).map(|number| before(number * group)..before((number + 1) * group));
+        let kept_of = kept_of.collect();
         let counted = |number: usize, lane: usize| {
             let input = number * group + lane;
             lane < group && input < inputs && chosen.binary_search(&input).is_err()
@@ -110,6 +120,7 @@ impl Int8 {
             exact: Buffer::zeroed(padded * (kept.len() + groups))?,
             scales: Buffer::zeroed(padded * groups)?,
             kept,
+            kept_of,
             counted: masks,
         };
         let mut row = vec![0f32; inputs];
@@ -158,37 +169,48 @@ impl Int8 {
         (self.panels.len() + self.exact.len() + self.scales.len()) * 4
     }
 
+    /// Inputs of a group: all of them but for the last group's.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
     /// Quantises a row of activations. A group with a number that is not finite makes every output of the row NaN.
     pub fn prepare(&self, row: &[f32], words: &mut [u32]) {
-        assert!(row.len() == self.inputs && words.len() == self.row_words());
+        assert!(row.len() == self.inputs);
+        for (number, part) in row.chunks(self.group).enumerate() {
+            self.prepare_group(number, part, words);
+        }
+    }
+
+    /// The same for the inputs of one group: its part of the row's `words`.
+    pub fn prepare_group(&self, number: usize, part: &[f32], words: &mut [u32]) {
+        let first = number * self.group;
+        assert!(number < self.groups && part.len() == self.group.min(self.inputs - first));
+        assert!(words.len() == self.row_words());
         let group_words = self.group / 4;
         let (integers, floats) = words.split_at_mut(self.groups * group_words);
-        let (kept, floats) = floats.split_at_mut(self.kept.len());
-        let (offsets, scales) = floats.split_at_mut(self.groups);
-        for (word, [input, _]) in kept.iter_mut().zip(&self.kept) {
-            *word = row[*input].to_bits();
+        let words = &mut integers[number * group_words..][..group_words];
+        let kept = self.kept_of[number].clone();
+        let [step, low] = if self.instructions == Instructions::Avx512Vnni {
+            let masks = self.group.div_ceil(16);
+            let counted = &self.counted[number * masks..][..masks];
+            // SAFETY: such a layer is only made where the processor has AVX-512.
+            unsafe { quantise_avx512(part, counted, words) }
+        } else {
+            let mut block = [0f32; GROUP];
+            let numbers = &mut block[..part.len()];
+            numbers.copy_from_slice(part);
+            for [input, other] in &self.kept[kept.clone()] {
+                numbers[input - first] = part[other - first];
+            }
+            // SAFETY: a layer is only made where the processor has at least AVX2.
+            unsafe { quantise_avx2(numbers, words) }
+        };
+        for (word, [input, _]) in floats[kept.clone()].iter_mut().zip(&self.kept[kept]) {
+            *word = part[input - first].to_bits();
         }
-        let mut kept = self.kept.iter().peekable();
-        let parts = row.chunks(self.group).zip(integers.chunks_exact_mut(group_words));
-        for ((number, (part, words)), (offset, scale)) in parts.enumerate().zip(offsets.iter_mut().zip(scales)) {
-            let [step, low] = if self.instructions == Instructions::Avx512Vnni {
-                let masks = self.group.div_ceil(16);
-                let counted = &self.counted[number * masks..][..masks];
-                // SAFETY: such a layer is only made where the processor has AVX-512.
-                unsafe { quantise_avx512(part, counted, words) }
-            } else {
-                let mut block = [0f32; GROUP];
-                let numbers = &mut block[..part.len()];
-                numbers.copy_from_slice(part);
-                let first = number * self.group;
-                while let Some([input, other]) = kept.next_if(|[input, _]| *input < first + self.group) {
-                    numbers[input - first] = row[*other];
-                }
-                // SAFETY: a layer is only made where the processor has at least AVX2.
-                unsafe { quantise_avx2(numbers, words) }
-            };
-            (*offset, *scale) = (low.to_bits(), step.to_bits());
-        }
+        let offset = self.kept.len() + number;
+        (floats[offset], floats[offset + self.groups]) = (low.to_bits(), step.to_bits());
     }
 
     /// Computes a product of prepared rows. `product` says where the rows and the results are; its panels, steps and
@@ -211,6 +233,7 @@ impl Int8 {
         // SAFETY: whoever made the layer has checked the instructions; the rest is the caller's promise.
         unsafe {
             match self.instructions {
+                Instructions::Avx512Vnni if cpu::has_bf16() => product_vnni_bf16(&groups),
                 Instructions::Avx512Vnni => product_vnni(&groups),
                 Instructions::AvxVnni => product_avx_vnni(&groups),
                 Instructions::Avx2 => product_avx2(&groups),
@@ -228,17 +251,28 @@ impl Int8 {
 unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -> [f32; 2] {
     let bytes = words.len() * 4;
     assert!(numbers.len() <= bytes && counted.len() * 16 >= bytes);
-    let (mut low, mut high) = (_mm512_set1_ps(f32::MAX), _mm512_set1_ps(f32::MIN));
-    // Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
-    let mut odd = _mm512_setzero_ps();
-    for (number, part) in numbers.chunks(16).enumerate() {
-        let mask = counted[number];
-        // SAFETY: only the lanes of `part` are read.
-        let x = unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) };
-        low = _mm512_mask_min_ps(low, mask, low, x);
-        high = _mm512_mask_max_ps(high, mask, high, x);
-        odd = _mm512_mask3_fmadd_ps(x, _mm512_setzero_ps(), odd, mask);
+    // Two of each, so that one does not wait for the other: the sums that follow cost less than their latency.
+    let mut even = Extent::new();
+    let mut uneven = Extent::new();
+    let (pairs, rest) = numbers.as_chunks::<32>();
+    for (pair, masks) in pairs.iter().zip(counted.as_chunks::<2>().0) {
+        // SAFETY: 32 numbers are there.
+        let [x, y] = unsafe { [0, 16].map(|at| _mm512_loadu_ps(pair.as_ptr().add(at))) };
+        even.take(x, masks[0]);
+        uneven.take(y, masks[1]);
     }
+    for (part, mask) in rest.chunks(16).zip(&counted[pairs.len() * 2..]) {
+        // SAFETY: only the lanes of `part` are read.
+        even.take(
+            unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) },
+            *mask,
+        );
+    }
+    let odd = _mm512_add_ps(even.odd, uneven.odd);
+    let (low, high) = (
+        _mm512_min_ps(even.low, uneven.low),
+        _mm512_max_ps(even.high, uneven.high),
+    );
     let is_odd = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(odd, odd) != 0;
     let (low, high) = (_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
     let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
@@ -249,21 +283,67 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
         return [0.0, if is_odd { f32::NAN } else { low }];
     }
     let (lowest, inverse, half) = (_mm512_set1_ps(low), _mm512_set1_ps(1.0 / step), _mm512_set1_ps(0.5));
-    for (number, part) in numbers.chunks(16).enumerate() {
+    let level = |x: __m512| {
+        // Above 255, and what is not a number in range at all, ends between 0 and 255: packing saturates.
+        _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_sub_ps(x, lowest), inverse, half))
+    };
+    // Packing goes by lanes of 128 bits: of each, four numbers of every vector. This puts them in order.
+    let turns = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    let (blocks, rest) = numbers.as_chunks::<64>();
+    for (number, block) in blocks.iter().enumerate() {
+        // SAFETY: 64 numbers are read; of `words`, which has a byte for each number, as many bytes are written.
+        unsafe {
+            let part = |i: usize| level(_mm512_loadu_ps(block.as_ptr().add(16 * i)));
+            let (low, high) = (
+                _mm512_packus_epi32(part(0), part(1)),
+                _mm512_packus_epi32(part(2), part(3)),
+            );
+            let bytes = _mm512_permutexvar_epi32(turns, _mm512_packus_epi16(low, high));
+            _mm512_storeu_si512(words.as_mut_ptr().add(16 * number).cast(), bytes);
+        }
+    }
+    for (number, part) in rest.chunks(16).enumerate() {
         // SAFETY: only the lanes of `part` are read.
         let x = unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) };
-        // Above 255, and what is not a number in range at all, becomes 255: the conversion saturates.
-        let level = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_sub_ps(x, lowest), inverse, half));
-        let at = number * 16;
+        let at = blocks.len() * 64 + number * 16;
         // SAFETY: bytes from `at` on, as many as the words have.
         unsafe {
             let to = words.as_mut_ptr().cast::<i8>().add(at);
-            _mm512_mask_cvtusepi32_storeu_epi8(to, first(bytes - at), level);
+            _mm512_mask_cvtusepi32_storeu_epi8(to, first(bytes - at), level(x));
         }
     }
     let written = (numbers.len().div_ceil(16) * 4).min(words.len());
     words[written..].fill(0);
     [step, low]
+}
+
+/// The least and the largest of some numbers in each lane.
+struct Extent {
+    low: __m512,
+    high: __m512,
+    /// Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
+    odd: __m512,
+}
+
+impl Extent {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new() -> Extent {
+        Extent {
+            low: _mm512_set1_ps(f32::MAX),
+            high: _mm512_set1_ps(f32::MIN),
+            odd: _mm512_setzero_ps(),
+        }
+    }
+
+    /// Takes the numbers whose bits are set.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn take(&mut self, x: __m512, mask: __mmask16) {
+        self.low = _mm512_mask_min_ps(self.low, mask, self.low, x);
+        self.high = _mm512_mask_max_ps(self.high, mask, self.high, x);
+        self.odd = _mm512_mask3_fmadd_ps(x, _mm512_setzero_ps(), self.odd, mask);
+    }
 }
 
 /// The mask of the first `lanes` lanes.

@@ -3,7 +3,7 @@
 use super::ComputeError;
 use super::buffer::{Buffer, Shared};
 use super::cpu::{self, Level, dispatch};
-use super::gemm::{Finish, Product};
+use super::gemm::{ALL, Finish, Product};
 #[cfg(target_arch = "x86_64")]
 use super::gemm_x86::{product_bf16, row_to_bf16};
 #[cfg(target_arch = "x86_64")]
@@ -91,6 +91,10 @@ impl Rows {
         })
     }
 }
+
+/// Inputs of a part of a bf16 layer.
+#[cfg(target_arch = "x86_64")]
+const BF16_PART: usize = 256;
 
 /// Words between rows that were copied, so that rows a multiple of a page apart do not fall on one cache set.
 const PADDING: usize = 16;
@@ -206,6 +210,24 @@ impl Linear {
         self.level.tile_rows()
     }
 
+    /// Inputs of a part, where rows can be made ready in parts ([`Linear::prepare_part`]): a multiple of every panel's
+    /// columns. `None` where rows are best used as they are.
+    pub fn part(&self) -> Option<usize> {
+        match &self.panels {
+            _ if self.peaks.is_some() => None,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Bf16(_) => Some(BF16_PART),
+            #[cfg(target_arch = "x86_64")]
+            Panels::Int8(layer) if layer.group().is_multiple_of(self.panel_columns) => Some(layer.group()),
+            _ => None,
+        }
+    }
+
+    /// Outputs of a panel.
+    pub fn panel_columns(&self) -> usize {
+        self.panel_columns
+    }
+
     /// Panels that the outputs are divided in.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(self.panel_columns)
@@ -225,21 +247,54 @@ impl Linear {
 
     /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
-        self.prepare_rows(x, self.inputs, x.len() / self.inputs, rows)
+        self.prepare_rows(0, x, rows);
+        self.ready(x, rows)
     }
 
-    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
-    pub fn prepare_rows<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
-        let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
+    /// The rows `x`, which [`Linear::prepare_rows`] has made ready.
+    pub fn ready<'a>(&self, x: &'a [f32], rows: &'a Rows) -> Prepared<'a> {
+        let count = x.len() / self.inputs;
+        if !self.as_they_are() {
+            return self.prepared(rows, count);
+        }
+        // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
+        let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
+        Prepared {
+            words,
+            stride: self.inputs,
+            rows: count,
+        }
+    }
+
+    /// Whether rows are used where they are.
+    fn as_they_are(&self) -> bool {
+        matches!(self.panels, Panels::F32(_)) && !(self.inputs * 4).is_multiple_of(4096)
+    }
+
+    fn note_peaks(&self, x: &[f32]) {
         if let Some(peaks) = &self.peaks {
             let mut peaks = peaks.lock();
-            for row in each() {
+            for row in x.chunks_exact(self.inputs) {
                 peaks
                     .iter_mut()
                     .zip(row)
                     .for_each(|(peak, number)| *peak = peak.max(number.abs()));
             }
         }
+    }
+
+    /// Makes rows of `inputs` numbers ready, as rows from `first` on of those that [`Linear::ready`] gives.
+    pub fn prepare_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
+        self.note_peaks(x);
+        if !self.as_they_are() {
+            self.write_rows(first, x, rows);
+        }
+    }
+
+    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
+    pub fn prepare_apart<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
+        let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
+        each().for_each(|row| self.note_peaks(row));
         if matches!(self.panels, Panels::F32(_)) && !(apart * 4).is_multiple_of(4096) {
             // SAFETY: u32 and f32 have the same size and alignment, and every bit pattern is a u32.
             let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
@@ -249,8 +304,16 @@ impl Linear {
                 rows: count,
             };
         }
+        for (number, row) in each().enumerate() {
+            self.write_rows(number, row, rows);
+        }
+        self.prepared(rows, count)
+    }
+
+    fn write_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
         let stride = self.words + PADDING;
-        for (row, words) in each().zip(rows.words.chunks_exact_mut(stride)) {
+        let words = rows.words[first * stride..].chunks_exact_mut(stride);
+        for (row, words) in x.chunks_exact(self.inputs).zip(words) {
             let words = &mut words[..self.words];
             match &self.panels {
                 Panels::F32(_) => words
@@ -264,11 +327,90 @@ impl Linear {
                 Panels::Int8(layer) => layer.prepare(row, words),
             }
         }
-        let rows: &'a Rows = rows;
+    }
+
+    /// Makes one part of the inputs of some rows ready, rows of as many numbers as the part has; when all parts are,
+    /// [`Linear::prepared`] has the rows. Bit for bit what [`Linear::prepare`] makes.
+    pub fn prepare_part(&self, number: usize, x: &[f32], rows: &mut Rows) {
+        let Some(part) = self.part() else { return };
+        let width = part.min(self.inputs.saturating_sub(number * part));
+        let stride = self.words + PADDING;
+        for (row, words) in x.chunks_exact(width.max(1)).zip(rows.words.chunks_exact_mut(stride)) {
+            let words = &mut words[..self.words];
+            match &self.panels {
+                Panels::F32(_) => {}
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as in `prepare`.
+                Panels::Bf16(_) => unsafe { row_to_bf16(row, &mut words[number * part / 2..]) },
+                #[cfg(target_arch = "x86_64")]
+                Panels::Int8(layer) => layer.prepare_group(number, row, words),
+            }
+        }
+    }
+
+    /// The first `count` rows, all of whose parts are ready.
+    pub fn prepared<'a>(&self, rows: &'a Rows, count: usize) -> Prepared<'a> {
         Prepared {
             words: &rows.words,
-            stride,
+            stride: self.words + PADDING,
             rows: count,
+        }
+    }
+
+    /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many numbers as these
+    /// panels have columns (but for those beyond the outputs).
+    pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], finish: Finish) {
+        assert!(panels.start < panels.end && panels.end <= self.panels());
+        let start = panels.start * self.panel_columns;
+        let width = (panels.end * self.panel_columns).min(self.outputs) - start;
+        assert!(out.len() >= x.rows * width);
+        let c = out.as_mut_ptr().wrapping_sub(start);
+        // SAFETY: columns from `start` on are written, `width` of them a row, which `out` has room for; nobody else has it.
+        unsafe { self.compute(x, panels, c, width, [ALL, 0], finish) }
+    }
+
+    /// The products of the prepared rows by a range of panels, the outputs divided in planes of `width` columns, which lie one
+    /// behind the other in `out` with `tokens` rows each; the rows begin at number `first`.
+    ///
+    /// # Safety
+    /// As [`Linear::product`].
+    pub unsafe fn product_planes(
+        &self,
+        x: Prepared,
+        panels: Range<usize>,
+        out: Shared<f32>,
+        first: usize,
+        [tokens, width]: [usize; 2],
+    ) {
+        assert!(width.is_multiple_of(self.panel_columns) && self.outputs.is_multiple_of(width));
+        assert!(panels.end <= self.panels() && first + x.rows <= tokens);
+        let all = out.address(0, self.outputs * tokens);
+        // SAFETY: every plane has these rows; exclusivity is the caller's promise.
+        unsafe {
+            let c = all.add(first * width);
+            self.compute(x, panels, c, width, [width, tokens * width], Finish::Bias)
+        }
+    }
+
+    /// [`Linear::product_planes`] rounded to bf16, two numbers in the memory of one.
+    ///
+    /// # Safety
+    /// As [`Linear::product`].
+    pub unsafe fn rounded_planes(
+        &self,
+        x: Prepared,
+        panels: Range<usize>,
+        out: Shared<f32>,
+        first: usize,
+        [tokens, width]: [usize; 2],
+    ) {
+        assert!(width.is_multiple_of(self.panel_columns) && self.outputs.is_multiple_of(width));
+        assert!(panels.end <= self.panels() && first + x.rows <= tokens);
+        let all: *mut bf16 = out.address(0, (self.outputs * tokens).div_ceil(2)).cast();
+        // SAFETY: as above; a number of bf16 takes half the memory of one of f32.
+        unsafe {
+            let c = all.add(first * width).cast();
+            self.compute(x, panels, c, width, [width, tokens * width], Finish::Round)
         }
     }
 
@@ -290,8 +432,27 @@ impl Linear {
             return;
         }
         assert!(stride >= self.outputs && panels.end <= self.panels());
-        assert!(x.words.len() >= (x.rows - 1) * x.stride + self.words);
         let c = out.address(first, (x.rows - 1) * stride + self.outputs);
+        // SAFETY: the panels' columns are inside `out`; exclusivity is the caller's promise.
+        unsafe { self.compute(x, panels, c, stride, [ALL, 0], finish) }
+    }
+
+    /// # Safety
+    /// `c` holds the panels' columns of every row, rows `stride` and planes as [`Product::planes`] says, and nobody else uses
+    /// them meanwhile.
+    unsafe fn compute(
+        &self,
+        x: Prepared,
+        panels: Range<usize>,
+        c: *mut f32,
+        stride: usize,
+        planes: [usize; 2],
+        finish: Finish,
+    ) {
+        if x.rows == 0 {
+            return;
+        }
+        assert!(x.words.len() >= (x.rows - 1) * x.stride + self.words);
         let product = |b: *const u32| Product {
             rows: x.rows,
             steps: self.words,
@@ -303,6 +464,7 @@ impl Linear {
             bias: self.bias.as_ptr(),
             c,
             c_stride: stride,
+            planes,
             finish,
         };
         // SAFETY: sizes are asserted above, `new` has checked the instructions, exclusivity is the caller's promise.
@@ -340,118 +502,4 @@ fn pack(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Numbers in -1..1 from a small generator with a fixed seed.
-    fn numbers(count: usize, mut seed: u64) -> Vec<f32> {
-        let mut next = || {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
-
-    fn run(layer: &Linear, x: &[f32], finish: Finish, start: &[f32]) -> Vec<f32> {
-        let mut out = start.to_vec();
-        let mut rows = Rows::new(x.len() / layer.inputs(), layer.inputs()).unwrap();
-        let prepared = layer.prepare(x, &mut rows);
-        let outputs = layer.outputs();
-        // SAFETY: one task, and `x` is another slice.
-        unsafe { layer.product(prepared, 0..layer.panels(), Shared::new(&mut out), 0, outputs, finish) };
-        out
-    }
-
-    /// (rows, inputs, outputs) around the borders of tiles, panels and words.
-    const SHAPES: [(usize, usize, usize); 8] = [
-        (1, 1, 1),
-        (3, 5, 7),
-        (14, 32, 32),
-        (15, 33, 33),
-        (29, 384, 70),
-        (2, 1024, 31),
-        (6, 7, 16),
-        (13, 130, 129),
-    ];
-
-    #[test]
-    fn products_equal_sums_in_f64() {
-        for level in Level::available() {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-                if precision.check().is_err() {
-                    println!("SKIPPED: no instructions for {}", precision.name());
-                    continue;
-                }
-                for (rows, inputs, outputs) in SHAPES {
-                    let (x, weights) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
-                    let (bias, start) = (numbers(outputs, 3), numbers(rows * outputs, 4));
-                    let layer = Linear::new(level, precision, &weights, &bias, inputs).unwrap();
-                    let tolerance = match precision {
-                        Precision::F32 => 2e-6 * inputs as f64,
-                        Precision::Bf16 => 0.012 * (inputs as f64).sqrt(),
-                        Precision::Int8 => 0.012 * (inputs as f64).sqrt(),
-                    };
-                    let plain = run(&layer, &x, Finish::Bias, &start);
-                    let relu = run(&layer, &x, Finish::Activate(crate::compute::Activation::Relu), &start);
-                    let added = run(&layer, &x, Finish::Residual, &start);
-                    for row in 0..rows {
-                        for column in 0..outputs {
-                            let products = x[row * inputs..][..inputs].iter().zip(&weights[column * inputs..]);
-                            let sum: f64 = products.map(|(a, b)| *a as f64 * *b as f64).sum();
-                            let expected = sum + bias[column] as f64;
-                            let at = row * outputs + column;
-                            let error = (plain[at] as f64 - expected).abs();
-                            assert!(
-                                error <= tolerance,
-                                "{level:?} {precision:?} {rows} x {inputs} x {outputs}: {error}"
-                            );
-                            assert_eq!(relu[at], plain[at].max(0.0));
-                            assert_eq!(added[at], plain[at] + start[at]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_bit_equal_alone_and_among_others() {
-        for level in Level::available() {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-                if precision.check().is_err() {
-                    continue;
-                }
-                let (x, weights, bias) = (numbers(40 * 100, 1), numbers(50 * 100, 2), numbers(50, 3));
-                let layer = Linear::new(level, precision, &weights, &bias, 100).unwrap();
-                let all = run(&layer, &x, Finish::Bias, &vec![0.0; 40 * 50]);
-                for row in 0..40 {
-                    let alone = run(&layer, &x[row * 100..][..100], Finish::Bias, &[0.0; 50]);
-                    assert_eq!(alone, all[row * 50..][..50], "{level:?} {precision:?} row {row}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn constant_and_zero_rows_are_quantised() {
-        if Precision::Int8.check().is_err() {
-            return;
-        }
-        let weights = numbers(8 * 10, 2);
-        let layer = Linear::new(Level::detect(), Precision::Int8, &weights, &[0.5; 8], 10).unwrap();
-        assert_eq!(run(&layer, &[0.0; 10], Finish::Bias, &[0.0; 8]), [0.5; 8]);
-        let ones = run(&layer, &[1.0; 10], Finish::Bias, &[0.0; 8]);
-        for (column, y) in ones.into_iter().enumerate() {
-            let expected: f32 = weights[column * 10..][..10].iter().sum::<f32>() + 0.5;
-            assert!((y - expected).abs() < 0.05, "{y} {expected}");
-        }
-    }
-
-    #[test]
-    fn wrong_shapes_are_errors() {
-        assert!(matches!(
-            Linear::new(Level::Portable, Precision::F32, &[0.0; 5], &[0.0; 2], 3),
-            Err(ComputeError::Shape(_))
-        ));
-    }
-}
+mod tests;

@@ -2,6 +2,8 @@
 mod activation;
 pub mod apply;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_bf16;
 pub mod bert;
 mod blocks;
 mod buffer;

@@ -10,7 +10,7 @@
 
 use super::ComputeError;
 use super::activation::Activation;
-use super::attention::{Attention, Scratch};
+use super::attention::{Attention, Numbers, Scratch};
 use super::bert::Packed;
 use super::buffer::{Buffer, Shared};
 use super::cpu::Level;
@@ -172,7 +172,8 @@ impl PreNorm {
                     ..shape
                 },
                 scratches: &scratches,
-                qkv: &qkv,
+                qkv: Numbers::F32(&qkv),
+                places: shape.by_rows(),
                 starts: &batch.starts,
             };
             attention.run(pool, &mut context, stop)?;

@@ -1,5 +1,10 @@
 //! Vectors of f32 lanes: the operations that the kernels are written in, and their portable form.
 
+use half::bf16;
+
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 16;
+
 /// f32 lanes and the operations on them. Functions are unsafe because they may compile to instructions that the
 /// processor must have (`cpu.rs` checks), and because loads and stores take raw pointers.
 pub trait Simd: Copy + 'static {
@@ -18,6 +23,20 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self::V;
     /// Writes the first `lanes` lanes and no byte beyond them.
     unsafe fn store_first(to: *mut f32, value: Self::V, lanes: usize);
+    /// Writes two vectors rounded to bf16, one behind the other.
+    #[inline(always)]
+    unsafe fn store_rounded(to: *mut bf16, low: Self::V, high: Self::V) {
+        for (part, vector) in [low, high].into_iter().enumerate() {
+            let mut lanes = [0f32; MOST_LANES];
+            // SAFETY: the caller promises room for two vectors of such numbers.
+            unsafe {
+                Self::store(lanes.as_mut_ptr(), vector);
+                for (lane, number) in lanes.iter().enumerate().take(Self::LANES) {
+                    to.add(part * Self::LANES + lane).write(bf16::from_f32(*number));
+                }
+            }
+        }
+    }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -39,6 +58,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `2^a` for integral `a` in -126..=127.
     unsafe fn exp2_integral(a: Self::V) -> Self::V;
+    /// Asks for a cache line that is used soon; no byte is read.
+    #[inline(always)]
+    fn prefetch(_address: *const f32) {}
     /// Sum of the lanes, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;
     /// Largest lane.

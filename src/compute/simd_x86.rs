@@ -1,6 +1,7 @@
 //! [`Simd`] with AVX2 + FMA and with AVX-512.
 
 use super::simd::Simd;
+use half::bf16;
 use std::arch::x86_64::*;
 
 /// AVX2 and FMA: 8 lanes, 16 registers. A tile of 6 x 2 vectors leaves room for two of the right side and one of the left.
@@ -73,6 +74,11 @@ impl Simd for Avx2 {
     op!(max, __m256, _mm256_max_ps, a, b);
     op!(min, __m256, _mm256_min_ps, a, b);
 
+    #[inline(always)]
+    fn prefetch(address: *const f32) {
+        // SAFETY: a hint, for any address; SSE is part of every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m256 {
         // SAFETY: as in `op`.
@@ -168,6 +174,21 @@ impl Simd for Avx512 {
     op!(max, __m512, _mm512_max_ps, a, b);
     op!(min, __m512, _mm512_min_ps, a, b);
 
+    /// Needs AVX512-BF16 besides, which [`super::heads::Shape::takes_bf16`] has asked for.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn store_rounded(to: *mut bf16, low: __m512, high: __m512) {
+        // SAFETY: the caller promises room for 32 numbers; both types are 512 bits.
+        unsafe {
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.cast(), both)
+        }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const f32) {
+        // SAFETY: as for AVX2.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
         // SAFETY: as in `op`.

@@ -6,10 +6,12 @@
 //! * [`measures`]: nDCG, average precision, reciprocal rank, recall of one ranked list;
 //! * [`report`]: the measures of many queries, their means and intervals, and two runs beside each other;
 //! * [`bootstrap`], [`paired`]: percentile intervals, randomisation test and t-test;
+//! * [`choice`]: choosing among candidates by few queries, and what the choice is worth on others;
 //! * [`trec`]: runs and judgements in the format of TREC;
 //! * [`tasks`]: questions that a corpus itself answers: spans, keywords, sentences.
 
 pub mod bootstrap;
+pub mod choice;
 pub mod measures;
 pub mod paired;
 pub mod random;

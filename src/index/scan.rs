@@ -20,6 +20,7 @@ use super::code::Prepared;
 use super::lists::{RankedList, rank};
 use super::meta::Meta;
 use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
+use super::second::{Behind, Lead};
 use super::store::{Block, PageStore};
 use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
@@ -153,10 +154,12 @@ pub struct Scan<S: PageStore> {
     held: usize,
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
-    /// Hits that come out before anything else.
-    pub(super) ahead: VecDeque<Hit>,
-    /// Least distance that is reported of a hit that was not ahead.
+    /// Rows that come out before anything else.
+    pub(super) ahead: VecDeque<Lead>,
+    /// Least distance that is reported of a row that was not ahead.
     pub(super) floor: f64,
+    /// Behind rows in front: the query of the first round, and how distances follow theirs.
+    pub(super) behind: Option<(Exact, Behind)>,
     /// Least dropped key and list.
     partial: BinaryHeap<Reverse<(Key, u32)>>,
     /// Tids already returned, where each may come out once.
@@ -229,6 +232,7 @@ impl<S: PageStore> Scan<S> {
             waiting: BinaryHeap::new(),
             ahead: VecDeque::new(),
             floor: f64::NEG_INFINITY,
+            behind: None,
             partial: BinaryHeap::new(),
             returned: once.then(HashSet::new),
             bounds: Vec::new(),
@@ -241,14 +245,7 @@ impl<S: PageStore> Scan<S> {
     /// The next hit, in order of distance; `None` when every live entry has come out.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Hit>, IndexError> {
-        if let Some(hit) = self.ahead.pop_front() {
-            return Ok(Some(hit));
-        }
-        let next = self.next_waiting()?;
-        Ok(next.map(|Waiting { hit, .. }| Hit {
-            distance: hit.distance.max(self.floor),
-            ..hit
-        }))
+        Ok(self.lead()?.map(|lead| lead.hit))
     }
 
     /// Aims the scan at another query: everything is to come again.

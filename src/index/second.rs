@@ -1,19 +1,23 @@
 //! The second round of a scan: what the first round found moves the query, and the scan goes on with the moved one.
 //!
-//! There is one scan and one walk state. [`Scan::leading`] looks at the first rows without giving them out; the
-//! caller makes a moved query of their vectors ([`Scan::vectors`], from pages that the round has just read); then
-//! either [`Scan::follow`] aims the same scan at it, or [`Scan::reorder`] ranks the rows looked at anew. Without
-//! either, the scan goes on as if nobody had looked.
+//! There is one scan and one walk state. [`Scan::lead`] gives rows out with their places, as [`Scan::next`] does;
+//! [`Scan::leading`] looks at the rows after them without giving them out. The caller makes a moved query of their vectors
+//! ([`Scan::vectors`], from pages that the round has just read); then either [`Scan::follow`] aims the same scan at it, or
+//! [`Scan::reorder`] ranks the rows looked at anew. Rows that were given out before stay in front. Without either,
+//! the scan goes on as if nobody had looked.
 //!
-//! What comes out of [`Scan::follow`]: the rows that are to stay in front, in their order, then all others in the order
-//! of their distance to the moved query, each row once. Every distance is the one to the moved query, and distances
-//! ascend: a row that stays in front of nearer ones is reported just below the nearest of those.
+//! What comes out of [`Scan::follow`]: all rows that were not given out, in the order of their distance to the moved query,
+//! each once. What comes out of [`Scan::reorder`]: the same over the rows looked at; rows after them come in the first
+//! round's order, at their distance to the first query, but not below the last row before them.
 //!
-//! What comes out of [`Scan::reorder`]: the same over the rows looked at; rows after them come in the first round's
-//! order, at their distance to the first query, but not below the last row before them.
+//! Distances ascend over both rounds: rows in front have their distance to the first query, rows behind them their
+//! distance to the moved one, all raised by the same amount where the first of them would be below the last row
+//! in front ([`Behind`]). With nothing in front nothing is raised. A row behind that is nearer to the first query than the last row in front
+//! was missed by the first round: it is reported at its distance to the first query, so that who sorts what came out
+//! has in front what a search for as many rows puts there. Distances descend at such a row, as where any search finds a row late.
 
 use super::IndexError;
-use super::page::{Place, Reader};
+use super::page::Place;
 use super::scan::{Scan, Waiting};
 use super::store::PageStore;
 use super::types::{Hit, Metric, Tid};
@@ -28,31 +32,68 @@ pub struct Lead {
     place: Place,
 }
 
-/// The largest number below `x` that differs from it visibly.
-fn below(x: f64) -> f64 {
-    x - 1e-9 * x.abs().max(1e-3)
+/// How rows behind those in front are reported.
+pub(super) struct Behind {
+    /// The largest distance of a row in front.
+    last: f64,
+    /// What is added to the distances to the moved query; the first row behind says it.
+    raise: Option<f64>,
 }
 
-/// Makes the distances of `first` ascend and stay below `next`.
-fn lower(first: &mut [Hit], next: f64) {
-    let mut limit = next;
-    for hit in first.iter_mut().rev() {
-        if hit.distance >= limit {
-            hit.distance = below(limit);
+impl Behind {
+    /// None where nothing is in front.
+    fn those(front: &[Lead]) -> Option<Behind> {
+        let last = front.iter().map(|lead| lead.hit.distance).reduce(f64::max)?;
+        Some(Behind { last, raise: None })
+    }
+
+    /// What is reported of a row, by its distances to the first query (unless its record is gone) and to the moved one.
+    fn reported(&mut self, first: Option<f64>, moved: f64) -> f64 {
+        if let Some(first) = first.filter(|first| *first < self.last) {
+            return first;
         }
-        limit = hit.distance;
+        let least = above(self.last);
+        let raise = *self.raise.get_or_insert_with(|| (least - moved).max(0.0));
+        (moved + raise).max(least)
     }
 }
 
+/// The smallest number above `x` that differs from it visibly.
+fn above(x: f64) -> f64 {
+    x + 1e-9 * x.abs().max(1e-3)
+}
+
 impl<S: PageStore> Scan<S> {
-    /// Up to `total` rows from the nearest on, each row once: the first `certain` as [`Scan::next`] would give them, the
+    /// The next row, as [`Scan::next`] gives it, with its place.
+    pub fn lead(&mut self) -> Result<Option<Lead>, IndexError> {
+        if let Some(lead) = self.ahead.pop_front() {
+            return Ok(Some(lead));
+        }
+        let Some(Waiting { mut hit, place, .. }) = self.next_waiting()? else {
+            return Ok(None);
+        };
+        hit.distance = self.reported(hit, place)?;
+        Ok(Some(Lead { hit, place }))
+    }
+
+    /// What is reported of a row of the walk.
+    fn reported(&mut self, hit: Hit, place: Place) -> Result<f64, IndexError> {
+        let Some((first, behind)) = &mut self.behind else {
+            return Ok(hit.distance.max(self.floor));
+        };
+        let first = first.fetch(&mut self.reader, &self.layout, place, hit.tid, hit.ordinal)?;
+        Ok(behind.reported(first.map(|(hit, _)| hit.distance), hit.distance))
+    }
+
+    /// Up to `total` of the rows that come next, each once: the first `certain` as [`Scan::next`] would give them, the
     /// rest by exact distance among what has been read so far. Nothing is given out by it.
     pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<Lead>, IndexError> {
-        let mut leads = Vec::with_capacity(total.min(1024));
+        let mut leads: Vec<Lead> = self.ahead.iter().copied().take(total).collect();
         while leads.len() < certain.min(total) {
             let Some(Waiting { hit, place, .. }) = self.next_waiting()? else {
                 break;
             };
+            self.ahead.push_back(Lead { hit, place });
             leads.push(Lead { hit, place });
         }
         let certain = leads.len();
@@ -69,7 +110,6 @@ impl<S: PageStore> Scan<S> {
             }
         }
         rest.truncate(total - certain);
-        self.ahead = leads.iter().map(|lead| lead.hit).collect();
         leads.extend(rest);
         Ok(leads)
     }
@@ -126,68 +166,59 @@ impl<S: PageStore> Scan<S> {
         Ok(())
     }
 
-    /// Starts the last round: `first` come out in front, then all others.
-    pub fn follow(&mut self, query: &[f32], first: &[Lead]) -> Result<(), IndexError> {
-        self.aim(query)?;
-        // A row of an index over vectors has one entry, so that its address keeps it from coming twice there as well.
-        self.returned = (self.meta.options.documents || !first.is_empty()).then(HashSet::new);
-        let mut front = self.distances(first)?;
-        if let Some(returned) = &mut self.returned {
-            returned.extend(front.iter().map(|hit| hit.tid));
+    /// Starts the last round, by the query that `first` became. `front` has been given out.
+    pub fn follow(&mut self, first: &[f32], moved: &[f32], front: &[Lead]) -> Result<(), IndexError> {
+        self.again(moved)?;
+        if let Some(behind) = Behind::those(front) {
+            // A row of an index over vectors has one entry, so that its address keeps it from coming twice there as well.
+            let returned = self.returned.get_or_insert_default();
+            returned.extend(front.iter().map(|lead| lead.hit.tid));
+            let first = Exact::new(first, self.meta.options.metric, self.meta.options.element);
+            self.behind = Some((first, behind));
         }
-        if front.is_empty() {
-            return Ok(());
-        }
-        let next = self.next_waiting()?.map(|next| next.hit);
-        lower(&mut front, next.map_or(f64::INFINITY, |next| next.distance));
-        self.ahead = front.into_iter().chain(next).collect();
         Ok(())
     }
 
-    /// Ranks `leads` (what [`Scan::leading`] found certain) by the moved query, the first `keep` staying in front; the
-    /// rows after them follow as before.
-    pub fn reorder(&mut self, query: &[f32], leads: &[Lead], keep: usize) -> Result<(), IndexError> {
-        let mut front = self.distances_to(query, leads)?;
-        let mut rest = front.split_off(keep.min(front.len()));
-        rest.sort_by(|a, b| a.distance.total_cmp(&b.distance));
-        lower(&mut front, rest.first().map_or(f64::INFINITY, |hit| hit.distance));
-        front.append(&mut rest);
-        self.floor = front.last().map_or(f64::NEG_INFINITY, |hit| hit.distance);
-        self.ahead = front.into();
+    /// Ranks `leads` (what [`Scan::leading`] found certain after `front`, which has been given out) by the moved query;
+    /// the rows after them follow as before.
+    pub fn reorder(&mut self, moved: &[f32], front: &[Lead], leads: &[Lead]) -> Result<(), IndexError> {
+        let first = leads.iter().map(|lead| lead.hit.distance);
+        let mut rows: Vec<(Lead, f64)> = self.at_distance_to(moved, leads)?.into_iter().zip(first).collect();
+        rows.sort_by(|(a, _), (b, _)| a.hit.distance.total_cmp(&b.hit.distance));
+        let mut rows: Vec<Lead> = match Behind::those(front) {
+            None => rows.into_iter().map(|(lead, _)| lead).collect(),
+            Some(mut behind) => {
+                let reported = |(mut lead, first): (Lead, f64)| {
+                    lead.hit.distance = behind.reported(Some(first), lead.hit.distance);
+                    lead
+                };
+                rows.into_iter().map(reported).collect()
+            }
+        };
+        rows.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
+        self.floor = rows.last().map_or(f64::NEG_INFINITY, |lead| lead.hit.distance);
+        self.ahead = rows.into();
         Ok(())
     }
 
     /// `leads` in the order of their distance to another query; the scan stays where it is.
     pub fn sorted(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Lead>, IndexError> {
-        let hits = self.distances_to(query, leads)?;
-        let mut sorted: Vec<Lead> = hits
-            .into_iter()
-            .zip(leads)
-            .map(|(hit, &Lead { place, .. })| Lead { hit, place })
-            .collect();
+        let mut sorted = self.at_distance_to(query, leads)?;
         sorted.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
         Ok(sorted)
     }
 
-    /// These rows at their distance to another query.
-    fn distances_to(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Hit>, IndexError> {
-        let other = Exact::new(query, self.meta.options.metric, self.meta.options.element);
-        let own = std::mem::replace(&mut self.exact, other);
-        let hits = self.distances(leads);
-        self.exact = own;
-        hits
-    }
-
-    /// These rows at their distance to the query that the scan is aimed at now; of a row with several entries, the entry
-    /// that was found. A row that was deleted meanwhile keeps its place and its old distance.
-    fn distances(&mut self, leads: &[Lead]) -> Result<Vec<Hit>, IndexError> {
-        let mut hits = Vec::with_capacity(leads.len());
+    /// These rows at their distance to another query; of a row with several entries, the entry that was found. A row that
+    /// was deleted meanwhile keeps its old distance.
+    fn at_distance_to(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Lead>, IndexError> {
+        let mut other = Exact::new(query, self.meta.options.metric, self.meta.options.element);
+        let mut moved = Vec::with_capacity(leads.len());
         for &Lead { hit, place } in leads {
-            let reader: &mut Reader<S> = &mut self.reader;
-            let found = self.exact.fetch(reader, &self.layout, place, hit.tid, hit.ordinal)?;
-            hits.push(found.map_or(hit, |(hit, _)| hit));
+            let found = other.fetch(&mut self.reader, &self.layout, place, hit.tid, hit.ordinal)?;
+            let hit = found.map_or(hit, |(hit, _)| hit);
+            moved.push(Lead { hit, place });
         }
-        Ok(hits)
+        Ok(moved)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::weights::Weights;
 use super::{Manifest, ModelError, Precision};
-use crate::compute::bert::{Bert, Layer};
+use crate::compute::bert::{Bert, Layer, Spare};
 use crate::compute::calibrate::{Peaks, peaks};
 use crate::compute::cpu::Level;
 use crate::compute::cuda::bert as cuda;
@@ -188,6 +188,7 @@ fn pack(
     }
     Ok(Bert {
         level,
+        precision,
         hidden: manifest.hidden,
         heads: manifest.heads,
         intermediate: manifest.intermediate,
@@ -196,6 +197,7 @@ fn pack(
         positions,
         embedding_norm: norm(names.norm("embeddings"))?,
         layers,
+        spare: Spare::default(),
     })
 }
 

@@ -17,9 +17,6 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
 
-/// Tokens that run at once; a larger batch runs in parts, so memory is bounded. (A text's vector does not depend on it.)
-const TOKENS_AT_ONCE: usize = 8192;
-
 /// What a text is to the model: it chooses the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -314,12 +311,16 @@ impl Encoder {
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
-        let mut rest = batch;
+        let (most, mut rest) = (network.tokens_at_once(pool.threads()), batch);
         while !rest.is_empty() {
+            // Parts of about the same size: a sequence belongs to the part that its middle is in.
+            let left: usize = rest.iter().map(|sequence| sequence.ids.len()).sum();
+            let size = left.div_ceil(left.div_ceil(most).max(1));
             let mut tokens = 0;
             let fits = |sequence: &&Sequence| {
+                let middle = tokens + sequence.ids.len() / 2;
                 tokens += sequence.ids.len();
-                tokens <= TOKENS_AT_ONCE
+                middle < size
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (part, others) = rest.split_at(count);

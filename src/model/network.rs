@@ -7,6 +7,9 @@ use crate::compute::cpu::Level;
 use crate::compute::pre_norm::PreNorm;
 use crate::compute::{Buffer, Pool};
 
+/// Most tokens that run at once.
+const TOKENS_AT_ONCE: usize = 8192;
+
 /// Weights, packed for the kernels.
 pub enum Network {
     /// BERT, RoBERTa and XLM-RoBERTa.
@@ -47,6 +50,14 @@ impl Network {
             Network::Decoder(network) | Network::ModernBert(network) => network.forward(pool, batch, stop),
         };
         Ok(states?)
+    }
+
+    /// Tokens of a batch beyond which it runs in parts, so that memory is bounded. (A text's vector does not depend on it.)
+    pub fn tokens_at_once(&self, threads: usize) -> usize {
+        match self {
+            Network::Bert(bert) => bert.tokens_at_once(threads).min(TOKENS_AT_ONCE),
+            Network::Decoder(_) | Network::ModernBert(_) => TOKENS_AT_ONCE,
+        }
     }
 
     /// Bytes of memory that the weights take.

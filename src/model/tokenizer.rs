@@ -5,6 +5,7 @@ use super::{Manifest, ModelError};
 use crate::text::Span;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tokenizers::{Model, ModelWrapper};
 
@@ -41,7 +42,8 @@ impl Tokenizer {
         if !path.is_file() {
             return Err(io(&path, std::io::ErrorKind::NotFound.into()));
         }
-        let mut inner = tokenizers::Tokenizer::from_bytes(read_bytes(&path)?).map_err(failed)?;
+        let bytes = read_bytes(&path)?;
+        let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(&bytes))?;
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
@@ -58,10 +60,10 @@ impl Tokenizer {
             return Err(ModelError::Tokenizer(what));
         }
         let ids = |text: &str| -> Result<Vec<u32>, ModelError> {
-            Ok(inner.encode(text, false).map_err(failed)?.get_ids().to_vec())
+            Ok(caught(|| inner.encode(text, false))?.get_ids().to_vec())
         };
         // Where the special tokens stand is learned from a sequence of one word.
-        let with = inner.encode("a", true).map_err(failed)?.get_ids().to_vec();
+        let with = caught(|| inner.encode("a", true))?.get_ids().to_vec();
         let without = ids("a")?;
         let place = with
             .windows(without.len().max(1))
@@ -112,7 +114,7 @@ impl Tokenizer {
                 start > 0 && !self.keep_space && text.get(start..).is_some_and(|rest| rest.starts_with(" ")),
             );
             let piece = text.get(start + skip..end).unwrap_or_default();
-            let encoding = self.inner.encode(piece, false).map_err(failed)?;
+            let encoding = caught(|| self.inner.encode(piece, false))?;
             for (id, (from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
                 let mut add = |id: u32, from: usize, to: usize| {
                     // Some vocabularies join a word with the space before it, which is no part of the word.
@@ -206,6 +208,16 @@ fn end_token(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>, M
             "tokenizer_config.json asks for the end token \"{}\", which the vocabulary lacks",
             name.unwrap_or_default()
         ))),
+    }
+}
+
+/// Runs the tokenizer; where a damaged table of characters (`Precompiled`) makes it panic, that is an error as others are.
+fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, ModelError> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(failed),
+        Err(_) => Err(ModelError::Tokenizer(
+            "tokenizer.json is damaged: the tokenizer panicked over its tables".to_string(),
+        )),
     }
 }
 

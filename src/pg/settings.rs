@@ -155,11 +155,11 @@ pub fn define(preload: bool) {
     #[cfg(feature = "pg_test")]
     number(
         c"situ.test_lost_device",
-        c"Number of the device whose worker takes it for lost.",
+        c"Number of the device whose worker takes it for lost; 100 more: once it has work.",
         c"For tests of situ itself.",
         &TEST_LOST_DEVICE,
         -1,
-        64,
+        164,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -334,6 +334,9 @@ pub fn devices() -> String {
 pub fn device_fallback() -> bool {
     DEVICE_FALLBACK.get()
 }
+
+/// What is added to a device's number in `situ.test_lost_device` where it is lost only once it has work.
+pub const LOST_WITH_WORK: usize = 100;
 
 /// Whether a test wants the worker of this device to take it for lost.
 pub fn test_lost_device(number: usize) -> bool {

@@ -201,6 +201,7 @@ pub fn second_round(query: Query, leaves: &[pg_sys::Oid], index: pg_sys::Oid) ->
     Query {
         embedding: Some(read(&reader, query.words(), &texts)),
         bridge: None,
+        bridges: Vec::new(),
         ..plain
     }
 }

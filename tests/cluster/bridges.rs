@@ -25,6 +25,7 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
     assert!(client.one::<bool>("SELECT situ.export_bridge('double') = adapter_file()"));
     let first = "((situ.embed('tides', 'minilm', 'query'))::real[])[1]";
     let expected = format!("2 * {first} / sqrt(1 + 3 * {first} ^ 2)");
+    let twice = "SELECT situ.apply_bridge('double', situ.apply_bridge('double', situ.embed('tides', 'minilm', 'query'))) <=> situ.embed('The Moon pulls the tides.', 'minilm', 'passage')";
     let mapped = "((situ.apply_bridge('double', situ.embed('tides', 'minilm', 'query')))::real[])[1]";
     let difference = client.one::<f64>(&format!("SELECT abs({mapped} - {expected})::float8"));
     assert!(difference < 1e-5, "{difference}");
@@ -44,12 +45,32 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         (found - truth).abs() < 1e-4 && (found - plain).abs() > 1e-6,
         "{found} {truth} {plain}"
     );
+    let both = distance.replace("'tides')", "'tides', bridges => ARRAY['double', 'double'])");
+    let (found, truth) = (client.one::<f64>(&both), client.one::<f64>(twice));
+    assert!((found - truth).abs() < 1e-4, "{found} {truth}");
+    assert!((client.one::<f64>(&bridged) - truth).abs() > 1e-6);
+    // A profile's bridges are used where the query names none.
+    client.run(
+        r#"INSERT INTO situ.profiles (index, name, options, measure, figures, tuned_by)
+           VALUES ('public.facts_fact', 'two', '{"bridges": ["double", "double"]}', 'map', '{}', current_user::regrole)"#,
+    );
+    let profile = distance.replace("'tides')", "'tides', profile => 'two')");
+    assert!((client.one::<f64>(&profile) - truth).abs() < 1e-4);
+    let own = bridged.replace("'double')", "'double', profile => 'two')");
+    assert_eq!(client.one::<f64>(&own), client.one::<f64>(&bridged));
+    for wrong in [
+        "bridge => 'double', bridges => ARRAY['double']",
+        "bridges => ARRAY['double', NULL]",
+    ] {
+        let failure = client.failure(&format!("SELECT situ.query(text => 'tides', {wrong})"));
+        assert_eq!(failure.code, "22023", "{failure:#?}");
+    }
 
     for (statement, code) in [
         ("SELECT situ.import_bridge('double', adapter_file(), 'minilm')", "42710"),
         (
             "SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), 'minilm')",
-            "22023",
+            "22000",
         ),
         (
             "SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), 'minilm')",
@@ -58,9 +79,7 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         ("SELECT situ.export_bridge('nothing')", "42704"),
     ] {
         let failure = client.failure(statement);
-        if code != "22023" {
-            assert_eq!(failure.code, code, "{statement}: {failure:#?}");
-        }
+        assert_eq!(failure.code, code, "{statement}: {failure:#?}");
     }
     client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), 'minilm')");
     let failure = client.failure(&bridged.replace("'double'", "'bad'"));

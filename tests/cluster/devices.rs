@@ -141,6 +141,43 @@ fn what_a_lost_device_had_is_done_by_another() {
 }
 
 #[test]
+fn without_fallback_a_device_that_is_lost_again_and_again_fails_nobody_else() {
+    let devices = [
+        ("situ.devices", "cpu,cpu"),
+        ("situ.cpu_threads", "1"),
+        ("situ.device_fallback", "off"),
+        // The second is lost as soon as it has work.
+        ("situ.test_lost_device", "101"),
+    ];
+    let cluster = Cluster::with(&devices);
+    let mut client = cluster.text_database("again");
+    eventually("both workers run", 20, || {
+        client.column::<String>(STATES) == ["cpu running", "cpu running"]
+    });
+    let expected: String = client.one(&one_by_one(0, 400));
+    client.failure(&bulk(0, 400)).is("58030", "device cpu is lost");
+    for round in 0..5 {
+        eventually("the second runs again", 20, || {
+            client.column::<String>(STATES) == ["cpu running", "cpu running"]
+        });
+        assert_eq!(client.one::<String>(&bulk(0, 400)), expected, "round {round}");
+    }
+    // What it answers proves it, and from then on it has its share.
+    cluster.set("situ.test_lost_device", "-1");
+    eventually("it is warmed", 20, || {
+        let warmed = client.query_one("SELECT count(*) FROM situ.warm('minilm')", &[]);
+        warmed.is_ok_and(|row| row.get::<_, i64>(0) == 2)
+    });
+    let before = tokens(&mut client);
+    assert_eq!(client.one::<String>(&bulk(0, 400)), expected);
+    let after = tokens(&mut client);
+    assert!(
+        after[1] - before[1] > (after[0] - before[0]) / 4,
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
 fn the_processor_steps_in_for_a_card_that_does_not_start() {
     let cluster = Cluster::with(&[("situ.devices", "cuda:63")]);
     let mut client = cluster.text_database("card");

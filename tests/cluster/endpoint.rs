@@ -1,9 +1,12 @@
-//! LLMs behind an OpenAI-compatible endpoint: here a small server on loopback that repeats what it was told.
+//! LLMs behind an OpenAI-compatible endpoint: a small server on loopback that repeats what it was told, and llama.cpp's own
+//! where `SITU_TEST_LLAMA_SERVER` says how it is started.
 
 use crate::data::document_table;
+use crate::generate::{give, register, smollm};
 use crate::support::{Cluster, Sql, eventually, shared};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -261,4 +264,151 @@ fn the_key_is_for_superusers() {
         0
     );
     assert_eq!(admin.one::<String>("SHOW situ.llm_endpoint_key"), "open sesame");
+}
+
+/// llama.cpp's server over SmolLM2, ended with this value.
+struct LlamaServer {
+    child: Child,
+    address: String,
+}
+
+impl Drop for LlamaServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl LlamaServer {
+    /// Starts it with the program, and arguments, that `SITU_TEST_LLAMA_SERVER` holds; `None`, with a line that says so,
+    /// where it holds none or the model is not there.
+    fn start() -> Option<LlamaServer> {
+        let Ok(command) = std::env::var("SITU_TEST_LLAMA_SERVER") else {
+            println!("SKIPPED: SITU_TEST_LLAMA_SERVER does not say how llama.cpp's server is started");
+            return None;
+        };
+        let model = smollm()?;
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = port.expect("a free port").port().to_string();
+        let mut words = command.split_whitespace();
+        let child = Command::new(words.next().expect("a program"))
+            .args(words)
+            .arg("-m")
+            .arg(model)
+            .args(["--host", "127.0.0.1", "--port", &port, "-c", "2048", "-np", "1"])
+            .args(["--api-key", "open sesame"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("llama.cpp's server starts");
+        let address = format!("http://127.0.0.1:{port}/v1");
+        let server = LlamaServer { child, address };
+        eventually("llama.cpp's server has read the model", 60, || {
+            let Ok(mut stream) = TcpStream::connect(format!("127.0.0.1:{port}")) else {
+                return false;
+            };
+            let mut reply = String::new();
+            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            asked.is_ok() && stream.read_to_string(&mut reply).is_ok() && reply.starts_with("HTTP/1.1 200")
+        });
+        Some(server)
+    }
+}
+
+#[test]
+fn llama_cpps_own_server_answers() {
+    let Some(server) = LlamaServer::start() else {
+        return;
+    };
+    if let Some(model) = smollm() {
+        give(shared(), &model);
+    }
+    let mut client = shared().text_database("endpoint_llama");
+    register(&mut client);
+    client.run(&format!(
+        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_key = 'open sesame'",
+        server.address
+    ));
+    // Continued from the same words, both count on; a stop text ends both in the same place.
+    for more in ["", ", stop => ARRAY[', 7']"] {
+        let ask = |model: &str| format!("SELECT situ.generate('{model}', '1, 2, 3, 4,', 12, chat => false{more})");
+        let there: String = client.one(&ask("endpoint:smollm"));
+        let here: String = client.one(&ask("smol"));
+        println!("{there:?} {here:?}");
+        assert_eq!(there, here);
+        assert!(there.starts_with(" 5, 6"), "{there}");
+    }
+    let arguments = "('endpoint:smollm', 'What is the capital of France? Answer with one word.', 20)";
+    let whole: String = client.one(&format!("SELECT situ.generate{arguments}"));
+    assert!(whole.contains("Paris"), "{whole}");
+    let pieces: Vec<String> = client.column(&format!("SELECT situ.generate_stream{arguments}"));
+    assert_eq!(pieces.concat(), whole);
+    assert!(pieces.len() > 3, "{pieces:?}");
+    let drawn = "SELECT situ.generate('endpoint:smollm', 'Tell me a story.', 16, temperature => 1.2, top_k => 40, top_p => 0.9, seed => 3)";
+    assert_eq!(client.one::<String>(drawn), client.one::<String>(drawn));
+
+    // The same passages make a prompt of as many tokens there as here.
+    document_table(&mut client);
+    client.run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')");
+    let ask = |model: &str| {
+        format!(
+            "SELECT * FROM situ.rag('docs_body', 'What makes bread dough rise?', 2, model => '{model}', max_tokens => 24)"
+        )
+    };
+    let there = client.query_one(&ask("endpoint:smollm"), &[]).expect("answers");
+    let here = client.query_one(&ask("smol"), &[]).expect("answers");
+    for column in ["prompt_tokens", "answer_tokens"] {
+        println!(
+            "{column}: {} {}",
+            there.get::<_, i32>(column),
+            here.get::<_, i32>(column)
+        );
+    }
+    assert_eq!(
+        there.get::<_, i32>("prompt_tokens"),
+        here.get::<_, i32>("prompt_tokens")
+    );
+    assert!((1..=24).contains(&there.get::<_, i32>("answer_tokens")));
+    assert!(there.get::<_, f64>("prefill_ms") > 0.0 && there.get::<_, f64>("decode_ms") > 0.0);
+
+    // What it refuses is said, and it is free at once for others.
+    client
+        .failure("SELECT situ.generate('endpoint:smollm', repeat('word ', 5000), 5)")
+        .is("38000", "status 400");
+    let few: Vec<String> =
+        client.column("SELECT situ.generate_stream('endpoint:smollm', '1, 2, 3, 4,', 1500, chat => false) LIMIT 2");
+    assert_eq!(few.len(), 2);
+    let token = client.cancel_token();
+    let mut other = shared().connect("endpoint_llama");
+    let failure = std::thread::scope(|scope| {
+        let running = scope.spawn(move || {
+            client.failure("SELECT situ.generate('endpoint:smollm', '1, 2, 3, 4,', 1500, chat => false)")
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        token.cancel_query(postgres::NoTls).expect("sent");
+        running.join().expect("ends")
+    });
+    assert_eq!(failure.code, "57014");
+    other.run(&format!(
+        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_timeout = '5s'; SET situ.llm_endpoint_key = 'wrong'",
+        server.address
+    ));
+    other
+        .failure("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+        .is("38000", "status 401");
+    other.run("SET situ.llm_endpoint_key = 'open sesame'");
+    // Its only slot was given up with the answers that nobody waits for.
+    assert!(
+        !other
+            .one::<String>("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+            .is_empty()
+    );
+    let address = server.address.clone();
+    drop(server);
+    other.run(&format!(
+        "SET situ.llm_endpoint = '{address}'; SET situ.llm_endpoint_retries = 1"
+    ));
+    other
+        .failure("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+        .is("08006", "cannot be reached");
 }

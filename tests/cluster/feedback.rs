@@ -163,6 +163,31 @@ fn what_is_kept_stays_in_front_and_every_row_comes_once() {
         ids(&search(&mut client, &query, ", feedback => 'none'", 50)),
         plain[..50]
     );
+    // A search for no more rows than stay in front is plain search, distances included; behind them distances go on.
+    let few = search(&mut client, &query, "", 10);
+    assert_eq!(search(&mut client, &query, ", feedback => 'gated'", 10), few);
+    let more = search(&mut client, &query, ", feedback => 'gated'", 60);
+    assert_eq!(more[..10], few);
+    assert!(more[10].1 > few[9].1 && more[10].1 < few[9].1 + 0.05, "{more:?}");
+    // A gate that has to see the round first decides before the first row comes out.
+    client.run(
+        "INSERT INTO situ.feedback_gates (index, gate, figures, tuned_by) SELECT 'public.nearest',
+           '{\"strength\":0.3,\"threshold\":1000,\"sharp\":1,\"blunt\":4,\"off\":false}', '{}', 'postgres'",
+    );
+    let blunt = search(&mut client, &query, ", feedback => 'gated'", 3000);
+    let fixed = ", feedback => 'gated', beta => 0.3, gamma => 0.3, feedback_keep => $";
+    assert_eq!(ids(&blunt)[..4], plain[..4]);
+    assert_eq!(
+        ids(&blunt)[..50],
+        ids(&search(&mut client, &query, &fixed.replace('$', "4"), 3000))[..50]
+    );
+    client.run("UPDATE situ.feedback_gates SET gate = jsonb_set(gate, '{threshold}', '-1000')");
+    let sharp = search(&mut client, &query, ", feedback => 'gated'", 3000);
+    assert_eq!(
+        ids(&sharp)[..50],
+        ids(&search(&mut client, &query, &fixed.replace('$', "1"), 3000))[..50]
+    );
+    assert_eq!(sharp.iter().map(|(id, _)| id).collect::<HashSet<_>>().len(), 3000);
 }
 
 #[test]
@@ -231,7 +256,7 @@ fn a_gate_is_calibrated_stored_used_and_dropped() {
     }
     client.run("CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm', chunk_tokens = 48)");
     let tried: i64 = client.one("SELECT count(*) FROM situ.tune_feedback('docs_body', kind => 'span8', n => 25)");
-    assert_eq!(tried, 14);
+    assert_eq!(tried, 21);
     let stored: i64 = client.one(
         "SELECT count(*) FROM situ.feedback_gates WHERE index = 'public.docs_body' AND figures->>'source' = 'span8'
             AND (figures->>'queries')::int = 25 AND (gate->>'blunt')::int = 10",

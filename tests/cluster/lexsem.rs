@@ -76,7 +76,10 @@ fn a_query_is_corrected_by_the_stored_rows_of_its_tokens() {
     // What made-up goods teach is not the matter here: rows that certainly move a query take its place.
     let learned = client.one::<Vec<u8>>("SELECT situ.export_bridge('learned')");
     client
-        .execute("SELECT situ.import_bridge('words', $1, 'minilm')", &[&moving(&learned)])
+        .execute(
+            "SELECT situ.import_bridge('words', $1::bytea, 'minilm')",
+            &[&moving(&learned)],
+        )
         .expect("an import");
     let apply =
         format!("SELECT situ.apply_bridge('words', situ.embed('{QUERY}', 'minilm', 'query'), '{QUERY}')::real[]");

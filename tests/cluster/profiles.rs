@@ -113,7 +113,7 @@ fn a_profile_gives_what_the_query_does_not_say() {
     );
     assert!(client.one::<bool>(
         "SELECT index = 'public.nearest' AND tuned_by = 'postgres'::regrole AND measure = 'ndcg@10'
-                AND figures->'queries' = '[30, 30]' FROM situ.profiles WHERE name = 'best'"
+                AND figures->'queries' = '60' AND figures->'folds' = '5' FROM situ.profiles WHERE name = 'best'"
     ));
     // The stored options are used: a model that does not exist is missed, unless the query names another.
     client.run("UPDATE situ.profiles SET options = '{\"model\": \"nothing\"}'");
@@ -164,8 +164,9 @@ fn feedback_that_helps_becomes_the_profile() {
     let plain = (3.0 + 4.0 / 9.0 + 0.5 + 6.0 / 11.0 + 7.0 / 12.0) / 7.0;
     assert!((row.get::<_, f64>(3) - plain).abs() < 1e-9, "{}", row.get::<_, f64>(3));
     assert!((row.get::<_, f64>(2) - 1.0).abs() < 1e-9, "{}", row.get::<_, f64>(2));
-    // Six queries that all gain: all signs of one kind or the other.
-    assert!((row.get::<_, f64>(4) - 2.0 / 64.0).abs() < 1e-9);
+    // Twelve queries that all gain, each by what the queries of other folds chose: all signs of one kind or the other.
+    assert!((row.get::<_, f64>(4) - 2.0 / 4096.0).abs() < 1e-9);
+    assert!(client.one::<bool>("SELECT figures->'folds_agreed' = '5' FROM situ.profiles"));
     let map: f64 = client.one(
         "SELECT value FROM situ.evaluate('nearest', 'asked', 'judged', situ.query(profile => 'best')) WHERE measure = 'map'",
     );

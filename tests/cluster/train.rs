@@ -209,6 +209,22 @@ fn a_question_about_a_row_of_several_chunks_means_the_nearest() {
             .one::<String>("SELECT (recipe->>'pairs') || ' ' || ((recipe->>'passages')::int > 600) FROM situ.bridges"),
         "1000 true"
     );
+    // An adapter takes the index beside passages: rows that are passages as well are taken once.
+    client.run(
+        "CREATE TABLE sections AS SELECT id, id AS document, 0 AS ordinal, body FROM rows WHERE id <= 80;
+         CREATE VIEW asked AS SELECT * FROM pairs WHERE passage <= 80;
+         CALL situ.train('adapter', 'both', index => 'rows_body', passages => 'sections', pairs => 'asked', options => '{\"epochs\": 1}')",
+    );
+    assert_eq!(
+        client.one::<String>(
+            "SELECT (b.recipe->>'pairs') || ' ' || ((b.recipe->>'passages')::int BETWEEN 120 * 4 AND (t.recipe->>'passages')::int)
+               FROM situ.bridges b, situ.bridges t WHERE b.name = 'both' AND t.name = 'tales'"
+        ),
+        "400 true"
+    );
+    let failure = client
+        .failure("CALL situ.train('situate', 'x', index => 'rows_body', passages => 'sections', pairs => 'asked')");
+    assert_eq!(failure.code, "22023", "{failure:#?}");
 }
 
 #[test]

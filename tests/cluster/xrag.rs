@@ -6,6 +6,8 @@ use crate::data::document_table;
 use crate::generate::{give, register, smollm};
 use crate::support::{Sql, shared};
 use postgres::Client;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 /// Width of SmolLM2-135M.
 const WIDTH: usize = 576;
@@ -49,7 +51,7 @@ fn file(more: Option<&str>) -> Vec<u8> {
 fn import(client: &mut Client, name: &str, more: &str) {
     let kind: String = client
         .query_one(
-            "SELECT situ.import_bridge($1, $2, 'minilm')",
+            "SELECT situ.import_bridge($1, $2::bytea, 'minilm')",
             &[&name, &file(Some(more))],
         )
         .expect("imported")
@@ -112,7 +114,10 @@ fn a_token_is_what_the_formula_says() {
         .is("55000", "rejected");
     // Published files need to be told what they are for.
     let error = client
-        .query_one("SELECT situ.import_bridge('published', $1, 'minilm')", &[&file(None)])
+        .query_one(
+            "SELECT situ.import_bridge('published', $1::bytea, 'minilm')",
+            &[&file(None)],
+        )
         .expect_err("no metadata");
     let message = error.as_db_error().map(|error| error.message().to_owned());
     assert!(message.is_some_and(|message| message.contains("metadata")), "{error}");
@@ -252,6 +257,12 @@ fn an_answer_comes_with_its_sources_and_costs() {
     client
         .failure("SELECT situ.generate('smol', situ.xrag_prompt('q', ARRAY[situ.xrag_token(situ.embed('x', 'minilm'), 'other')], bridge => 'other'))")
         .is("55000", "not for LLM");
+    // Vectors of another encoder are none of the bridge's.
+    client.run("BEGIN; UPDATE situ.bridges SET fingerprint = 'another' WHERE name = 'doc'");
+    client
+        .failure("SELECT * FROM situ.rag('docs_body', 'q', mode => 'xrag', bridge => 'doc')")
+        .is("55000", "was not trained over model");
+    client.run("ROLLBACK");
     let published = file(None);
     client
         .query_one(
@@ -262,6 +273,111 @@ fn an_answer_comes_with_its_sources_and_costs() {
     assert!(client.one::<bool>(
         "SELECT situ.xrag_token(v, 'published') = situ.xrag_token(v, 'doc') FROM situ.embed('x', 'minilm') v"
     ));
+}
+
+/// Loads a prompt as vLLM does, and prints its shape and numbers.
+const LOADER: &str = r#"
+import base64, io, sys, torch
+data = base64.b64decode(sys.stdin.buffer.read(), validate=True)
+tensor = torch.load(io.BytesIO(data), weights_only=True, map_location=torch.device("cpu"))
+assert tensor.dtype == torch.float32
+print(*tensor.shape)
+print(*tensor.flatten().tolist())
+"#;
+
+#[test]
+fn torch_loads_the_input_vectors_of_a_prompt() {
+    let python = std::env::var("SITU_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let there = Command::new(&python).args(["-c", "import torch"]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: {python} has no torch; SITU_TEST_PYTHON may name another");
+        return;
+    }
+    let Some(mut client) = llm_documents("xrag_torch") else {
+        return;
+    };
+    import(&mut client, "doc", ", \"normalized\": true");
+    let load = |client: &mut Client, prompt: &str| -> (usize, Vec<f32>) {
+        let text: String = client.one(&format!(
+            "SELECT translate(encode(situ.xrag_prompt_embeds({prompt}, 'smol'), 'base64'), E'\\n', '')"
+        ));
+        let mut child = Command::new(&python)
+            .args(["-c", LOADER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python starts");
+        child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(text.as_bytes())
+            .expect("written");
+        let output = child.wait_with_output().expect("python ends");
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).expect("text");
+        let (shape, numbers) = text.split_once('\n').expect("two lines");
+        let (rows, columns) = shape.split_once(' ').expect("two sizes");
+        assert_eq!(columns, WIDTH.to_string());
+        let numbers = numbers
+            .split_whitespace()
+            .map(|number| number.parse().expect("a number"));
+        (rows.parse().expect("a number"), numbers.collect())
+    };
+    let token: Vec<f32> = client.one("SELECT (situ.xrag_token(situ.embed('x', 'minilm'), 'doc'))::real[]");
+    let with =
+        "situ.xrag_prompt('Who?', ARRAY[situ.xrag_token(situ.embed('x', 'minilm'), 'doc')], '{question} <xRAG>')";
+    let (rows, numbers) = load(&mut client, with);
+    let (fewer, without) = load(&mut client, "situ.xrag_prompt('Who?', template => '{question} ')");
+    assert_eq!((rows, numbers.len()), (fewer + 1, rows * WIDTH));
+    // The rows of the words, and the vector among them.
+    let place = numbers
+        .chunks_exact(WIDTH)
+        .position(|row| row == token)
+        .expect("the vector");
+    let rest = [&numbers[..place * WIDTH], &numbers[(place + 1) * WIDTH..]].concat();
+    assert_eq!(rest, without);
+}
+
+#[test]
+fn a_published_projector_is_imported_from_a_file() {
+    let Some(mut client) = llm_documents("xrag_file") else {
+        return;
+    };
+    shared().write("models/published.safetensors", file(None));
+    shared().write("models/ours.safetensors", file(Some(", \"normalized\": true")));
+    let call = "SELECT situ.import_bridge('xrag', 'published.safetensors', model => 'minilm', llm => 'smol')";
+    assert_eq!(client.one::<String>(call), "xrag");
+    let ours = "SELECT situ.import_bridge('xrag', 'ours.safetensors', 'doc', 'minilm')";
+    assert_eq!(client.one::<String>(ours), "xrag");
+    assert!(client.one::<bool>(
+        "SELECT situ.xrag_token(v, 'published') = situ.xrag_token(v, 'doc') FROM situ.embed('x', 'minilm') v"
+    ));
+    assert!(client.one::<bool>(
+        "SELECT owner = current_user::regrole AND recipe ->> 'llm' = 'smol' FROM situ.bridges WHERE name = 'published'"
+    ));
+    client.failure(call).is("42710", "already exists");
+    for (arguments, code, part) in [
+        (
+            "'adapter', 'published.safetensors'",
+            "42809",
+            "no bridge of kind adapter",
+        ),
+        ("'adapter', 'ours.safetensors'", "42809", "no bridge of kind adapter"),
+        ("'xrag', 'nothing.safetensors'", "58P01", "cannot open"),
+        ("'xrag', '../postgresql.conf'", "22023", "outside"),
+        ("'xrag', 'smollm.gguf'", "22000", "not valid"),
+        ("'xrag', 'minilm'", "22000", "not valid"),
+        ("'xrag', NULL", "22004", "must not be null"),
+    ] {
+        client
+            .failure(&format!("SELECT situ.import_bridge({arguments}, name => 'other')"))
+            .is(code, part);
+    }
+    client.run("DROP ROLE IF EXISTS import_user; CREATE ROLE import_user LOGIN");
+    let mut user = shared().connect_as("import_user", "xrag_file");
+    assert_eq!(user.failure(call).code, "42501");
+    client.run("DROP ROLE import_user");
 }
 
 #[test]
@@ -340,5 +456,24 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
     ));
     assert!(client.one::<bool>(
         "SELECT step > 0 AND step <= steps AND state IN ('done', 'rejected') AND held_out > 0 FROM situ.training WHERE name = 'answered' ORDER BY id DESC LIMIT 1"
+    ));
+    // Vectors of the caller's own are taken as they are: where all are the same, no passage's says more than another's.
+    client.run("ALTER TABLE sayings ADD embedding vector(3); UPDATE sayings SET embedding = '[1,2,3]' WHERE id < 100");
+    client
+        .failure(&train("smol"))
+        .is("22023", "has 3 dimensions, the model's have 384");
+    client.run(
+        "ALTER TABLE sayings DROP embedding, ADD embedding vector(384);
+         UPDATE sayings SET embedding = situ.embed('The fox', 'minilm') WHERE id < 100",
+    );
+    client
+        .failure(&train("smol"))
+        .is("22023", "40 of 140 passages have no embedding");
+    client.run("UPDATE sayings SET embedding = situ.embed('The fox', 'minilm')");
+    client.run(&train("smol"));
+    assert!(client.one::<bool>(
+        "SELECT state = 'rejected' AND (figures -> 'saved_over_other' ->> 'value')::float8 = 0
+            AND figures -> 'bits_per_token' -> 'own' = figures -> 'bits_per_token' -> 'other'
+           FROM situ.bridges WHERE name = 'sayings'"
     ));
 }

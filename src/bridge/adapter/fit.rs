@@ -9,19 +9,17 @@ use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::data::{Progress, Watch};
-use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::loss::{Candidates, Groups, softmax_loss};
 use crate::bridge::train::matrix::{product, transposed};
-use crate::bridge::train::parts::{gains, mean};
+use crate::bridge::train::parts::{Choice, gains, mean, standard_error};
 use crate::compute::Pool;
 use crate::compute::pooling::normalize;
 use crate::eval::random::Random;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// Epochs without a better one after which training ends.
+/// Epochs that are not kept after which training ends.
 const PATIENCE: usize = 4;
-/// Epochs whose scores are averaged where an epoch is chosen: a score of some hundred questions is noisy.
-const SMOOTHED: usize = 3;
 /// Fewest steps of an epoch: few pairs are gone through several times before they are measured.
 const LEAST_STEPS: usize = 64;
 /// Steps between two reports of progress.
@@ -86,6 +84,19 @@ pub(super) fn by_map(
     )
 }
 
+/// Vectors of passages; those that one was cut in are a group.
+#[derive(Clone)]
+pub(super) struct Passages {
+    pub vectors: Vec<f32>,
+    pub groups: Groups,
+}
+
+impl Passages {
+    fn candidates(&self, pool: &Pool, dimensions: usize, most: usize) -> Result<Candidates, BridgeError> {
+        Candidates::grouped(pool, self.vectors.clone(), dimensions, most, self.groups.clone())
+    }
+}
+
 /// Which of the two trainings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -106,10 +117,10 @@ pub(super) struct Fit<'a> {
     start: Option<Vec<f32>>,
     /// Passages of the training documents, packed and as they are.
     candidates: Candidates,
-    known: Vec<f32>,
+    known: Passages,
     /// All passages.
     all: Candidates,
-    vectors: Vec<f32>,
+    passages: Passages,
     /// With vectors `q S`.
     training: Queries,
     choosing: Queries,
@@ -123,20 +134,21 @@ pub(super) struct Fit<'a> {
     /// Epochs that are over, of this stage and of the judged one.
     pub epoch: usize,
     judged_epochs: usize,
-    /// Of every epoch so far, on the choosing documents.
-    scores: Vec<f64>,
+    /// Values of the choosing queries before anything was trained.
+    plain: Vec<f64>,
+    choice: Choice,
 }
 
 impl<'a> Fit<'a> {
-    /// `known` and `vectors` are the passages that queries are trained and measured against.
+    /// `known` and `passages` are what queries are trained and measured against.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         pool: &'a Pool,
         options: &'a AdapterOptions,
         stage: Stage,
         start: Option<Vec<f32>>,
-        known: Vec<f32>,
-        vectors: Vec<f32>,
+        known: Passages,
+        passages: Passages,
         mut training: Queries,
         choosing: Queries,
     ) -> Result<Fit<'a>, BridgeError> {
@@ -151,10 +163,10 @@ impl<'a> Fit<'a> {
             options,
             stage,
             start,
-            candidates: Candidates::new(pool, known.clone(), d, options.batch)?,
+            candidates: known.candidates(pool, d, options.batch)?,
             known,
-            all: Candidates::new(pool, vectors.clone(), d, options.batch)?,
-            vectors,
+            all: passages.candidates(pool, d, options.batch)?,
+            passages,
             training,
             choosing,
             moments: Adam::new(d * d),
@@ -164,10 +176,13 @@ impl<'a> Fit<'a> {
             best_epoch: 0,
             epoch: 0,
             judged_epochs: 0,
-            scores: Vec::new(),
+            plain: Vec::new(),
+            choice: Choice::new(0.0),
         };
         if stage == Stage::Judged {
-            fit.best_score = mean(&fit.scores(&fit.best, &fit.choosing)?);
+            fit.plain = fit.scores(&fit.best, &fit.choosing)?;
+            fit.best_score = mean(&fit.plain);
+            fit.choice = Choice::new(fit.best_score);
         }
         Ok(fit)
     }
@@ -209,8 +224,9 @@ impl<'a> Fit<'a> {
                 self.all.ranks(self.pool, &mapped, &queries.targets)?
             }
             Side::Passage => {
-                let (mapped, _) = mapped(self.pool, &adapter.map, &self.vectors, d)?;
-                let all = Candidates::new(self.pool, mapped, d, self.options.batch)?;
+                let (mapped, _) = mapped(self.pool, &adapter.map, &self.passages.vectors, d)?;
+                let groups = self.passages.groups.clone();
+                let all = Candidates::grouped(self.pool, mapped, d, self.options.batch, groups)?;
                 all.ranks(self.pool, &queries.vectors, &queries.targets)?
             }
         };
@@ -228,10 +244,10 @@ impl<'a> Fit<'a> {
                 (loss, by_map(self.pool, &batch.vectors, &units, &lengths, by_units, d)?)
             }
             Side::Passage => {
-                let (units, lengths) = mapped(self.pool, &self.adapter.map, &self.known, d)?;
-                let (loss, by_units) =
-                    passage_loss(self.pool, &batch.vectors, &units, &batch.targets, self.options.tau, d)?;
-                (loss, by_map(self.pool, &self.known, &units, &lengths, by_units, d)?)
+                let Passages { vectors, groups } = &self.known;
+                let (units, lengths) = mapped(self.pool, &self.adapter.map, vectors, d)?;
+                let (loss, by_units) = passage_loss(self.pool, batch, &units, groups, self.options.tau, d)?;
+                (loss, by_map(self.pool, vectors, &units, &lengths, by_units, d)?)
             }
         };
         self.moments.begin();
@@ -289,10 +305,9 @@ impl<'a> Fit<'a> {
             self.epoch += 1;
             if self.stage == Stage::Judged {
                 let whole = self.whole()?;
-                self.scores.push(mean(&self.scores(&whole, &self.choosing)?));
-                let last = self.scores.len().saturating_sub(SMOOTHED);
-                let score = mean(&self.scores[last..]);
-                if score > self.best_score {
+                let values = self.scores(&whole, &self.choosing)?;
+                let score = mean(&values);
+                if self.choice.keeps(score, standard_error(&self.plain, &values)) {
                     (self.best, self.best_score, self.best_epoch) = (whole, score, self.epoch);
                 }
             }
@@ -306,7 +321,7 @@ impl<'a> Fit<'a> {
         let d = self.adapter.dimensions;
         let state = json!({"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score,
             "steps": self.moments.steps, "training": self.training.targets.len(), "stage": self.stage,
-            "judged_epochs": self.judged_epochs, "scores": self.scores});
+            "judged_epochs": self.judged_epochs, "choice": self.choice});
         let more = Map::from_iter([
             ("state".to_owned(), state),
             ("side".to_owned(), json!(self.adapter.side)),
@@ -361,8 +376,8 @@ impl<'a> Fit<'a> {
         if trained != self.training.targets.len() as u64 || epoch > most || (stage == Stage::Judged && best > epoch) {
             return Err(damaged());
         }
-        let scores = state.get("scores").cloned().unwrap_or_default();
-        self.scores = serde_json::from_value(scores).map_err(|_| damaged())?;
+        let choice = state.get("choice").cloned().unwrap_or_default();
+        self.choice = serde_json::from_value(choice).map_err(|_| damaged())?;
         self.adapter.map = tensors.take("map", &[d, d])?;
         self.moments.first = tensors.take("first", &[d, d])?;
         self.moments.second = tensors.take("second", &[d, d])?;
@@ -375,35 +390,28 @@ impl<'a> Fit<'a> {
 /// The mean loss of a batch of queries against unit vectors of passages, and its gradient by the passages.
 pub(super) fn passage_loss(
     pool: &Pool,
-    queries: &[f32],
+    queries: &Queries,
     passages: &[f32],
-    targets: &[u32],
+    groups: &Groups,
     tau: f32,
     dimensions: usize,
 ) -> Result<(f64, Vec<f32>), BridgeError> {
     let count = passages.len() / dimensions.max(1);
-    let mut scores = product(pool, queries, passages, dimensions)?;
-    let rows = targets.len();
+    let mut scores = product(pool, &queries.vectors, passages, dimensions)?;
+    let rows = queries.targets.len();
     let mut loss = 0.0;
-    for (line, target) in scores.chunks_exact_mut(count.max(1)).zip(targets) {
-        let most = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let own = line.get(*target as usize).copied().unwrap_or(most);
-        let mut sum = 0.0f64;
-        for score in line.iter_mut() {
-            *score = ((*score - most) / tau).exp();
-            sum += f64::from(*score);
-        }
-        loss += sum.ln() - f64::from((own - most) / tau);
-        let factor = 1.0 / (sum as f32 * tau * rows as f32);
-        line.iter_mut().for_each(|score| *score *= factor);
-        if let Some(score) = line.get_mut(*target as usize) {
-            *score -= 1.0 / (tau * rows as f32);
+    for (line, target) in scores.chunks_exact_mut(count.max(1)).zip(&queries.targets) {
+        let own = groups.members(*target);
+        let (of_line, shares) = softmax_loss(line, own.clone(), tau, rows);
+        loss += of_line;
+        for (score, share) in line[own].iter_mut().zip(&shares) {
+            *score -= share / (tau * rows as f32);
         }
     }
     let gradient = product(
         pool,
         &transposed(&scores, count),
-        &transposed(queries, dimensions),
+        &transposed(&queries.vectors, dimensions),
         rows,
     )?;
     Ok((loss / rows.max(1) as f64, gradient))

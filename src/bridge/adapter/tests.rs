@@ -1,7 +1,8 @@
 use super::fit::{by_map, mapped, passage_loss};
+use super::train::Queries;
 use super::*;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
-use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::loss::{Candidates, Groups};
 use crate::compute::Pool;
 use crate::eval::random::Random;
 use crate::model::Role;
@@ -40,9 +41,15 @@ fn the_formula_by_hand() {
 fn gradients_are_the_slopes_of_the_loss() {
     let (d, pool) = (6, Pool::new(2).unwrap());
     let (queries, passages) = (units(5, d, 1), units(9, d, 2));
-    let targets = [3u32, 0, 8, 3, 5];
+    // Nine passages, the second to fourth of which are chunks of one.
+    let groups = Groups::of(9, |_, next| [2, 3].contains(&next));
+    let targets = [1u32, 0, 6, 1, 3];
     let tau = 0.3;
-    let candidates = Candidates::new(&pool, passages.clone(), d, 8).unwrap();
+    let candidates = Candidates::grouped(&pool, passages.clone(), d, 8, groups.clone()).unwrap();
+    let batch = Queries {
+        vectors: queries.clone(),
+        targets: targets.to_vec(),
+    };
     let query_side = |map: &[f32]| {
         let (units, lengths) = mapped(&pool, map, &queries, d).unwrap();
         let (loss, by_units) = candidates.loss(&pool, &units, &targets, tau).unwrap();
@@ -50,7 +57,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     };
     let passage_side = |map: &[f32]| {
         let (units, lengths) = mapped(&pool, map, &passages, d).unwrap();
-        let (loss, by_units) = passage_loss(&pool, &queries, &units, &targets, tau, d).unwrap();
+        let (loss, by_units) = passage_loss(&pool, &batch, &units, &groups, tau, d).unwrap();
         (loss, by_map(&pool, &passages, &units, &lengths, by_units, d).unwrap())
     };
     type Slopes<'a> = &'a dyn Fn(&[f32]) -> (f64, Vec<f32>);
@@ -133,6 +140,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
             document: number / 2,
             ordinal: number % 2,
             text: format!("p{number}"),
+            vector: None,
         })
         .collect();
     let pairs = (0..600u32).map(|number| Pair {
@@ -204,8 +212,7 @@ fn noise_is_rejected() {
     let options = json!({"rate": 0.02, "threads": 2});
     let mut encode = Turned { dimensions: 16 };
     let trained = train(&passages, &pairs, &options, &mut encode, &mut Seen::default(), None).unwrap();
-    let gain = trained.figures["ndcg@10"]["gain"].as_f64().unwrap();
-    assert_eq!(trained.accepted, gain > 0.0);
+    assert!(!trained.accepted, "{}", trained.figures);
     assert!(trained.figures["ndcg@10"]["bridge"].as_f64().unwrap() < 0.1);
 }
 

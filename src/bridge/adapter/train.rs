@@ -4,18 +4,19 @@
 //! of them for the epochs that were chosen (`refit`), and that map is stored: the figures are of the map that had not
 //! seen the judging documents.
 
-use super::fit::{Fit, Stage};
+use super::fit::{Fit, Passages, Stage};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
-use crate::bridge::train::parts::{Part, embed, made_pairs, mean, part};
+use crate::bridge::train::loss::Groups;
+use crate::bridge::train::parts::{Judged, Part, embed, made_pairs, part};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
-use crate::eval::bootstrap::{Draws, of_gain};
 use crate::eval::random::Random;
 use crate::model::Role;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 /// Most dimensions for which the metric is computed: its eigenvectors cost the third power.
 const MOST_WHITENED: usize = 1024;
@@ -56,11 +57,11 @@ impl Default for AdapterOptions {
     fn default() -> AdapterOptions {
         AdapterOptions {
             side: Side::Query,
-            rate: 1e-4,
-            tau: 0.04,
+            rate: 2e-4,
+            tau: 0.03,
             decay: 1e-3,
-            epochs: 12,
-            batch: 64,
+            epochs: 8,
+            batch: 256,
             held_out: 0.2,
             candidates: 32_768,
             whiten: 0.25,
@@ -106,7 +107,7 @@ impl AdapterOptions {
     }
 }
 
-/// Queries with the positions of their passages.
+/// Queries with the groups of their passages.
 #[derive(Default)]
 pub(super) struct Queries {
     pub vectors: Vec<f32>,
@@ -114,7 +115,8 @@ pub(super) struct Queries {
 }
 
 /// Trains an adapter. Without pairs, a sentence of each passage is its query; the figures say which it was
-/// (`queries`: given or made). The bridge is accepted where it raises nDCG@10 on the judged held-out queries.
+/// (`queries`: given or made). The bridge is accepted where it raises nDCG@10 on the judged held-out queries by more than
+/// chance ([`Judged::helps`]).
 ///
 /// # Errors
 /// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few pairs,
@@ -140,24 +142,33 @@ pub fn train(
     let texts: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
     let (_, query_vectors) = embed(encode, watch, Role::Query, &texts)?;
 
+    // A document without pairs chooses and judges nothing: its passages are negatives of the training.
+    let asked: HashSet<u32> = pairs
+        .iter()
+        .filter_map(|pair| passages.get(pair.passage as usize))
+        .map(|passage| passage.document)
+        .collect();
+    let part_of = |passage: &Passage| match asked.contains(&passage.document) {
+        true => part(passage.document, options.held_out, options.seed),
+        false => Part::Training,
+    };
+    // A passage that was cut in chunks is found at the nearest of them.
+    let together =
+        |a: usize, b: usize| passages[a].document == passages[b].document && passages[a].key == passages[b].key;
     let material = Material {
+        groups: Groups::of(passages.len(), together).numbers(),
         pool: &pool,
         options: &options,
         pairs,
         dimensions,
         vectors,
         query_vectors,
-        documents: passages
-            .iter()
-            .map(|passage| part(passage.document, options.held_out, options.seed))
-            .collect(),
+        documents: passages.iter().map(part_of).collect(),
     };
-    let [choosing, judging] = [Part::Choosing, Part::Judging].map(|part| material.queries(part, &|passage| passage));
+    let groups = |passage: u32| material.groups.get(passage as usize).copied().unwrap_or(u32::MAX);
+    let [choosing, judging] = [Part::Choosing, Part::Judging].map(|part| material.queries(part, &groups));
     for (what, found) in [
-        (
-            "to train on",
-            material.queries(Part::Training, &|passage| passage).targets.len(),
-        ),
+        ("to train on", material.queries(Part::Training, &groups).targets.len()),
         ("held out", choosing.targets.len()),
         ("held out", judging.targets.len()),
     ] {
@@ -173,8 +184,8 @@ pub fn train(
     judged.run(watch)?;
     let plain = judged.scores(&identity, &judging)?;
     let trained = judged.scores(&judged.best, &judging)?;
-    let gain = mean(&trained) / mean(&plain).max(f64::MIN_POSITIVE) - 1.0;
-    let (accepted, trained_on) = (gain > 0.0, judged.trained_on());
+    let verdict = Judged::of(&plain, &trained, options.seed);
+    let (accepted, trained_on) = (verdict.helps(), judged.trained_on());
     let mut figures = json!({
         "queries": if made.is_some() { "made" } else { "given" },
         "trained_on": trained_on,
@@ -196,13 +207,9 @@ pub fn train(
             all.whole()?
         }
     };
-    let draws = Draws {
-        seed: options.seed,
-        ..Draws::default()
-    };
-    let interval = of_gain(&plain, &trained, draws);
+    let interval = verdict.gain_interval;
     figures["ndcg@10"] = json!({
-        "plain": mean(&plain), "bridge": mean(&trained), "gain": gain,
+        "plain": verdict.base, "bridge": verdict.with, "gain": verdict.gain,
         "low": interval.map(|interval| interval.low), "high": interval.map(|interval| interval.high),
     });
     let more = Map::from_iter([("figures".to_owned(), figures.clone())]);
@@ -225,6 +232,7 @@ struct Material<'a> {
     query_vectors: Vec<f32>,
     /// Of each passage.
     documents: Vec<Part>,
+    groups: Vec<u32>,
 }
 
 impl<'a> Material<'a> {
@@ -255,13 +263,21 @@ impl<'a> Material<'a> {
         let (known, places) = known(&self.documents, &wanted, self.options);
         let d = self.dimensions;
         let rows = known.iter().flat_map(|place| &self.vectors[place * d..(place + 1) * d]);
-        let known: Vec<f32> = rows.copied().collect();
+        let groups = Groups::of(known.len(), |a, b| self.groups[known[a]] == self.groups[known[b]]);
+        let numbers = groups.numbers();
         let training = self.queries_of(&wanted, &|passage| {
-            places.get(passage as usize).copied().unwrap_or(u32::MAX)
+            let place = places.get(passage as usize).copied().unwrap_or(u32::MAX);
+            numbers.get(place as usize).copied().unwrap_or(u32::MAX)
         });
+        let known = Passages {
+            vectors: rows.copied().collect(),
+            groups,
+        };
         let whitened = self.options.side == Side::Query && self.options.whiten > 0.0 && d <= MOST_WHITENED;
         let start = match whitened {
-            true => Spread::of(&known, d).and_then(|spread| spread.metric(self.options.whiten, self.options.ridge)),
+            true => {
+                Spread::of(&known.vectors, d).and_then(|spread| spread.metric(self.options.whiten, self.options.ridge))
+            }
             false => None,
         };
         Fit::new(
@@ -270,7 +286,10 @@ impl<'a> Material<'a> {
             stage,
             start,
             known,
-            self.vectors.clone(),
+            Passages {
+                vectors: self.vectors.clone(),
+                groups: Groups::of(self.groups.len(), |a, b| self.groups[a] == self.groups[b]),
+            },
             training,
             choosing,
         )

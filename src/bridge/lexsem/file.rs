@@ -9,6 +9,7 @@
 //! | `rows` | F32 | rows x dimensions | `W` |
 //! | `bias` | F32 | dimensions | `b` |
 //! | `metric` | F32 | dimensions x dimensions | absent without one |
+//! | `map` | F32 | dimensions x dimensions, a row an input | absent without one |
 //! | `scale`, `projection`, `shift` | F32 | | parameters of the scheme |
 
 use super::{Fusion, Gate, LexSem, Scheme};
@@ -66,8 +67,10 @@ pub fn write(bridge: &LexSem, more: Map<String, Value>) -> Result<Vec<u8>, Bridg
         ("bias", Dtype::F32, vec![d], bytes_of(&bridge.bias)),
         ("scale", Dtype::F32, vec![1], bytes_of(&[bridge.gate.scale])),
     ];
-    if let Some(metric) = &bridge.metric {
-        parts.push(("metric", Dtype::F32, vec![d, d], bytes_of(metric)));
+    for (name, matrix) in [("metric", &bridge.metric), ("map", &bridge.map)] {
+        if let Some(matrix) = matrix {
+            parts.push((name, Dtype::F32, vec![d, d], bytes_of(matrix)));
+        }
     }
     for (name, numbers) in [("projection", &bridge.gate.projection), ("shift", &bridge.gate.shift)] {
         if !numbers.is_empty() {
@@ -181,9 +184,16 @@ impl Layout {
                 return Err(corrupt(format!("tensor \"{name}\" is missing or of another shape")));
             }
         }
-        match self.tensors.get("metric") {
-            Some((_, shape)) if shape != &[d, d] => Err(corrupt("tensor \"metric\" has another shape")),
-            _ if d == 0 => Err(corrupt("it has no dimensions")),
+        for name in ["metric", "map"] {
+            if self.tensors.get(name).is_some_and(|(_, shape)| shape != &[d, d]) {
+                return Err(corrupt(format!("tensor \"{name}\" has another shape")));
+            }
+        }
+        if self.tensors.contains_key("map") && self.fusion != Fusion::Sum {
+            return Err(corrupt("it has a map, which goes with the fusion sum alone"));
+        }
+        match d {
+            0 => Err(corrupt("it has no dimensions")),
             _ => Ok(()),
         }
     }
@@ -254,6 +264,7 @@ impl Layout {
             fusion: self.fusion,
             dimensions: self.dimensions,
             metric,
+            map: numbers("map")?,
             bias: numbers("bias")?.unwrap_or_default(),
             rarity: numbers("rarity")?.unwrap_or_default(),
             rows: Vec::new(),

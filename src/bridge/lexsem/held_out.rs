@@ -5,7 +5,9 @@ use super::{LexSem, Readings, entries};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::Pair;
 use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::parts::{Judged, mean};
 use crate::compute::Pool;
+use crate::eval::bootstrap::Interval;
 use serde_json::{Map, Value, json};
 
 /// Words of the pieces.
@@ -62,14 +64,15 @@ impl Measure {
         }
     }
 
-    fn of(self, ranks: &[u32]) -> f64 {
+    /// Of each query, from its passage's rank.
+    fn of(self, ranks: &[u32]) -> Vec<f64> {
         let gain = |rank: &u32| match (self, rank) {
             (Measure::Recall1, 0) => 1.0,
             (Measure::Recall1, _) => 0.0,
             (Measure::Ndcg10, rank) if *rank < 10 => 1.0 / (f64::from(*rank) + 2.0).log2(),
             (Measure::Ndcg10, _) => 0.0,
         };
-        ranks.iter().map(gain).sum::<f64>() / ranks.len().max(1) as f64
+        ranks.iter().map(gain).collect()
     }
 }
 
@@ -79,8 +82,8 @@ pub struct Task {
     measure: Measure,
     choosing: Encoded,
     judging: Encoded,
-    /// Of the plain vectors, on the choosing and the judging queries.
-    plain: [f64; 2],
+    /// Of the plain vectors, each choosing and each judging query's measure.
+    plain: [Vec<f64>; 2],
 }
 
 /// Texts of a task, before they are encoded.
@@ -150,7 +153,7 @@ impl TaskTexts {
         encode: &mut dyn FnMut(&[Made]) -> Result<Encoded, BridgeError>,
     ) -> Result<Task, BridgeError> {
         let (choosing, judging) = (encode(&self.choosing)?, encode(&self.judging)?);
-        let plain = |part: &Encoded| -> Result<f64, BridgeError> {
+        let plain = |part: &Encoded| -> Result<Vec<f64>, BridgeError> {
             Ok(self.measure.of(&candidates.ranks(pool, &part.vectors, &part.targets)?))
         };
         Ok(Task {
@@ -180,10 +183,20 @@ pub fn corrected(bridge: &LexSem, queries: &Encoded) -> Result<Vec<f32>, BridgeE
 pub struct Verdict {
     /// Mean relative gain over the tasks whose queries share words with their passage.
     pub gain: f64,
+    /// Whether that is more than chance, with the gain's 95 % interval over all of those tasks' queries.
+    pub helps: bool,
+    pub interval: Option<Interval>,
     /// Smallest relative gain of the tasks that are to be kept: sentences and pairs.
     pub guard: f64,
     /// By task: measure, plain, with the bridge, gain, queries.
     pub figures: Map<String, Value>,
+}
+
+impl Verdict {
+    /// Of the gain, from its interval as that of a normal distribution.
+    pub fn standard_error(&self) -> f64 {
+        self.interval.map_or(0.0, |ends| (ends.high - ends.low) / (2.0 * 1.96))
+    }
 }
 
 /// Measures a bridge on the choosing or the judging queries of each task.
@@ -193,18 +206,29 @@ pub fn measure(
     bridge: &LexSem,
     tasks: &[Task],
     judging: bool,
+    seed: u64,
 ) -> Result<Verdict, BridgeError> {
     let (mut gains, mut guard, mut figures) = (Vec::new(), f64::INFINITY, Map::new());
+    let (mut all_plain, mut all_with) = (Vec::new(), Vec::new());
     for task in tasks {
-        let (queries, plain) = match judging {
-            true => (&task.judging, task.plain[1]),
-            false => (&task.choosing, task.plain[0]),
+        let (queries, plain_values) = match judging {
+            true => (&task.judging, &task.plain[1]),
+            false => (&task.choosing, &task.plain[0]),
         };
+        let plain = mean(plain_values);
         let ranks = candidates.ranks(pool, &corrected(bridge, queries)?, &queries.targets)?;
-        let score = task.measure.of(&ranks);
+        let values = task.measure.of(&ranks);
+        let score = mean(&values);
         let gain = if plain > 0.0 { score / plain - 1.0 } else { 0.0 };
         match task.measure {
-            Measure::Recall1 => gains.push(gain),
+            Measure::Recall1 => {
+                gains.push(gain);
+                // Over the task's plain measure, so that tasks count alike where they have as many queries.
+                if plain > 0.0 {
+                    all_plain.extend(plain_values.iter().map(|value| value / plain));
+                    all_with.extend(values.iter().map(|value| value / plain));
+                }
+            }
             Measure::Ndcg10 => guard = guard.min(gain),
         }
         let entry = json!({
@@ -212,7 +236,10 @@ pub fn measure(
         });
         figures.insert(task.name.to_owned(), entry);
     }
+    let judged = Judged::of(&all_plain, &all_with, seed);
     Ok(Verdict {
+        helps: judged.helps(),
+        interval: judged.gain_interval,
         gain: gains.iter().sum::<f64>() / gains.len().max(1) as f64,
         guard: if guard.is_finite() { guard } else { 0.0 },
         figures,

@@ -69,6 +69,9 @@ pub struct LexSem {
     pub dimensions: usize,
     /// `dimensions` x `dimensions`, row-major and symmetric: applied to the query's vector first ([`whiten`]).
     pub metric: Option<Vec<f32>>,
+    /// `M`, `dimensions` x `dimensions`, row-major by input: `e + e M` is what the words' part is added to. With
+    /// [`Fusion::Sum`] alone.
+    pub map: Option<Vec<f32>>,
     /// `b`.
     pub bias: Vec<f32>,
     /// The tokens that have a row, ascending.
@@ -121,6 +124,7 @@ impl LexSem {
             fusion,
             dimensions,
             metric: None,
+            map: None,
             bias: vec![0.0; dimensions],
             rows: vec![0.0; tokens.len() * dimensions],
             tokens,
@@ -159,6 +163,16 @@ impl LexSem {
         })
     }
 
+    /// `e + e M` of what [`LexSem::start`] gave; that itself without a map.
+    fn mapped(&self, start: Vec<f32>) -> Vec<f32> {
+        let Some(map) = &self.map else { return start };
+        let mut mapped = start.clone();
+        for (x, row) in start.iter().zip(map.chunks_exact(self.dimensions.max(1))) {
+            mapped.iter_mut().zip(row).for_each(|(sum, m)| *sum += x * m);
+        }
+        mapped
+    }
+
     /// The corrected vector, of unit length. `parts` are the rows in use, each with its weight: places and weights as
     /// [`entries`] gives them, rows as [`LexSem::row`] does (a caller may hold only those). Without anything learned this
     /// is `vector` to the last bit.
@@ -171,7 +185,7 @@ impl LexSem {
         vector: &[f32],
         parts: impl Iterator<Item = (&'a [f32], f32)>,
     ) -> Result<Vec<f32>, BridgeError> {
-        let start = self.start(vector)?;
+        let start = self.mapped(self.start(vector)?);
         let mut z = self.bias.clone();
         for (row, weight) in parts {
             if row.len() != self.dimensions {

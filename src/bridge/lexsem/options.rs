@@ -32,6 +32,8 @@ pub struct Options {
     /// Power of the metric; 0 for none.
     pub whiten: f64,
     pub ridge: f64,
+    /// Step length of the map `M` beside the rows; 0 for none.
+    pub map_rate: f32,
     /// For the scheme `clr`: the registered masked language model, the fingerprint that it had, and how many of its
     /// weights a text keeps (0 for all, as published).
     pub mlm: Option<String>,
@@ -40,6 +42,7 @@ pub struct Options {
     /// Relative loss that sentences and pairs may have at most.
     pub guard: f64,
     pub seed: u64,
+    /// 0 for the machine's.
     pub threads: usize,
 }
 
@@ -61,19 +64,20 @@ impl Default for Options {
             dropout: 0.5,
             whiten: 0.5,
             ridge: 0.3,
+            map_rate: 1e-4,
             mlm: None,
             mlm_fingerprint: None,
             vocabulary_top: 64,
             guard: 0.005,
             seed: 1,
-            threads: 1,
+            threads: 0,
         }
     }
 }
 
 impl Options {
-    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric and
-    /// a longer step where nothing else is said.
+    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric, no
+    /// map and a longer step where nothing else is said.
     ///
     /// # Errors
     /// [`BridgeError::Option`] for what is unknown or out of range.
@@ -99,6 +103,16 @@ impl Options {
                 options.rate = 2e-3;
             }
         }
+        if given.get("map_rate").is_none() && (options.scheme != Scheme::Bag || options.fusion != Fusion::Sum) {
+            options.map_rate = 0.0;
+        }
+        if options.map_rate != 0.0 && options.fusion != Fusion::Sum {
+            return wrong(
+                "map_rate",
+                options.map_rate.to_string(),
+                "a map goes with the fusion sum alone; 0 for none",
+            );
+        }
         if options.scheme == Scheme::LlrPaper {
             return wrong(
                 "scheme",
@@ -106,7 +120,7 @@ impl Options {
                 "bag, slr, slr_paper, llr or clr can be trained",
             );
         }
-        let numbers: [(&'static str, f64, f64, f64, &'static str); 10] = [
+        let numbers: [(&'static str, f64, f64, f64, &'static str); 11] = [
             ("held_out", options.held_out, 0.05, 0.9, "0.05 to 0.9"),
             ("unseen", options.unseen, 0.0, 0.9, "0 to 0.9"),
             ("rate", f64::from(options.rate), 1e-8, 1.0, "1e-8 to 1"),
@@ -114,6 +128,7 @@ impl Options {
             ("decay", f64::from(options.decay), 0.0, 10.0, "0 to 10"),
             ("dropout", f64::from(options.dropout), 0.0, 0.95, "0 to 0.95"),
             ("whiten", options.whiten, 0.0, 2.0, "0 to 2"),
+            ("map_rate", f64::from(options.map_rate), 0.0, 1.0, "0 to 1"),
             ("ridge", options.ridge, 1e-6, 100.0, "1e-6 to 100"),
             ("guard", options.guard, 0.0, 1.0, "0 to 1"),
             ("batch", options.batch as f64, 1.0, 4096.0, "1 to 4096"),
@@ -128,7 +143,7 @@ impl Options {
             ("keywords", options.keywords, 0, 100, "0 to 100"),
             ("epochs", options.epochs, 1, 1000, "1 to 1000"),
             ("most_queries", options.most_queries, 1, 10_000_000, "1 to 10000000"),
-            ("threads", options.threads, 1, 256, "1 to 256"),
+            ("threads", options.threads, 0, 256, "0 to 256"),
         ];
         for (name, value, least, most, range) in counts {
             if !(least..=most).contains(&value) {

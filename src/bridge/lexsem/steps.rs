@@ -7,6 +7,7 @@ use super::{Fusion, LexSem, Scheme, entries, fuse, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::matrix::{product, transposed};
 use crate::compute::Pool;
 use std::collections::HashMap;
 
@@ -17,6 +18,7 @@ pub struct Optimiser {
     scale: Adam,
     projection: Adam,
     shift: Adam,
+    map: Adam,
 }
 
 impl Optimiser {
@@ -27,23 +29,32 @@ impl Optimiser {
             scale: Adam::new(1),
             projection: Adam::new(bridge.gate.projection.len()),
             shift: Adam::new(bridge.gate.shift.len()),
+            map: Adam::new(bridge.map.as_ref().map_or(0, Vec::len)),
         }
     }
 
-    fn all(&mut self) -> [&mut Adam; 5] {
+    fn all(&mut self) -> [&mut Adam; 6] {
         [
             &mut self.rows,
             &mut self.bias,
             &mut self.scale,
             &mut self.projection,
             &mut self.shift,
+            &mut self.map,
         ]
     }
 
     /// The moments, for a checkpoint.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for adam in [&self.rows, &self.bias, &self.scale, &self.projection, &self.shift] {
+        for adam in [
+            &self.rows,
+            &self.bias,
+            &self.scale,
+            &self.projection,
+            &self.shift,
+            &self.map,
+        ] {
             bytes.extend(adam.steps.to_le_bytes());
             for number in adam.first.iter().chain(&adam.second) {
                 bytes.extend(number.to_le_bytes());
@@ -77,6 +88,8 @@ pub struct Gradients {
     pub scale: f32,
     pub projection: Vec<f32>,
     pub shift: Vec<f32>,
+    /// Empty without a map.
+    pub map: Vec<f32>,
 }
 
 /// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the metric.
@@ -93,6 +106,22 @@ pub fn gradients(
 ) -> Result<Gradients, BridgeError> {
     let d = bridge.dimensions;
     let start = |query: usize| starts.get(query * d..(query + 1) * d).unwrap_or_default();
+    let known = |query: &&usize| queries.readings.len() > **query && queries.targets.len() > **query;
+    let rows: Vec<f32> = batch
+        .iter()
+        .filter(known)
+        .flat_map(|query| start(*query))
+        .copied()
+        .collect();
+    let mapped = match &bridge.map {
+        Some(map) => {
+            let mut mapped = product(pool, &rows, &transposed(map, d), d)?;
+            mapped.iter_mut().zip(&rows).for_each(|(sum, x)| *sum += x);
+            mapped
+        }
+        None => rows.clone(),
+    };
+    let mut mapped = mapped.chunks_exact(d.max(1));
     let (mut parts, mut fused, mut vectors, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &query in batch {
         let (Some(reading), Some(target)) = (queries.readings.get(query), queries.targets.get(query)) else {
@@ -111,7 +140,7 @@ pub fn gradients(
                 .zip(bridge.row(*place))
                 .for_each(|(sum, x)| *sum += weight * x);
         }
-        let one = fuse::forward(bridge.fusion, start(query), &z);
+        let one = fuse::forward(bridge.fusion, mapped.next().unwrap_or_default(), &z);
         vectors.extend_from_slice(&one.output);
         targets.push(*target);
         fused.push(one);
@@ -125,15 +154,22 @@ pub fn gradients(
         scale: 0.0,
         projection: vec![0.0; bridge.gate.projection.len()],
         shift: vec![0.0; bridge.gate.shift.len()],
+        map: Vec::new(),
     };
+    let mut by_mapped = Vec::with_capacity(rows.len());
     for (((used, reading), fused), by_output) in parts.iter().zip(&fused).zip(by_output.chunks_exact(d)) {
         let by_z = fuse::backward(bridge.fusion, fused, by_output);
+        by_mapped.extend_from_slice(&by_z);
         gradients.bias.iter_mut().zip(&by_z).for_each(|(sum, g)| *sum += g);
         for (place, weight) in used {
             let row = gradients.rows.entry(*place).or_insert_with(|| vec![0.0; d]);
             row.iter_mut().zip(&by_z).for_each(|(sum, g)| *sum += weight * g);
         }
         by_weights(bridge, used, reading, &by_z, options.dropout, &mut gradients);
+    }
+    if bridge.map.is_some() {
+        // The fusion is a sum, so the gradient by `e + e M` is that by `z`.
+        gradients.map = product(pool, &transposed(&rows, d), &transposed(&by_mapped, d), targets.len())?;
     }
     Ok(gradients)
 }
@@ -198,6 +234,11 @@ pub fn step(
     if bridge.fusion != Fusion::Sum {
         let bias = &mut bridge.bias;
         optimiser.bias.update(bias, 0, &gradients.bias, rate, options.decay);
+    }
+    if let Some(map) = &mut bridge.map {
+        optimiser
+            .map
+            .update(map, 0, &gradients.map, options.map_rate, options.decay);
     }
     let gate = &mut bridge.gate;
     match bridge.scheme {

@@ -8,6 +8,7 @@ use super::{LexSem, Scheme, file, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
 use crate::bridge::train::loss::Candidates;
+use crate::bridge::train::parts::Choice;
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::model::Role;
@@ -16,8 +17,8 @@ use std::collections::HashMap;
 
 /// Texts that are encoded in one request.
 const ENCODED_AT_ONCE: usize = 2048;
-/// Epochs without a better one after which training ends.
-const PATIENCE: usize = 2;
+/// Epochs that are not taken after which training ends.
+const PATIENCE: usize = 3;
 /// One document in this many keeps its pairs for judging.
 const HELD_OUT_DOCUMENTS: u32 = 5;
 /// Fewest passages.
@@ -56,7 +57,11 @@ pub fn train(
     if passages.len() < FEWEST_PASSAGES {
         return Err(BridgeError::TooLittle(format!("{} passages", passages.len())));
     }
-    let pool = Pool::new(options.threads)?;
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let pool = Pool::new(threads)?;
     let maker = Maker::new(passages, options.held_out);
     let (used, kept): (Vec<Pair>, Vec<Pair>) = pairs.iter().cloned().partition(|pair| {
         let document = passages
@@ -288,7 +293,10 @@ struct Training<'a> {
     loss: f64,
     best: LexSem,
     best_epoch: usize,
+    /// Of the best.
     verdict: Verdict,
+    /// Of gains on the choosing queries.
+    choice: Choice,
 }
 
 impl<'a> Training<'a> {
@@ -306,8 +314,11 @@ impl<'a> Training<'a> {
             material.tokens.clone(),
             material.rarity.clone(),
         );
-        let measure = |bridge: &LexSem| held_out::measure(pool, candidates, bridge, tasks, false);
+        let measure = |bridge: &LexSem| held_out::measure(pool, candidates, bridge, tasks, false, options.seed);
         let mut verdict = measure(&bridge)?;
+        if options.map_rate > 0.0 {
+            bridge.map = Some(vec![0.0; material.dimensions * material.dimensions]);
+        }
         if options.whiten > 0.0 {
             let known: Vec<f32> = material
                 .known
@@ -342,6 +353,7 @@ impl<'a> Training<'a> {
             epoch: 0,
             loss: 0.0,
             best_epoch: 0,
+            choice: Choice::new(verdict.gain),
             verdict,
         })
     }
@@ -377,8 +389,10 @@ impl<'a> Training<'a> {
             }
             self.epoch += 1;
             self.loss = loss / batches.max(1) as f64;
-            let verdict = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false)?;
-            if verdict.guard >= -self.options.guard && verdict.gain > self.verdict.gain {
+            let seed = self.options.seed;
+            let verdict = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false, seed)?;
+            let within = self.choice.keeps(verdict.gain, verdict.standard_error());
+            if verdict.guard >= -self.options.guard && within {
                 self.best = self.bridge.clone();
                 self.best_epoch = self.epoch;
                 self.verdict = verdict;
@@ -392,7 +406,7 @@ impl<'a> Training<'a> {
     fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
         let state = json!({
             "epoch": self.epoch, "loss": self.loss, "best_epoch": self.best_epoch,
-            "gain": self.verdict.gain, "guard": self.verdict.guard,
+            "gain": self.verdict.gain, "guard": self.verdict.guard, "most_gain": self.choice.most,
         });
         let entry = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
         let bridge = file::write(&self.bridge, entry("training", state))?;
@@ -425,6 +439,7 @@ impl<'a> Training<'a> {
             other.tokens == self.bridge.tokens
                 && other.scheme == self.bridge.scheme
                 && other.metric == self.bridge.metric
+                && other.map.is_some() == self.bridge.map.is_some()
         };
         if !same(&bridge) || !same(&best) || !self.optimiser.restore(rest) {
             return Err(damaged());
@@ -435,16 +450,20 @@ impl<'a> Training<'a> {
         self.loss = number("loss")?;
         self.verdict.gain = number("gain")?;
         self.verdict.guard = number("guard")?;
+        self.choice.most = number("most_gain")?;
         Ok(())
     }
 
     /// Judges the best epoch on queries that chose nothing.
     fn finish(self, pairs: usize) -> Result<Trained, BridgeError> {
-        let verdict = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true)?;
-        let accepted = verdict.gain > 0.0 && verdict.guard >= -self.options.guard;
+        let seed = self.options.seed;
+        let verdict = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
+        let accepted = verdict.helps && verdict.guard >= -self.options.guard;
         let figures = json!({
             "tasks": verdict.figures,
             "gain": verdict.gain,
+            "low": verdict.interval.map(|interval| interval.low),
+            "high": verdict.interval.map(|interval| interval.high),
             "guard": verdict.guard,
             "epoch": self.best_epoch,
             "epochs": self.epoch,

@@ -20,6 +20,8 @@ pub struct Options {
     pub seed: u64,
     /// Whether the document is looked at; without, the chunk-only control alone is trained.
     pub document: bool,
+    /// Whether the chunk's vector is mixed with that of its place (`place.rs`), which is encoded beside it.
+    pub place: bool,
 }
 
 impl Default for Options {
@@ -32,6 +34,7 @@ impl Default for Options {
             rank: 64,
             seed: 1,
             document: true,
+            place: false,
         }
     }
 }

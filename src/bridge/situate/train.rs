@@ -1,47 +1,35 @@
 //! Training of the bridge: passages with their documents, pairs of query and passage, documents held out.
 //!
 //! Two are trained on the same pairs with the same optimiser: the bridge, and the chunk-only control (`V = 0`, no
-//! places). What is
-//! stored is the better of the two on the held-out pairs; both figures are kept. Where the document adds nothing the
-//! bridge is a map of the passage's vector and says so.
+//! places). Of the bridge, `V = CONTEXT (I + M)`: a source goes through the chunk's own map, so that what is learned of
+//! the document is how much each source counts, and not a second map, which some thousand pairs do not determine.
+//!
+//! Documents are parted: most train, some choose the pass and which of the two is stored, some judge. All figures are of
+//! those that judge. Where the document adds nothing the bridge is a map of the passage's vector and says so.
 
-use super::bridge::{Bridge, Document, Shape, with_mean};
+use super::bridge::{Bridge, Document, Shape};
 use super::gradient::{Rows, Target, loss};
 use super::linear::dot;
+use super::material::{BATCH_PASSAGES, Material, Run};
 use super::options::{Options, Random};
 use super::{made, place};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Vectors, Watch};
-use crate::model::Role;
+use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::parts::{Choice, Judged, Part, mean, standard_error};
+use crate::eval::bootstrap::{Draws, of_mean};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, json};
-use std::ops::Range;
+use serde_json::{Map, Value, json};
 
-/// Passages of a batch: documents are added while they fit, and cut where one alone is longer.
-const BATCH_PASSAGES: usize = 400;
 /// Queries of a step, at most.
 const BATCH_QUERIES: usize = 128;
-/// Of so many documents one is held out.
-const HELD_OUT: u64 = 8;
-
-/// A run of consecutive passages of one document: all of it, unless it is too long for a batch.
-struct Run {
-    passages: Range<usize>,
-    /// Rows with the mean behind them: of the chunks alone for the control, mixed with their places for the bridge.
-    rows: [Vec<f32>; 2],
-    /// Indices of the pairs whose passage is one of these.
-    pairs: Vec<usize>,
-    held_out: bool,
-}
-
-/// Everything that steps read.
-struct Material {
-    shape: Shape,
-    runs: Vec<Run>,
-    queries: Vectors,
-    pairs: Vec<Pair>,
-    options: Options,
-}
+/// Fewest steps of a pass: few pairs are gone through several times before they are measured.
+const LEAST_STEPS: usize = 48;
+/// `V` over `I + M`: what the sources count together at most, against the chunk's own 1.
+const CONTEXT: f32 = 2.0;
+/// Where `beta` begins: each source then counts about 0.05.
+const FIRST_BIAS: f32 = -3.5;
+/// Steps of `beta` over those of the maps: it is seven numbers, and has some hundred steps to find their size.
+const BIAS_RATE: f32 = 100.0;
 
 /// Where one of the two trainings is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +43,7 @@ struct State {
     best: Vec<f32>,
     best_figure: f64,
     best_epoch: u32,
+    choice: Choice,
 }
 
 /// What a checkpoint holds.
@@ -73,17 +62,17 @@ struct Checkpoint {
 pub fn train(
     passages: &[Passage],
     pairs: &[Pair],
-    options: &serde_json::Value,
+    options: &Value,
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
     checkpoint: Option<&[u8]>,
 ) -> Result<Trained, BridgeError> {
     let options: Options = match options {
-        serde_json::Value::Null => Options::default(),
+        Value::Null => Options::default(),
         given => serde_json::from_value(given.clone()).map_err(|error| BridgeError::Option {
             name: "options",
             value: error.to_string(),
-            range: "epochs, rate, temperature, decay, rank, seed, document",
+            range: "epochs, rate, temperature, decay, rank, seed, document, place",
         })?,
     };
     options.check()?;
@@ -100,7 +89,6 @@ pub fn train(
         Some(resumed) => (resumed.control, resumed.current),
         None => (None, State::new(&material, false)),
     };
-    let plain = material.figure(&vec![0.0; material.shape.parameters()], false);
     while !current.context {
         material.run(&mut current, None, watch)?;
         control = Some(current.clone());
@@ -121,151 +109,68 @@ pub fn train(
         .filter(|bridge| bridge.best_figure > control.best_figure);
     let used = better.is_some();
     let better = better.unwrap_or(&control);
-    let figures = json!({
-        "measure": "nDCG@10 of held-out pairs among the passages of held-out documents",
-        "plain": plain, "control": control.best_figure, "bridge": bridge.as_ref().map(|bridge| bridge.best_figure),
-        "document": used, "epochs": better.best_epoch,
-        "pairs": if made { "made" } else { "given" },
-        "trained_pairs": material.count(false), "held_out_pairs": material.count(true),
-    });
+    let (figures, accepted) = material.figures(&control, bridge.as_ref(), used, made);
     let mut more = Map::new();
     more.insert("figures".to_owned(), figures.clone());
     more.insert("recipe".to_owned(), json!(material.options));
     let stored = Bridge {
         shape: material.shape,
         numbers: better.best.clone(),
-        share: if used { place::SHARE } else { 0.0 },
+        share: if used && material.options.place {
+            place::SHARE
+        } else {
+            0.0
+        },
     };
     Ok(Trained {
         weights: stored.write(more)?,
-        accepted: better.best_figure > plain,
+        accepted,
         figures,
     })
 }
 
 impl Material {
-    fn gather(
-        passages: &[Passage],
-        pairs: Vec<Pair>,
-        options: Options,
-        encode: &mut dyn Encode,
-    ) -> Result<Material, BridgeError> {
-        let outside = pairs.iter().find(|pair| pair.passage as usize >= passages.len());
-        if let Some(pair) = outside {
-            return Err(BridgeError::Outside(format!(
-                "passage {} of a pair does not exist",
-                pair.passage
-            )));
-        }
-        let mut order: Vec<usize> = (0..passages.len()).collect();
-        order.sort_by_key(|&at| (passages[at].document, passages[at].ordinal));
-        let texts: Vec<&str> = order.iter().map(|&at| passages[at].text.as_str()).collect();
-        let vectors = encode.embed(Role::Passage, &texts)?;
-        let at = |place: usize| order.get(place).map(|&at| &passages[at]);
-        let before = |place: usize| {
-            at(place.checked_sub(1)?).filter(|other| Some(other.document) == at(place).map(|own| own.document))
+    /// What the judging pairs say of plain vectors, control and bridge, each with its 95 % interval, of the bridge against
+    /// the control, and of what is stored against plain vectors; and whether that helps.
+    fn figures(&self, control: &State, bridge: Option<&State>, used: bool, made: bool) -> (Value, bool) {
+        let judge = |numbers: &[f32], context| self.values(numbers, context, Part::Judging);
+        let plain = judge(&vec![0.0; self.shape.parameters()], false);
+        let with_control = judge(&control.best, false);
+        let with_bridge = bridge.map(|bridge| judge(&bridge.best, true));
+        let seed = self.options.seed;
+        let draws = Draws {
+            seed,
+            ..Draws::default()
         };
-        let places: Vec<String> = texts
-            .iter()
-            .enumerate()
-            .map(|(place, text)| place::text(None, before(place).map(|other| other.text.as_str()), text))
-            .collect();
-        let places: Vec<&str> = places.iter().map(String::as_str).collect();
-        let situated = encode.embed(Role::Passage, &places)?;
-        let texts: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
-        let queries = encode.embed(Role::Query, &texts)?;
-        let d = vectors.dimensions;
-        for (vectors, count) in [
-            (&vectors, passages.len()),
-            (&situated, passages.len()),
-            (&queries, pairs.len()),
-        ] {
-            if vectors.dimensions != d || d == 0 || vectors.values.len() != count * d {
-                return Err(BridgeError::Vectors {
-                    expected: count,
-                    found: vectors.values.len() / d.max(1),
-                });
-            }
-            if !vectors.values.iter().all(|number| number.is_finite()) {
-                return Err(BridgeError::NotFinite {
-                    what: "training vectors",
-                });
-            }
-        }
-        let mut placed = vectors.values.clone();
-        for (own, other) in placed.chunks_exact_mut(d).zip(situated.values.chunks_exact(d)) {
-            place::mix(own, other);
-        }
-        let shape = Shape {
-            dimensions: d,
-            rank: options.rank,
-        };
-        let mut of_passage = vec![Vec::new(); passages.len()];
-        for (number, pair) in pairs.iter().enumerate() {
-            of_passage[pair.passage as usize].push(number);
-        }
-        let mut runs: Vec<Run> = Vec::new();
-        let mut start = 0;
-        while start < order.len() {
-            let document = passages[order[start]].document;
-            let same = order[start..]
-                .iter()
-                .take_while(|&&at| passages[at].document == document);
-            let end = start + same.take(BATCH_PASSAGES).count();
-            let hashed = Random(options.seed ^ (u64::from(document) << 20)).next();
-            runs.push(Run {
-                rows: [&vectors.values, &placed].map(|rows| with_mean(d, &rows[start * d..end * d])),
-                pairs: order[start..end]
-                    .iter()
-                    .flat_map(|&at| of_passage[at].iter().copied())
-                    .collect(),
-                passages: start..end,
-                held_out: hashed.is_multiple_of(HELD_OUT),
-            });
-            start = end;
-        }
-        // From here on a pair's passage is its place in the order of the runs.
-        let mut place = vec![0u32; passages.len()];
-        order
-            .iter()
-            .enumerate()
-            .for_each(|(at, &passage)| place[passage] = at as u32);
-        let pairs = pairs.into_iter().map(|pair| Pair {
-            passage: place[pair.passage as usize],
-            ..pair
+        let ends = |values: &[f64]| of_mean(values, draws).map(|interval| [interval.low, interval.high]);
+        let over_control = with_bridge
+            .as_ref()
+            .map(|values| Judged::of(&with_control, values, seed));
+        let stored = with_bridge.as_ref().filter(|_| used).unwrap_or(&with_control);
+        let verdict = Judged::of(&plain, stored, seed);
+        let figures = json!({
+            "measure": "nDCG@10 of held-out pairs among the passages of their documents",
+            "plain": verdict.base, "control": mean(&with_control), "bridge": with_bridge.as_deref().map(mean),
+            "intervals": {
+                "plain": ends(&plain), "control": ends(&with_control), "bridge": with_bridge.as_deref().and_then(ends),
+            },
+            "bridge_over_control": over_control.map(|over| json!({
+                "difference": over.with - over.base, "gain": over.gain,
+                "low": over.difference.map(|ends| ends.low), "high": over.difference.map(|ends| ends.high),
+            })),
+            "gain": verdict.gain,
+            "low": verdict.gain_interval.map(|ends| ends.low), "high": verdict.gain_interval.map(|ends| ends.high),
+            "document": used, "epochs": bridge.filter(|_| used).unwrap_or(control).best_epoch,
+            "pairs": if made { "made" } else { "given" },
+            "trained_pairs": self.count(Part::Training), "choosing_pairs": self.count(Part::Choosing),
+            "held_out_pairs": self.count(Part::Judging),
         });
-        let material = Material {
-            shape,
-            runs,
-            queries,
-            pairs: pairs.collect(),
-            options,
-        };
-        for held_out in [false, true] {
-            let found = material.count(held_out);
-            if found < 8 {
-                let what = if held_out { "held out" } else { "trained on" };
-                return Err(BridgeError::TooLittle(format!(
-                    "{found} pairs are {what}; one of {HELD_OUT} documents is held out, and both sides need 8 pairs"
-                )));
-            }
-        }
-        Ok(material)
+        (figures, verdict.helps())
     }
 
-    fn count(&self, held_out: bool) -> usize {
-        let runs = self.runs.iter().filter(|run| run.held_out == held_out);
-        runs.map(|run| run.pairs.len()).sum()
-    }
-
-    fn query(&self, pair: usize) -> &[f32] {
-        let d = self.shape.dimensions;
-        &self.queries.values[pair * d..(pair + 1) * d]
-    }
-
-    /// nDCG@10 of the held-out pairs, each with its one passage, among the passages of held-out documents.
-    fn figure(&self, numbers: &[f32], context: bool) -> f64 {
-        let runs: Vec<&Run> = self.runs.iter().filter(|run| run.held_out).collect();
+    /// nDCG@10 of each pair of a part, each with its one passage, among the passages of the part's documents.
+    fn values(&self, numbers: &[f32], context: bool, part: Part) -> Vec<f64> {
+        let runs: Vec<&Run> = self.runs.iter().filter(|run| run.part == part).collect();
         let mut vectors = Vec::new();
         for run in &runs {
             let document = Document {
@@ -276,7 +181,7 @@ impl Material {
             vectors.extend(document.forward(numbers, context).vectors);
         }
         let d = self.shape.dimensions;
-        let (mut total, mut count, mut start) = (0.0, 0usize, 0);
+        let (mut values, mut start) = (Vec::new(), 0);
         for run in runs {
             for &pair in &run.pairs {
                 let own = start + self.pairs[pair].passage as usize - run.passages.start;
@@ -284,23 +189,32 @@ impl Material {
                 let score = dot(query, &vectors[own * d..(own + 1) * d]);
                 let before = |(at, row): (usize, &[f32])| at != own && dot(query, row) >= score;
                 let rank = vectors.chunks_exact(d).enumerate().filter(|&at| before(at)).count();
-                total += if rank < 10 {
+                values.push(if rank < 10 {
                     1.0 / (rank as f64 + 2.0).log2()
                 } else {
                     0.0
-                };
-                count += 1;
+                });
             }
             start += run.passages.len();
         }
-        total / count.max(1) as f64
+        values
     }
 
     /// The steps of an epoch: runs that are read together, and the pairs asked of them.
     fn steps(&self, epoch: u32) -> Vec<(Vec<usize>, Vec<usize>)> {
         let mut random = Random(self.options.seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ u64::from(epoch));
+        let mut steps = self.round(&mut random);
+        let once = steps.len();
+        while once > 0 && steps.len() < LEAST_STEPS {
+            steps.extend(self.round(&mut random));
+        }
+        steps
+    }
+
+    /// Steps that go through all pairs once.
+    fn round(&self, random: &mut Random) -> Vec<(Vec<usize>, Vec<usize>)> {
         let mut order: Vec<usize> = (0..self.runs.len())
-            .filter(|&run| !self.runs[run].held_out && !self.runs[run].pairs.is_empty())
+            .filter(|&run| self.runs[run].part == Part::Training && !self.runs[run].pairs.is_empty())
             .collect();
         random.shuffle(&mut order);
         let mut steps = Vec::new();
@@ -329,6 +243,11 @@ impl Material {
     /// The epochs that a training has left.
     fn run(&self, state: &mut State, control: Option<&State>, watch: &mut dyn Watch) -> Result<(), BridgeError> {
         let mut gradient = vec![0.0f32; state.numbers.len()];
+        let plain = self.values(&vec![0.0; state.numbers.len()], false, Part::Choosing);
+        if state.epoch == 0 {
+            state.best_figure = mean(&plain);
+            state.choice = Choice::new(state.best_figure);
+        }
         while state.epoch < self.options.epochs {
             let steps = self.steps(state.epoch);
             let all = steps.len() as u64 * u64::from(self.options.epochs);
@@ -338,7 +257,7 @@ impl Material {
                 if !loss.is_finite() {
                     return Err(BridgeError::NotFinite { what: "loss" });
                 }
-                state.adam(&gradient, self.options.rate);
+                state.adam(self.shape, &gradient, self.options.rate);
                 watch.step(&Progress {
                     step: state.step.min(all) + if state.context { all } else { 0 },
                     steps: 2 * all,
@@ -347,8 +266,9 @@ impl Material {
                 })?;
             }
             state.epoch += 1;
-            let figure = self.figure(&state.numbers, state.context);
-            if figure > state.best_figure {
+            let values = self.values(&state.numbers, state.context, Part::Choosing);
+            let figure = mean(&values);
+            if state.choice.keeps(figure, standard_error(&plain, &values)) {
                 state.best_figure = figure;
                 state.best_epoch = state.epoch;
                 state.best.clone_from(&state.numbers);
@@ -392,9 +312,16 @@ impl Material {
             state.context,
             gradient,
         );
-        // Decay acts on the maps: the attention's matrices have no size of their own in the output.
-        let end = self.shape.ranges()[1].end;
-        for (gradient, number) in gradient[..end].iter_mut().zip(&state.numbers) {
+        let [map, values, ..] = self.shape.ranges();
+        if state.context {
+            let (maps, rest) = gradient.split_at_mut(values.start);
+            for (gradient, by_values) in maps[map.clone()].iter_mut().zip(&rest[..values.len()]) {
+                *gradient += CONTEXT * by_values;
+            }
+            rest[..values.len()].fill(0.0);
+        }
+        // Decay acts on the map: the attention's matrices have no size of their own in the output.
+        for (gradient, number) in gradient[map.clone()].iter_mut().zip(&state.numbers[map]) {
             *gradient += 2.0 * self.options.decay * number;
         }
         found
@@ -407,11 +334,13 @@ impl State {
         let mut numbers = vec![0.0; shape.parameters()];
         if context {
             let mut random = Random(material.options.seed);
-            let [_, _, query, key, _] = shape.ranges();
-            // Scores of unit vectors spread by about 1/3, so that sources begin nearly equal and can part.
-            numbers[query.start..key.end]
+            let [_, _, query, _, bias] = shape.ranges();
+            // Keys begin at zero: all sources count alike, and part as the pairs say.
+            numbers[query]
                 .iter_mut()
                 .for_each(|number| *number = random.symmetric() * 0.35);
+            numbers[bias].fill(FIRST_BIAS);
+            tie(shape, &mut numbers);
         }
         let zeros = vec![0.0; numbers.len()];
         State {
@@ -422,21 +351,41 @@ impl State {
             second: zeros.clone(),
             best: zeros,
             numbers,
-            best_figure: f64::MIN,
+            best_figure: 0.0,
             best_epoch: 0,
+            choice: Choice::new(0.0),
         }
     }
 
-    /// Adam (Kingma and Ba, 2015) with its usual constants.
-    fn adam(&mut self, gradient: &[f32], rate: f32) {
+    /// Adam (Kingma and Ba, 2015) with its usual constants; `V` follows `M`.
+    fn adam(&mut self, shape: Shape, gradient: &[f32], rate: f32) {
         self.step += 1;
         let power = self.step.min(1 << 20) as i32;
         let (left, right) = (1.0 - 0.9f32.powi(power), 1.0 - 0.999f32.powi(power));
+        let bias = shape.ranges()[4].start;
         let moments = self.first.iter_mut().zip(&mut self.second);
-        for ((number, change), (first, second)) in self.numbers.iter_mut().zip(gradient).zip(moments) {
+        for (at, ((number, change), (first, second))) in self.numbers.iter_mut().zip(gradient).zip(moments).enumerate()
+        {
+            let rate = if at < bias { rate } else { rate * BIAS_RATE };
             *first = 0.9 * *first + 0.1 * change;
             *second = 0.999 * *second + 0.001 * change * change;
             *number -= rate * (*first / left) / ((*second / right).sqrt() + 1e-8);
         }
+        if self.context {
+            tie(shape, &mut self.numbers);
+        }
     }
+}
+
+/// `V = CONTEXT (I + M)`.
+fn tie(shape: Shape, numbers: &mut [f32]) {
+    let [map, values, ..] = shape.ranges();
+    let (maps, rest) = numbers.split_at_mut(values.start);
+    rest.iter_mut()
+        .zip(&maps[map])
+        .for_each(|(value, number)| *value = CONTEXT * number);
+    rest[..values.len()]
+        .iter_mut()
+        .step_by(shape.dimensions + 1)
+        .for_each(|diagonal| *diagonal += CONTEXT);
 }

@@ -68,6 +68,7 @@ fn material() -> (Vec<Passage>, Vec<Pair>) {
             document: n,
             ordinal: 0,
             text: [n % 5, n / 5 % 5, n / 25].map(|word| words[word as usize]).join(" "),
+            vector: None,
         })
         .collect();
     let pairs = (0..250u32)

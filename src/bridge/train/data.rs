@@ -5,13 +5,15 @@ use crate::model::Role;
 use std::path::PathBuf;
 
 /// A passage of a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
     pub key: String,
     /// Passages of one document share it, in order of ordinal.
     pub document: u32,
     pub ordinal: u32,
     pub text: String,
+    /// The vector that stands for it, where the caller has given one.
+    pub vector: Option<Vec<f32>>,
 }
 
 /// A query and a passage that answers it.

@@ -8,6 +8,7 @@ mod paraphrase;
 mod pass;
 pub mod projector;
 mod prompts;
+pub mod published;
 mod steps;
 mod train;
 

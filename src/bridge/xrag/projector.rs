@@ -89,7 +89,7 @@ fn erf(x: f64) -> f64 {
 }
 
 /// The tensors of a projector.
-const TENSORS: [&str; 4] = [
+pub(super) const TENSORS: [&str; 4] = [
     "projector.projector.0.weight",
     "projector.projector.0.bias",
     "projector.projector.2.weight",

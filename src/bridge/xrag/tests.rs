@@ -91,6 +91,7 @@ fn passages() -> Vec<Passage> {
             document: n,
             ordinal: 0,
             text: char::from(b'a' + (n % 12) as u8).to_string().repeat(6),
+            vector: None,
         })
         .collect()
 }
@@ -260,6 +261,7 @@ fn pairs_are_made_of_sentences_where_none_have_answers() {
             document: number,
             ordinal: 0,
             text: format!("The {number} old clocks of the tower struck at noon in the rain."),
+            vector: None,
         })
         .collect();
     let (asked, made) = super::answers::questions(&passages, &[], 1);

@@ -13,13 +13,14 @@ use super::prompts::{Prompt, Wording};
 use super::steps::{Place, Resumed, Stage, Training, watched};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{embed, embed_as_is, parted};
+use crate::bridge::train::parts::{parted, passage_vectors};
 use crate::compute::cpu::has_bf16;
+use crate::compute::pooling::normalize;
 use crate::compute::{Pool, Precision};
+use crate::model::ModelError;
 use crate::model::llm::files::LlmFiles;
 use crate::model::llm::gradient::Differentiable;
 use crate::model::llm::{Chat, LlmTokenizer};
-use crate::model::{ModelError, Role};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -63,10 +64,10 @@ pub fn train(
     };
     let pool = Pool::new(threads)?;
     let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let (dimensions, vectors) = match options.normalized {
-        true => embed(encode, watch, Role::Passage, &texts)?,
-        false => embed_as_is(encode, watch, Role::Passage, &texts)?,
-    };
+    let (dimensions, mut vectors) = passage_vectors(encode, watch, passages)?;
+    if options.normalized {
+        vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
+    }
     let instructions = wording.instructions(options.templates)?;
     let all: Vec<Prompt> = instructions.iter().cloned().chain([wording.question("")?]).collect();
     let reader = watched(watch, &progress, |stop| Reader::new(&pool, &decoder, all.iter(), stop))?;

@@ -132,7 +132,7 @@ impl Head {
                 return;
             }
             for (number, part) in self.back.iter().enumerate() {
-                let rows = part.prepare_rows(&logits[number * PART..], self.vocabulary, count, words);
+                let rows = part.prepare_apart(&logits[number * PART..], self.vocabulary, count, words);
                 let finish = match number {
                     0 => Finish::Bias,
                     _ => Finish::Residual,

@@ -3,6 +3,7 @@
 mod accuracy;
 mod adapters;
 mod card;
+mod charsmap;
 pub(crate) mod families;
 mod forward;
 mod long;

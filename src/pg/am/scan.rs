@@ -1,7 +1,7 @@
 //! Scans: the question becomes a vector, the index walks its lists, rows come out nearest first.
 
 use super::distances;
-use super::feedback::feed_back;
+use super::feedback::Rounds;
 use super::insert;
 use super::kind::{self, KeyKind};
 use super::settings;
@@ -26,6 +26,8 @@ pub const QUERY_STRATEGY: u16 = 2;
 pub struct ScanState {
     kind: KeyKind,
     running: Option<Scan<RelationStore>>,
+    /// The rounds of feedback of a running scan that has some.
+    rounds: Option<Rounds>,
     /// Identifies the operand for [`distances`]; none for vectors.
     question: Option<u64>,
     /// The row returned last: where its evidence lies.
@@ -48,6 +50,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
         let state = ScanState {
             kind: kind::column_kind(index, 1),
             running: None,
+            rounds: None,
             question: None,
             hit: None,
             counted: false,
@@ -124,6 +127,7 @@ pub unsafe extern "C-unwind" fn amrescan(
     unsafe {
         let state = &mut *(*scan).opaque.cast::<ScanState>();
         state.running = None;
+        state.rounds = None;
         state.hit = None;
         state.question = None;
         state.counted = false;
@@ -173,11 +177,8 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
         };
         state.question = operand.question;
-        let mut running = Scan::new(store, &operand.vector, params).or_raise();
-        if let Some(plan) = &operand.feedback {
-            feed_back(&mut running, &operand.vector, plan).or_raise();
-        }
-        state.running = Some(running);
+        state.running = Some(Scan::new(store, &operand.vector, params).or_raise());
+        state.rounds = operand.feedback.map(|plan| Rounds::new(operand.vector, plan));
     }
 }
 
@@ -221,7 +222,11 @@ pub unsafe extern "C-unwind" fn amgettuple(
         let Some(running) = state.running.as_mut() else {
             return false;
         };
-        match running.next().or_raise() {
+        let next = match &mut state.rounds {
+            Some(rounds) => rounds.next(running).or_raise(),
+            None => running.next().or_raise(),
+        };
+        match next {
             Some(hit) => {
                 (*scan).xs_heaptid = kind::unpack_tid(hit.tid);
                 if let Some(question) = state.question {
@@ -245,6 +250,7 @@ pub unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
     unsafe {
         let state = &mut *(*scan).opaque.cast::<ScanState>();
         state.running = None;
+        state.rounds = None;
         state.hit = None;
     }
 }

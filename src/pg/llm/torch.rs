@@ -115,59 +115,74 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
-    /// Reads the archive with Python's own zip and pickle modules, with stand-ins for PyTorch's classes; or with PyTorch
-    /// where it is installed.
+    /// Reads the archive with Python's own zip and pickle modules, with stand-ins for PyTorch's classes.
     const READER: &str = r#"
 import io, pickle, struct, sys, zipfile
 data = sys.stdin.buffer.read()
-try:
-    import torch
-    rows = torch.load(io.BytesIO(data), weights_only=True).tolist()
-except ImportError:
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    assert archive.testzip() is None
-    assert archive.read("archive/version") == b"3\n" and archive.read("archive/byteorder") == b"little"
-    for info in archive.infolist():
-        name, extra = struct.unpack("<HH", data[info.header_offset + 26:info.header_offset + 30])
-        assert (info.header_offset + 30 + name + extra) % 64 == 0
-    def rebuild(storage, offset, size, stride, gradient, hooks):
-        assert offset == 0 and stride == (size[1], 1) and gradient is False and not hooks
-        assert len(storage) == size[0] * size[1]
-        return [storage[row * size[1]:(row + 1) * size[1]] for row in range(size[0])]
-    class Reader(pickle.Unpickler):
-        def find_class(self, module, name):
-            if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                return rebuild
-            if (module, name) == ("torch", "FloatStorage"):
-                return "float"
-            assert (module, name) == ("collections", "OrderedDict")
-            return dict
-        def persistent_load(self, key):
-            assert key[:4] == ("storage", "float", "0", "cpu"), key
-            raw = archive.read("archive/data/0")
-            assert len(raw) == 4 * key[4]
-            return struct.unpack(f"<{key[4]}f", raw)
-    rows = Reader(io.BytesIO(archive.read("archive/data.pkl"))).load()
+archive = zipfile.ZipFile(io.BytesIO(data))
+assert archive.testzip() is None
+assert archive.read("archive/version") == b"3\n" and archive.read("archive/byteorder") == b"little"
+for info in archive.infolist():
+    name, extra = struct.unpack("<HH", data[info.header_offset + 26:info.header_offset + 30])
+    assert (info.header_offset + 30 + name + extra) % 64 == 0
+def rebuild(storage, offset, size, stride, gradient, hooks):
+    assert offset == 0 and stride == (size[1], 1) and gradient is False and not hooks
+    assert len(storage) == size[0] * size[1]
+    return [storage[row * size[1]:(row + 1) * size[1]] for row in range(size[0])]
+class Reader(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return rebuild
+        if (module, name) == ("torch", "FloatStorage"):
+            return "float"
+        assert (module, name) == ("collections", "OrderedDict")
+        return dict
+    def persistent_load(self, key):
+        assert key[:4] == ("storage", "float", "0", "cpu"), key
+        raw = archive.read("archive/data/0")
+        assert len(raw) == 4 * key[4]
+        return struct.unpack(f"<{key[4]}f", raw)
+rows = Reader(io.BytesIO(archive.read("archive/data.pkl"))).load()
 print(";".join(",".join(repr(float(value)) for value in row) for row in rows))
+"#;
+
+    /// PyTorch, with what vLLM asks of a prompt's tensor.
+    const TORCH: &str = r#"
+import io, sys, torch
+tensor = torch.load(io.BytesIO(sys.stdin.buffer.read()), weights_only=True, map_location=torch.device("cpu"))
+assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32 and tensor.dim() == 2
+assert tensor.is_contiguous() and not tensor.requires_grad
+print(";".join(",".join(repr(float(value)) for value in row) for row in tensor.to_dense().tolist()))
 "#;
 
     #[test]
     fn python_reads_what_was_saved() {
+        match Command::new("python3").arg("--version").output() {
+            Ok(_) => check("python3", READER),
+            Err(_) => println!("SKIPPED: python3 is not there"),
+        }
+    }
+
+    #[test]
+    fn torch_loads_what_was_saved() {
+        let python = std::env::var("SITU_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let there = Command::new(&python).args(["-c", "import torch"]).output();
+        match there.is_ok_and(|output| output.status.success()) {
+            true => check(&python, TORCH),
+            false => println!("SKIPPED: {python} has no torch; SITU_TEST_PYTHON may name another"),
+        }
+    }
+
+    fn check(python: &str, reader: &str) {
         let values: Vec<f32> = (0..600).map(|i| (i as f32 - 300.0) / 8.0).collect();
         for columns in [1, 3, 300] {
             let file = save(&values, columns).expect("a matrix");
-            let mut child = match Command::new("python3")
-                .args(["-c", READER])
+            let mut child = Command::new(python)
+                .args(["-c", reader])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
-            {
-                Ok(child) => child,
-                Err(_) => {
-                    println!("SKIPPED: python3 is not there");
-                    return;
-                }
-            };
+                .expect("python starts");
             child.stdin.take().expect("a pipe").write_all(&file).expect("written");
             let output = child.wait_with_output().expect("python ends");
             assert!(output.status.success());

@@ -151,12 +151,17 @@ impl Channel {
 
     /// A further slot for a call whose slots are on the `used` devices: on another one of `situ.devices` that has a worker.
     /// `None` where there is none, or where half of its slots are taken, so that calls with many slots never keep others
-    /// out.
+    /// out. Where nobody takes over what a lost device has, one that was lost does not count until it has answered something:
+    /// it may be lost again, and this call with it.
     pub fn open_beside(model: &str, used: &[usize]) -> Option<Channel> {
         let shared = Shared::get()?;
         let mut others = (0..shared.listed()).filter(|device| {
             let state = &shared.devices()[*device];
-            !used.contains(device) && state.worker_runs() && !state.is_lost()
+            let works = match settings::device_fallback() {
+                true => !state.is_lost(),
+                false => !state.is_unproved(),
+            };
+            !used.contains(device) && state.worker_runs() && works
         });
         let number = others.find_map(|device| claim_beside(shared, device))?;
         Some(Channel::on(shared, Lane::Bulk, number, model))

@@ -9,7 +9,8 @@ use pgrx::pg_sys;
 use std::sync::atomic::Ordering;
 
 /// The devices that may be asked, the one with the least to do first: bytes that senders wait for, by the measured
-/// speed; one that is not measured yet counts as the fastest. One without a worker comes last.
+/// speed; one that is not measured yet counts as the fastest. One that was lost and has answered nothing since comes after
+/// those, and one without a worker last.
 fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
     let devices = shared.devices();
     if let [only] = devices
@@ -40,6 +41,7 @@ fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
         let speed = Some(speed(device)).filter(|speed| *speed > 0).unwrap_or(most);
         (
             !devices[*device].worker_runs(),
+            devices[*device].is_unproved(),
             bytes.saturating_mul(1000) / speed,
             senders,
         )

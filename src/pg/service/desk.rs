@@ -20,6 +20,7 @@ use super::wire::{Item, ModelKey, Reply, Report, encode_reply};
 use crate::compute::Pool;
 use crate::model::Device;
 use parking_lot::{Condvar, Mutex};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -141,8 +142,12 @@ impl Desk {
 
     /// Plans one item; false where none waits, or enough is planned. Models that are not in memory are sent for.
     pub fn plan_next(self: &Arc<Self>) -> bool {
+        self.plan_of(0..2)
+    }
+
+    fn plan_of(self: &Arc<Self>, lanes: Range<usize>) -> bool {
         let mut state = self.state.lock();
-        let Some(next) = state.pick() else { return false };
+        let Some(next) = state.pick(lanes) else { return false };
         let (number, work, model, estimate) = match next {
             Next::Load(key) => {
                 drop(state);
@@ -206,6 +211,25 @@ impl Desk {
             self.planner.notify_one();
         }
         batch
+    }
+
+    /// Queries that go in between while a batch of bulk work runs: up to `budget(model)` tokens of one model, planned
+    /// here where nobody has done so. `None` where no query is there, or as many batches of them have gone in between
+    /// as one of bulk work has to let pass.
+    pub fn queries_between(self: &Arc<Self>, budget: &dyn Fn(&Model) -> usize) -> Option<Batch> {
+        loop {
+            let mut state = self.state.lock();
+            if !state.may_interrupt() {
+                return None;
+            }
+            if state.ready_tokens[0] > 0 {
+                return state.fill(0, budget);
+            }
+            drop(state);
+            if !self.plan_of(0..1) {
+                return None;
+            }
+        }
     }
 
     /// Whether more waits than one thread should plan alone.

@@ -1,7 +1,8 @@
 //! The worker's compute thread, which runs batches, and its planner thread, which tokenises the next ones meanwhile.
 //! Neither calls anything of the server.
 //!
-//! Before each batch the query lane goes first. With nothing to run the compute thread plans as well, so a query that
+//! Before each batch the query lane goes first, and while a batch of bulk work runs on the processor, queries go in
+//! between its loops ([`Engine::let_queries_pass`]). With nothing to run the compute thread plans as well, so a query that
 //! comes alone passes through no other thread. A batch that fails, by error or panic, is run again piece by piece, so
 //! that only the item at fault is answered with the error.
 
@@ -12,7 +13,9 @@ use super::models::Model;
 use super::plan::{cost, guarded};
 use super::wire::Reply;
 use crate::compute::Pool;
-use crate::model::{ModelError, Sequence};
+use crate::compute::pool::inside_loop;
+use crate::model::{Device, ModelError, Sequence};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// Seconds that a bulk batch should take at most, where `situ.batch_tokens` leaves it to the measured speed.
 const BATCH_SECONDS: f64 = 0.08;
+/// How long a query waits for the end of a loop, which it has all threads after, until it goes in between two tasks.
+const PATIENCE: Duration = Duration::from_millis(15);
 /// Tokens of a model's first batches.
 const FIRST_BATCH: usize = 512;
 /// Items that the compute thread plans by itself before it wakes the planner.
@@ -51,6 +56,10 @@ pub struct Engine {
     /// Threads that were asked for when the pool was made.
     wanted: usize,
     tidied: Instant,
+    /// Time that went to queries since the running batch of bulk work began.
+    between: Cell<Duration>,
+    /// Since when a query waits for the running loop to end.
+    waits: Cell<Option<Instant>>,
 }
 
 impl Engine {
@@ -61,6 +70,8 @@ impl Engine {
             desk,
             pool,
             tidied: Instant::now(),
+            between: Cell::default(),
+            waits: Cell::default(),
         }
     }
 
@@ -112,11 +123,39 @@ impl Engine {
         }
     }
 
-    fn run_batch(&mut self, batch: Batch) {
+    /// Runs the queries that are there in the midst of a batch of bulk work: between two loops on all threads, or, where
+    /// the loop is a long one, between two of its tasks on this thread. (A pass in the midst of another has memory of
+    /// its own, so neither's vectors know of the other.)
+    fn let_queries_pass(&self) {
+        if self.desk.outbox.account.counters.queued_queries.load(Ordering::Relaxed) == 0 {
+            return self.waits.set(None);
+        }
+        if inside_loop() {
+            let since = self.waits.get().unwrap_or_else(Instant::now);
+            self.waits.set(Some(since));
+            if since.elapsed() < PATIENCE {
+                return;
+            }
+        }
+        self.waits.set(None);
+        let started = Instant::now();
+        while let Some(batch) = self.desk.queries_between(&|model| self.budget(model)) {
+            self.run_batch(batch);
+        }
+        self.between.set(self.between.get() + started.elapsed());
+    }
+
+    fn run_batch(&self, batch: Batch) {
         let counters = &self.desk.outbox.account.counters;
         let started = Instant::now();
-        let result = self.encode(&batch.model, &batch.pieces);
-        let elapsed = started.elapsed();
+        if batch.lane == 1 {
+            self.between.set(Duration::ZERO);
+        }
+        let result = self.encode(&batch);
+        let mut elapsed = started.elapsed();
+        if batch.lane == 1 {
+            elapsed = elapsed.saturating_sub(self.between.take());
+        }
         counters.busy.fetch_add(elapsed.as_micros() as u64, Ordering::Relaxed);
         match result {
             // Stopped: the senders have left, or the worker ends and a new one gets the items again.
@@ -159,7 +198,10 @@ impl Engine {
 
     /// The vectors of each piece, and the tokens that were run. `None` where the batch was stopped.
     #[allow(clippy::type_complexity)]
-    fn encode(&self, model: &Model, pieces: &[Piece]) -> Result<Option<(Vec<Vec<Vec<f32>>>, usize)>, Failure> {
+    fn encode(&self, batch: &Batch) -> Result<Option<(Vec<Vec<Vec<f32>>>, usize)>, Failure> {
+        let Batch {
+            model, lane, pieces, ..
+        } = batch;
         // Equal sequences are run once.
         let mut distinct: Vec<&Sequence> = Vec::new();
         let mut places: HashMap<&[u32], Vec<usize>> = HashMap::new();
@@ -183,7 +225,16 @@ impl Engine {
         let tokens: usize = sequences.iter().map(cost).sum();
         let desk = &self.desk;
         let gone = |piece: &Piece| piece.sender.has_left();
-        let stop = || desk.stop.load(Ordering::Relaxed) || pieces.iter().all(gone);
+        let interrupted = *lane == 1 && desk.device == Device::Cpu;
+        let stop = || {
+            if desk.stop.load(Ordering::Relaxed) || pieces.iter().all(gone) {
+                return true;
+            }
+            if interrupted {
+                self.let_queries_pass();
+            }
+            false
+        };
         let vectors = guarded(|| match model.encoder.encode_until(&self.pool, &sequences, &stop) {
             Ok(vectors) => split(&sequences, vectors).map(Some),
             Err(ModelError::Stopped) => Ok(None),

@@ -105,6 +105,8 @@ impl From<&BridgeError> for Failure {
         match error {
             BridgeError::Model(inner) => Failure::from(inner),
             BridgeError::Option { .. } | BridgeError::TooLittle(_) => Failure::new(Kind::Argument, error.to_string()),
+            BridgeError::File(_) => Failure::new(Kind::BadModel, error.to_string())
+                .hint("Give the file as situ.export_bridge, or whoever published it, has written it."),
             _ => Failure::new(Kind::Internal, error.to_string()),
         }
     }

@@ -11,6 +11,7 @@ use super::wire::{Item, Lane, ModelKey, Reply};
 use crate::model::Sequence;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use std::time::Instant;
 const AHEAD: usize = 2;
 /// Tokens of a batch before the first was made.
 const FIRST_BUDGET: usize = 512;
-/// Query batches in a row after which waiting bulk work gets one batch.
+/// Query batches after which waiting bulk work gets one batch, and which may go in between while that runs.
 const QUERY_BATCHES: u32 = 32;
 /// Bytes of text that count as a token until the tokens are known.
 const BYTES_A_TOKEN: usize = 4;
@@ -204,9 +205,14 @@ impl State {
         }
     }
 
-    /// The next job to plan; it is out of its queue then.
-    pub fn pick(&mut self) -> Option<Next> {
-        for lane in 0..2 {
+    /// Whether a batch of queries may go in between while bulk work runs: some are there, and bulk work has its turn.
+    pub fn may_interrupt(&self) -> bool {
+        self.query_batches < QUERY_BATCHES && (self.ready_tokens[0] > 0 || !self.waiting[0].is_empty())
+    }
+
+    /// The next job of these lanes to plan; it is out of its queue then.
+    pub fn pick(&mut self, lanes: Range<usize>) -> Option<Next> {
+        for lane in lanes {
             if self.ready_tokens[lane] >= AHEAD * self.budget {
                 continue;
             }

@@ -90,13 +90,20 @@ pub struct DeviceState {
     pub worker_latch: AtomicPtr<pg_sys::Latch>,
     /// Consecutive attempts to start a worker that failed.
     pub start_failures: AtomicU32,
-    /// 1: the device does not work; its requests go elsewhere until a worker starts on it again.
+    /// [`LOST`]: the device does not work; its requests go elsewhere until a worker starts on it again. [`UNPROVED`]: one
+    /// has, and has answered nothing yet ([`DeviceState::is_unproved`]).
     pub lost: AtomicU32,
     pub account: Account,
     pub last_error: TextCell<1000>,
     /// What the worker has loaded, as JSON.
     pub models: TextCell<MODELS>,
 }
+
+/// States of a device that was lost.
+pub const LOST: u32 = 1;
+const UNPROVED: u32 = 2;
+/// Microseconds for which a device that was lost is unproved at most: a worker that has lived so long on it may be asked.
+const TRIAL: u64 = 60_000_000;
 
 /// Bytes for the description of the models in memory.
 pub const MODELS: usize = 8192;
@@ -114,7 +121,30 @@ impl DeviceState {
 
     /// Whether the device does not work.
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::SeqCst) != 0
+        self.lost.load(Ordering::SeqCst) == LOST
+    }
+
+    /// Whether the device was lost, and has neither answered anything nor lived for a minute since.
+    pub fn is_unproved(&self) -> bool {
+        let started = self.account.counters.started_at.load(Ordering::Relaxed);
+        match self.lost.load(Ordering::SeqCst) {
+            0 => false,
+            UNPROVED => now().saturating_sub(started) < TRIAL,
+            _ => true,
+        }
+    }
+
+    /// A worker runs on the device (again).
+    pub fn found(&self) {
+        let before = |lost: u32| (lost == LOST).then_some(UNPROVED);
+        let _ = self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, before);
+    }
+
+    /// The device has answered something, or is to be taken for whole.
+    pub fn proved(&self) {
+        let _ = self
+            .lost
+            .compare_exchange(UNPROVED, 0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Records an error that users should see in `situ.stat_service`.

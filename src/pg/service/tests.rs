@@ -218,6 +218,84 @@ fn a_query_does_not_wait_behind_the_same_text_in_bulk() {
     assert_eq!(service.answers[&(1, 0)], service.answers[&(0, 300)]);
 }
 
+/// Words enough for some two hundred tokens.
+fn long(number: usize) -> Item {
+    Item::Embed {
+        role: Role::Plain,
+        text: format!("{number} {}", "many words about ships ".repeat(50)),
+    }
+}
+
+#[test]
+fn queries_are_answered_while_a_batch_of_bulk_work_runs() {
+    let Some(mut service) = Service::new() else { return };
+    // One batch for everything: some 16,000 tokens, a second or more. How much one waits for is known from the second on.
+    service.desk.settings.batch_tokens.store(100_000, Ordering::Relaxed);
+    service.send(&sender(0), Lane::Bulk, [text(0)]);
+    service.start();
+    service.wait(1);
+    let (bulk, counters) = (sender(1), &service.account.counters);
+    let runs = |sender: &Sender| sender.progress.running.load(Ordering::Relaxed);
+    service.send(&bulk, Lane::Bulk, (0..80).map(long));
+    let since = Instant::now();
+    while runs(&bulk) < 70 {
+        assert!(since.elapsed() < Duration::from_secs(60), "the batch does not begin");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (batches, running) = (get(&counters.batches), runs(&bulk));
+    for slot in 2..5 {
+        service.send(&sender(slot), Lane::Query, [text(slot)]);
+        let count = service.answers.len() + 1;
+        service.wait(count);
+        assert!(service.answers.contains_key(&(slot, 0)), "bulk work was answered first");
+    }
+    assert_eq!(runs(&bulk), running, "the batch still runs");
+    assert_eq!(
+        get(&counters.batches) - batches,
+        3,
+        "each query ran by itself in the midst of it"
+    );
+    service.wait(84);
+    // What ran in the midst of something else, and what was interrupted, has the same bits as alone.
+    let encoder = Encoder::open(&model().expect("a model")).expect("the model");
+    let pool = Pool::new(1).expect("a thread");
+    let check = |item: Item, of: (usize, u64)| {
+        let Item::Embed { role, text } = item else { return };
+        let sequence = encoder.text(role, &text).expect("tokens");
+        let expected = encoder.encode(&pool, &[sequence]).expect("a vector").remove(0);
+        assert_eq!(service.answers[&of], Reply::Vector(expected), "{of:?}");
+    };
+    (2..5).for_each(|slot| check(text(slot), (slot, 0)));
+    (0..80)
+        .step_by(9)
+        .for_each(|number| check(long(number), (1, number as u64)));
+}
+
+#[test]
+fn bulk_work_has_its_turn_however_many_queries_come() {
+    let Some(mut service) = Service::new() else { return };
+    // Each query is a batch of its own.
+    service.desk.settings.batch_tokens.store(1, Ordering::Relaxed);
+    service.send(&sender(0), Lane::Bulk, (0..3).map(text));
+    for slot in 1..5 {
+        service.send(
+            &sender(slot),
+            Lane::Query,
+            (0..100).map(|number| text(slot * 100 + number)),
+        );
+    }
+    service.start();
+    let bulk = |service: &Service| service.answers.keys().filter(|(slot, _)| *slot == 0).count();
+    while bulk(&service) < 3 {
+        let count = service.answers.len() + 1;
+        service.wait(count);
+    }
+    // Each of the three batches lets pass 32 before it and 32 in its midst at most.
+    let queries = service.answers.len() - 3;
+    assert!(queries <= 3 * 64 + 8, "{queries} queries before the last bulk text");
+    service.wait(403);
+}
+
 #[test]
 fn models_are_warmed_measured_and_dropped() {
     let Some(mut service) = Service::new() else { return };

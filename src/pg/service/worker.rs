@@ -61,6 +61,7 @@ static OWN: AtomicUsize = AtomicUsize::new(0);
 struct Worker {
     shared: &'static Shared,
     device: &'static DeviceState,
+    number: usize,
     /// Numbers of its slots.
     slots: Vec<usize>,
     epoch: u64,
@@ -98,7 +99,7 @@ pub extern "C-unwind" fn situ_encoder_main(argument: pg_sys::Datum) {
         let text = match end {
             End::Failed(text) => text,
             End::Lost(text) => {
-                state.lost.store(1, Ordering::SeqCst);
+                state.lost.store(shared::LOST, Ordering::SeqCst);
                 format!("device {name} is lost: {text}")
             }
         };
@@ -194,6 +195,7 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
     let mut worker = Worker {
         shared,
         device: state,
+        number,
         slots: shared.slots_of(number).collect(),
         epoch: state.epoch.fetch_add(1, Ordering::SeqCst) + 1,
         places: std::iter::repeat_with(Place::default).take(shared.slots()).collect(),
@@ -205,7 +207,7 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
     state.models.set("[]");
     put(&counters.started_at, shared::now());
     state.start_failures.store(0, Ordering::Relaxed);
-    state.lost.store(0, Ordering::SeqCst);
+    state.found();
     for number in &worker.slots {
         // Owners whose requests the last worker had see the new epoch and send them again.
         shared::wake(&shared.slot(*number).latch);
@@ -224,6 +226,8 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
             // SAFETY: outside of a transaction, as the server's own workers do.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             follow_settings(&worker.desk.settings);
+            // Whoever reloads the configuration says that the device is to be used.
+            state.proved();
             if settings::test_lost_device(number) {
                 worker.desk.lose_device("a test wants it so");
             }
@@ -259,6 +263,9 @@ impl Worker {
             self.look(self.slots[at], &mut work);
         }
         if !work.is_empty() {
+            if settings::test_lost_device(self.number + settings::LOST_WITH_WORK) {
+                self.desk.lose_device("a test wants it so once there is work");
+            }
             self.desk.push(work);
         }
         if self.second.elapsed() >= Duration::from_secs(1) {
@@ -273,6 +280,8 @@ impl Worker {
             add(&counters.errors, 1);
             self.device.note_error(error);
             pgrx::log!("situ encoder: {error}");
+        } else {
+            self.device.proved();
         }
         let place = &mut self.places[answer.sender.slot];
         if place

@@ -56,7 +56,11 @@ fn needed<T>(name: &str, value: Option<T>) -> T {
 /// `situ.import_bridge(name, weights, model, replace)`.
 #[pg_extern(sql = false)]
 fn import_bridge(name: Option<&str>, weights: Option<&[u8]>, model: Option<&str>, replace: Option<bool>) -> String {
-    let (name, weights) = (needed("name", name), needed("weights", weights));
+    import_described(needed("name", name), needed("weights", weights), model, replace)
+}
+
+/// Stores a bridge whose file says itself what it is for.
+pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, replace: Option<bool>) -> String {
     let description = bridges::check_file(weights).or_raise();
     let said = |field: &str| description.metadata.get(field).cloned();
     let model = model_by_name(model).or_raise();

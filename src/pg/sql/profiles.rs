@@ -34,13 +34,20 @@ pub fn resolve(query: &Query, index: pg_sys::Oid) -> Query {
     })
 }
 
+/// Fields that say which bridges a query uses.
+const BRIDGES: [&str; 2] = ["bridge", "bridges"];
+
 /// The fields of `query`, and those of the profile where it has none.
 fn merged(query: &Query, stored: &str) -> Result<Query, serde_json::Error> {
     let mut own = serde_json::to_value(query)?;
     let stored: serde_json::Map<String, serde_json::Value> = serde_json::from_str(stored)?;
     if let Some(own) = own.as_object_mut() {
+        // A query that names a bridge has said which ones it wants.
+        let named = BRIDGES.iter().any(|name| own.contains_key(*name));
         for (name, value) in stored {
-            own.entry(name).or_insert(value);
+            if !named || !BRIDGES.contains(&name.as_str()) {
+                own.entry(name).or_insert(value);
+            }
         }
         own.remove("profile");
     }

@@ -47,6 +47,9 @@ pub struct Query {
     /// The bridge that changes the question's vector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// Several bridges instead, applied one after another in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bridges: Vec<String>,
 }
 
 impl Query {
@@ -79,7 +82,10 @@ impl Query {
         digest.update(self.model.as_deref().unwrap_or_default().as_bytes());
         digest.update(self.profile.as_deref().unwrap_or_default().as_bytes());
         digest.update([0]);
-        digest.update(self.bridge.as_deref().unwrap_or_default().as_bytes());
+        for bridge in self.bridge.iter().chain(&self.bridges) {
+            digest.update(bridge.as_bytes());
+            digest.update([0]);
+        }
         // The same question with and without feedback has other distances.
         digest.update(serde_json::to_vec(&self.feedback).unwrap_or_default());
         let mut first = [0u8; 8];
@@ -113,13 +119,13 @@ impl Query {
         self.bridged(Some(model), plain)
     }
 
-    /// What the query's bridge makes of its vector; without a bridge the vector itself. `model` is the encoder of the vector,
-    /// none where only the bridge says which it was.
+    /// What the query's bridges make of its vector, each of what the one before it gave; without one the vector itself.
+    /// `model` is the encoder of the vector, none where only the bridge says which it was.
     pub fn bridged(&self, model: Option<&ModelRef>, vector: Vec<f32>) -> Vec<f32> {
-        match &self.bridge {
-            Some(bridge) => bridges::apply_query(bridge, model, self.text.as_deref(), &vector),
-            None => vector,
-        }
+        let bridges = self.bridge.iter().chain(&self.bridges);
+        bridges.fold(vector, |vector, bridge| {
+            bridges::apply_query(bridge, model, self.text.as_deref(), &vector)
+        })
     }
 }
 
@@ -180,6 +186,7 @@ fn make_query(
     feedback_list: Option<i32>,
     bridge: Option<&str>,
     feedback_model: Option<&str>,
+    bridges: Option<Vec<Option<String>>>,
 ) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
@@ -193,6 +200,14 @@ fn make_query(
                 )
             })
     });
+    let bridges = bridges.unwrap_or_default();
+    if bridges.iter().any(Option::is_none) || (bridge.is_some() && !bridges.is_empty()) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "bridges are names, and stand instead of bridge".into(),
+            "Use bridge => 'one', or bridges => ARRAY['first', 'second'].",
+        )
+    }
     let query = Query {
         text: text.map(str::to_owned),
         // SAFETY: the function is declared with a vector here.
@@ -217,6 +232,7 @@ fn make_query(
             },
         ),
         bridge: bridge.map(str::to_owned),
+        bridges: bridges.into_iter().flatten().collect(),
     };
     // Options without a question are a template, for situ.evaluate and the like.
     if query == Query::default() {

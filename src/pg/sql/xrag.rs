@@ -1,14 +1,20 @@
-//! A document as a token of an LLM: `situ.xrag_token`, `situ.xrag_prompt`, `situ.xrag_prompt_embeds`, `situ.import_xrag`.
+//! A document as a token of an LLM: `situ.xrag_token`, `situ.xrag_prompt`, `situ.xrag_prompt_embeds`, `situ.import_xrag`, and
+//! `situ.import_bridge` from a file of the server's.
 
+use super::bridges::import_described;
 use super::generate::Options;
 use super::models::{llm_by_name, model_by_name};
 use super::prompt::{Prompt, PromptPiece};
 use super::template;
+use crate::bridge::file::describe;
+use crate::bridge::xrag::published::{self, Found};
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::llm::projector::{self, Projector};
 use crate::pg::llm::{client, target, torch};
+use crate::pg::service::models::resolve;
+use crate::pg::settings;
 use crate::pg::vector::{Vector, read_vector, read_vectors};
 use crate::pg::xrag;
 use pgrx::PgSqlErrorCode;
@@ -16,6 +22,7 @@ use pgrx::datum::AnyElement;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, json};
+use std::fs::File;
 
 /// `situ.xrag_token(embedding, bridge)`.
 #[pg_extern(stable, strict, parallel_safe, sql = false)]
@@ -25,21 +32,25 @@ fn xrag_token(embedding: AnyElement, bridge: &str) -> Vector {
     Vector(xrag::open(bridge).token(&vector))
 }
 
-/// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.
-#[pg_extern(volatile, sql = false)]
-fn import_xrag(
-    name: &str,
-    weights: &[u8],
-    model: Option<&str>,
-    llm: Option<&str>,
+/// What a projector is imported as.
+struct Import<'a> {
+    name: &'a str,
+    model: Option<&'a str>,
+    llm: Option<&'a str>,
     normalized: Option<bool>,
     replace: Option<bool>,
-) -> String {
-    let (model, llm) = (model_by_name(model).or_raise(), llm_by_name(llm).or_raise());
+}
+
+/// Stores a published projector as the caller's.
+fn import(weights: &[u8], import: Import<'_>) -> String {
+    let (model, llm) = (
+        model_by_name(import.model).or_raise(),
+        llm_by_name(import.llm).or_raise(),
+    );
     let more = Map::from_iter([
         ("fingerprint".to_owned(), json!(model.fingerprint)),
         ("llm".to_owned(), json!(llm.fingerprint)),
-        ("normalized".to_owned(), json!(normalized.unwrap_or(true))),
+        ("normalized".to_owned(), json!(import.normalized.unwrap_or(true))),
     ]);
     let weights = projector::import(weights, more).or_raise();
     let outputs = Projector::read(&weights).or_raise().outputs();
@@ -54,7 +65,7 @@ fn import_xrag(
         )
     }
     let entry = Entry {
-        name,
+        name: import.name,
         model: &model,
         recipe: json!({"imported": true, "llm": llm.name}),
         figures: json!({}),
@@ -63,7 +74,77 @@ fn import_xrag(
     };
     // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
     let caller = unsafe { pg_sys::GetOuterUserId() };
-    bridges::store(entry, caller, replace.unwrap_or(false))
+    bridges::store(entry, caller, import.replace.unwrap_or(false))
+}
+
+/// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.
+#[pg_extern(volatile, sql = false)]
+fn import_xrag(
+    name: &str,
+    weights: &[u8],
+    model: Option<&str>,
+    llm: Option<&str>,
+    normalized: Option<bool>,
+    replace: Option<bool>,
+) -> String {
+    let what = Import {
+        name,
+        model,
+        llm,
+        normalized,
+        replace,
+    };
+    import(weights, what)
+}
+
+/// `situ.import_bridge(kind, path, name, model, llm, normalized, replace)`: a file of the server's.
+#[pg_extern(volatile, sql = false)]
+fn import_bridge_file(
+    kind: Option<&str>,
+    path: Option<&str>,
+    name: Option<&str>,
+    model: Option<&str>,
+    llm: Option<&str>,
+    normalized: Option<bool>,
+    replace: Option<bool>,
+) -> String {
+    let (Some(kind), Some(path)) = (kind, path) else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            "kind and path must not be null".to_owned(),
+            "Use situ.import_bridge('xrag', 'file.safetensors').",
+        )
+    };
+    let place = resolve(&settings::model_dir(), path).or_raise();
+    let stem = place.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = name.map(str::to_owned).or(stem).unwrap_or_default();
+    let mut file = File::open(&place).unwrap_or_else(|error| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("cannot open \"{}\": {error}", place.display()),
+            "Put the file below situ.model_dir, readable by the server's operating-system user.",
+        )
+    });
+    match published::read(&mut file).or_raise() {
+        Found::Projector(weights) if kind == projector::KIND => {
+            let what = Import {
+                name: &name,
+                model,
+                llm,
+                normalized,
+                replace,
+            };
+            import(&weights, what)
+        }
+        Found::Bridge(weights) if describe(&weights).or_raise().kind == kind => {
+            import_described(&name, &weights, model, replace)
+        }
+        Found::Projector(_) | Found::Bridge(_) => fail_with_hint(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("\"{}\" holds no bridge of kind {kind}", place.display()),
+            "A published projector is of kind xrag; a file of situ.export_bridge says its kind itself.",
+        ),
+    }
 }
 
 /// `situ.xrag_prompt(question, tokens, template, bridge)`.

@@ -28,6 +28,9 @@ use std::path::PathBuf;
 /// Bytes of vectors that a passage or query takes while it trains, over those of one vector: packed, as it is, mapped.
 const COPIES: usize = 4;
 
+/// Tokens that a model puts around a text.
+const SPECIAL_TOKENS: usize = 2;
+
 /// The encoder service, for a trainer. Its own errors are raised, because they say what to do.
 pub struct Service {
     pub model: ModelRef,
@@ -101,10 +104,15 @@ pub fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
-/// Rows of (key, document, ordinal, text), in the order of documents and ordinals.
-pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
+/// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column `embedding`
+/// where there is one. Vectors of other than `dimensions` numbers raise an error.
+pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passage> {
+    let vector = match has_column(relation, "embedding") {
+        true => "embedding::pg_catalog.float4[]",
+        false => "NULL::pg_catalog.float4[]",
+    };
     let statement = format!(
-        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text \
+        "SELECT id::pg_catalog.text, document::pg_catalog.text, body::pg_catalog.text, {vector} \
            FROM {} WHERE id IS NOT NULL AND document IS NOT NULL AND body IS NOT NULL ORDER BY document, ordinal, id",
         qualified(relation)
     );
@@ -116,6 +124,15 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
             let (Some(key), Some(document), Some(text)) = (key, document, text) else {
                 continue;
             };
+            let vector = row.get::<Vec<f32>>(4)?;
+            if let Some(found) = vector.as_ref().map(Vec::len)
+                && found != dimensions
+            {
+                bad(
+                    format!("the embedding of passage \"{key}\" has {found} dimensions, the model's have {dimensions}"),
+                    "The column embedding holds vectors of the model, situ.situate's for instance.",
+                )
+            }
             let next = documents.len() as u32;
             let document = *documents.entry(document).or_insert(next);
             let ordinal = match passages.last() {
@@ -127,9 +144,80 @@ pub fn relation_passages(relation: pg_sys::Oid) -> Vec<Passage> {
                 document,
                 ordinal,
                 text,
+                vector,
             });
         }
         Ok(())
+    }));
+    let without = passages.iter().filter(|passage| passage.vector.is_none()).count();
+    if (1..passages.len()).contains(&without) {
+        bad(
+            format!("{without} of {} passages have no embedding", passages.len()),
+            "Fill the column embedding of all rows, or leave it out: bodies are then encoded.",
+        )
+    }
+    passages
+}
+
+/// Passages that are longer than the model reads, cut in chunks of whole sentences that it does; they keep their key. In an
+/// index, too, a long text is found at one of its chunks.
+pub fn cut_long(passages: Vec<Passage>, service: &mut Service) -> Vec<Passage> {
+    let directory = service.directory().or_raise();
+    let limit = Manifest::read(&directory).or_raise().max_tokens;
+    let room = limit.saturating_sub(SPECIAL_TOKENS).max(1);
+    let chunk_tokens = u32::try_from(room).unwrap_or(u32::MAX);
+    let mut found: Vec<Passage> = Vec::with_capacity(passages.len());
+    for passage in passages {
+        let ordinal = match found.last() {
+            Some(last) if last.document == passage.document => last.ordinal + 1,
+            _ => 0,
+        };
+        // A token is at least a byte.
+        let chunks = match passage.text.len() <= room {
+            true => Vec::new(),
+            false => client::chunk_document(&service.model, Lane::Bulk, &passage.text, chunk_tokens).or_raise(),
+        };
+        if chunks.len() < 2 {
+            found.push(Passage { ordinal, ..passage });
+            continue;
+        }
+        found.extend(chunks.iter().map(|chunk| Passage {
+            ordinal: ordinal + chunk.ordinal,
+            text: chunk.span.of(&passage.text).unwrap_or_default().to_owned(),
+            ..passage.clone()
+        }));
+    }
+    found
+}
+
+/// The chunks of those rows of an index that are not passages as well: a passage's own text must not stand against it. A
+/// row is one where its first chunk begins the passage.
+pub fn unknown(searched: Vec<Passage>, passages: &[Passage]) -> Vec<Passage> {
+    let mut texts: Vec<&str> = passages.iter().map(|passage| passage.text.trim_start()).collect();
+    texts.sort_unstable();
+    let begins_one = |chunk: &str| {
+        let at = texts.partition_point(|text| *text < chunk);
+        texts.get(at).is_some_and(|text| text.starts_with(chunk))
+    };
+    let known: HashSet<u32> = searched
+        .iter()
+        .filter(|chunk| chunk.ordinal == 0 && begins_one(chunk.text.trim_start()))
+        .map(|chunk| chunk.document)
+        .collect();
+    searched
+        .into_iter()
+        .filter(|chunk| !known.contains(&chunk.document))
+        .collect()
+}
+
+/// Adds the passages of the index that will be searched, which no pair speaks of.
+pub fn beside(mut passages: Vec<Passage>, searched: Vec<Passage>) -> Vec<Passage> {
+    let first = passages.iter().map(|passage| passage.document + 1).max().unwrap_or(0);
+    passages.extend(searched.into_iter().map(|passage| Passage {
+        // No text of the server holds a zero byte, so no pair names it.
+        key: format!("\0{}", passage.key),
+        document: first + passage.document,
+        ..passage
     }));
     passages
 }
@@ -183,9 +271,21 @@ pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
             document: document as u32,
             ordinal: chunk.ordinal,
             text: chunk.span.of(body).unwrap_or_default().to_owned(),
+            vector: None,
         }));
     }
     (text.model, passages)
+}
+
+/// An error where two passages have one key, so that a pair would not say which is meant.
+pub fn each_key_once(passages: &[Passage]) {
+    let mut known = HashSet::new();
+    if let Some(twice) = passages.iter().find(|passage| !known.insert(&passage.key)) {
+        bad(
+            format!("several passages have the key \"{}\"", twice.key),
+            "A pair names one passage by its id.",
+        )
+    }
 }
 
 /// A pair as it was read: the query, and the passages of the row that it names.
@@ -195,19 +295,16 @@ struct Named {
     answer: Option<String>,
 }
 
-/// Rows of (query, passage), and of a column `answer` where there is one. A pair whose passage the caller cannot see is left out. Where a row has several passages
-/// (`chunked`: an index's rows), the one nearest to the query is meant.
+/// Rows of (query, passage), and of a column `answer` where there is one. A pair whose passage the caller cannot see is
+/// left out. Where a row has several passages (`chunked`: an index's rows, and passages that were cut), the one nearest
+/// to the query is meant.
 pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, service: &mut Service) -> Vec<Pair> {
+    if !chunked {
+        each_key_once(passages);
+    }
     let mut places: HashMap<&str, Vec<u32>> = HashMap::new();
     for (place, passage) in passages.iter().enumerate() {
-        let of_key = places.entry(&passage.key).or_default();
-        of_key.push(place as u32);
-        if of_key.len() > 1 && !chunked {
-            bad(
-                format!("several passages have the key \"{}\"", passage.key),
-                "A pair names one passage by its id.",
-            )
-        }
+        places.entry(&passage.key).or_default().push(place as u32);
     }
     let answer = match has_column(relation, "answer") {
         true => "answer::pg_catalog.text",

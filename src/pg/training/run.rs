@@ -1,7 +1,9 @@
 //! One job from its row to the stored bridge.
 
 use super::jobs::{self, Job};
-use super::material::{Service, bad, bounded, index_passages, read_pairs, relation_passages};
+use super::material::{
+    Service, bad, beside, bounded, cut_long, each_key_once, index_passages, read_pairs, relation_passages, unknown,
+};
 use super::watch::{Row, transaction};
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
 use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
@@ -64,21 +66,35 @@ fn read(job: &Job) -> Material {
     let text = |name: &str| job.arguments.get(name).and_then(Value::as_str);
     let options = job.arguments.get("options").cloned().unwrap_or_default();
     let index = relation(job, "index");
-    let (model, passages) = match (index, relation(job, "passages")) {
-        (Some(index), None) => {
-            let (of_index, passages) = index_passages(index);
-            if text("model").is_some_and(|name| name != of_index.name) {
-                bad(
-                    format!("index \"{}\" has model \"{}\"", name_of(index), of_index.name),
-                    "Leave model out: a bridge of an index is trained over its model.",
-                )
-            }
-            (of_index, passages)
+    let of_index = |index| {
+        let (of_index, passages) = index_passages(index);
+        if text("model").is_some_and(|name| name != of_index.name) {
+            bad(
+                format!("index \"{}\" has model \"{}\"", name_of(index), of_index.name),
+                "Leave model out: a bridge of an index is trained over its model.",
+            )
         }
-        (None, Some(passages)) => (model_by_name(text("model")).or_raise(), relation_passages(passages)),
+        (of_index, passages)
+    };
+    // `searched` are passages that no pair speaks of.
+    let (model, passages, searched) = match (index, relation(job, "passages")) {
+        (Some(index), None) => {
+            let (model, passages) = of_index(index);
+            (model, passages, Vec::new())
+        }
+        (None, Some(passages)) => {
+            let model = model_by_name(text("model")).or_raise();
+            let passages = relation_passages(passages, model.dimensions);
+            (model, passages, Vec::new())
+        }
+        (Some(index), Some(passages)) if job.kind == adapter::KIND => {
+            let (model, searched) = of_index(index);
+            let passages = relation_passages(passages, model.dimensions);
+            (model, passages, searched)
+        }
         _ => bad(
             "one of index and passages is needed".into(),
-            "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'.",
+            "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'; an adapter takes both.",
         ),
     };
     let mlm = options.get("mlm").and_then(Value::as_str).map(|mlm| {
@@ -92,11 +108,24 @@ fn read(job: &Job) -> Material {
         bridges::check_trained_over(&bridge, &model);
         bridges::weights(name)
     });
+    let mut service = Service { model, mlm, start };
+    // The other trainers take the passages of a relation as they are.
+    let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
+    let cut = cuts && relation(job, "passages").is_some();
+    let passages = if cut {
+        if relation(job, "pairs").is_some() {
+            each_key_once(&passages);
+        }
+        let searched = unknown(searched, &passages);
+        beside(cut_long(passages, &mut service), searched)
+    } else {
+        passages
+    };
     let found = passages.len();
     let seed = options.get("seed").and_then(Value::as_u64).unwrap_or(1);
-    let passages = bounded(passages, model.dimensions, settings::training_memory(), seed);
-    let mut service = Service { model, mlm, start };
-    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, index.is_some(), &mut service));
+    let passages = bounded(passages, service.model.dimensions, settings::training_memory(), seed);
+    let chunked = index.is_some() || cut;
+    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, chunked, &mut service));
     if pairs.as_ref().is_some_and(Vec::is_empty) {
         Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()
     }

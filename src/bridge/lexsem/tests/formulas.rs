@@ -206,15 +206,16 @@ fn a_metric_evens_the_spread_out() {
 
 #[test]
 fn a_file_gives_the_bridge_back_and_one_row_is_one_slice() {
-    for scheme in [
-        Scheme::Bag,
-        Scheme::Slr,
-        Scheme::SlrPaper,
-        Scheme::Llr,
-        Scheme::LlrPaper,
-        Scheme::Clr,
+    for (scheme, fusion) in [
+        (Scheme::Bag, Fusion::Sum),
+        (Scheme::Slr, Fusion::Exp),
+        (Scheme::SlrPaper, Fusion::Exp),
+        (Scheme::Llr, Fusion::Exp),
+        (Scheme::LlrPaper, Fusion::Exp),
+        (Scheme::Clr, Fusion::Exp),
     ] {
-        let bridge = full(scheme, Fusion::Exp, 5);
+        let mut bridge = full(scheme, fusion, 5);
+        bridge.map = (fusion == Fusion::Sum).then(|| (0..25u8).map(f32::from).collect());
         let bytes = file::write(&bridge, Map::from_iter([("note".to_owned(), json!("here"))])).unwrap();
         assert_eq!(file::read(&bytes).unwrap(), bridge);
         let first = Layout::header_bytes(&bytes[..8]).unwrap();
@@ -229,6 +230,18 @@ fn a_file_gives_the_bridge_back_and_one_row_is_one_slice() {
             assert!(file::read(&bytes[..length]).is_err(), "{length}");
         }
     }
+}
+
+/// `e + e M` is what the words' part is added to: (1, 0) + (1, 0) (0 1; 2 0) + (0.5, 0) = (1.5, 1).
+#[test]
+fn the_map_by_hand() {
+    let mut bridge = LexSem::identity(Scheme::Bag, Fusion::Sum, 2, Vec::new(), Vec::new());
+    bridge.map = Some(vec![0.0; 4]);
+    let e = unit(vec![0.3, -0.7]);
+    assert_eq!(bridge.apply(&e, std::iter::empty()).unwrap(), e);
+    bridge.map = Some(vec![0.0, 1.0, 2.0, 0.0]);
+    let found = bridge.apply(&[1.0, 0.0], std::iter::once((&[0.5f32, 0.0][..], 1.0)));
+    assert!(close(&found.unwrap(), &unit(vec![1.5, 1.0])));
 }
 
 #[test]
@@ -246,6 +259,13 @@ fn other_files_are_refused() {
     assert!(refused(&|bridge| bridge.rows[2] = f32::NAN));
     assert!(refused(&|bridge| bridge.gate.projection.clear()));
     assert!(refused(&|bridge| bridge.scheme = Scheme::LlrPaper));
+    assert!(
+        refused(&|bridge| bridge.map = Some(vec![0.0; 25])),
+        "a map goes with sums alone"
+    );
+    assert!(refused(&|bridge| {
+        (bridge.fusion, bridge.map) = (Fusion::Sum, Some(vec![0.0; 24]));
+    }));
     assert!(!refused(&|_| ()));
     assert!(file::read(b"12345678").is_err());
     assert!(file::read(&u64::MAX.to_le_bytes()).is_err());

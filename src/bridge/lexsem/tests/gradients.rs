@@ -116,7 +116,8 @@ fn every_parameter_has_the_gradient_of_the_difference() {
         tau: 0.2,
         ..Options::default()
     };
-    let parameters: [(&str, Parameter); 5] = [
+    let parameters: [(&str, Parameter); 6] = [
+        ("map", |bridge| bridge.map.as_mut().unwrap()),
         ("rows", |bridge| &mut bridge.rows),
         ("bias", |bridge| &mut bridge.bias),
         ("scale", |bridge| std::slice::from_mut(&mut bridge.gate.scale)),
@@ -132,6 +133,8 @@ fn every_parameter_has_the_gradient_of_the_difference() {
             bridge.bias = numbers(&mut random, D);
             bridge.gate.scale = 0.8;
             bridge.gate.projection.iter_mut().for_each(|u| *u = 0.1);
+            let mapped = fusion == Fusion::Sum;
+            bridge.map = mapped.then(|| numbers(&mut random, D * D).iter().map(|x| 0.3 * x).collect());
             let run = |bridge: &LexSem| {
                 let starts = queries.vectors.clone();
                 let batch = [0, 1, 2, 3, 4];
@@ -153,6 +156,7 @@ fn every_parameter_has_the_gradient_of_the_difference() {
                 let used = match name {
                     "scale" => scheme == Scheme::Slr,
                     "projection" | "shift" => scheme == Scheme::Llr,
+                    "map" => mapped,
                     _ => true,
                 };
                 for place in 0..if used { parameter(&mut bridge).len() } else { 0 } {
@@ -167,6 +171,7 @@ fn every_parameter_has_the_gradient_of_the_difference() {
                         "bias" => found.bias[place],
                         "scale" => found.scale,
                         "projection" => found.projection[place],
+                        "map" => found.map[place],
                         _ => found.shift[place],
                     };
                     let error = (difference - f64::from(gradient)).abs();

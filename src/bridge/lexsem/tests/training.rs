@@ -111,6 +111,7 @@ fn passages_of(count: usize, own: usize) -> Vec<Passage> {
         document: place as u32,
         ordinal: 0,
         text: text(random),
+        vector: None,
     };
     (0..count).map(|place| passage(place, &mut random)).collect()
 }

@@ -83,6 +83,7 @@ fn load(data: &std::path::Path, split: &str) -> (Vec<Passage>, Vec<String>, Vec<
             document: *stories.entry(text("doc")).or_insert(next),
             ordinal: row["pos"].as_u64().unwrap() as u32,
             text: text("text"),
+            vector: None,
         });
     }
     let mut answers: HashMap<String, Vec<usize>> = HashMap::new();

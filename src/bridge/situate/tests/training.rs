@@ -85,6 +85,7 @@ fn corpus() -> (Vec<Passage>, Vec<Pair>) {
                 document,
                 ordinal,
                 text,
+                vector: None,
             });
         }
     }
@@ -105,7 +106,18 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
     );
     assert!(figure("bridge") > 1.2 * figure("control"), "{}", trained.figures);
     assert!(figure("bridge") > 1.2 * figure("plain"), "{}", trained.figures);
-    assert_eq!(Bridge::read(&trained.weights).unwrap().shape.dimensions, D);
+    let over = &trained.figures["bridge_over_control"];
+    let difference = figure("bridge") - figure("control");
+    assert!((over["difference"].as_f64().unwrap() - difference).abs() < 1e-9);
+    assert!(over["low"].as_f64().unwrap() > 0.0, "{over}");
+    let stored = Bridge::read(&trained.weights).unwrap();
+    assert_eq!(stored.shape.dimensions, D);
+    // A source goes through the chunk's own map.
+    let [map, values, ..] = stored.shape.ranges();
+    for (place, (value, own)) in stored.numbers[values].iter().zip(&stored.numbers[map]).enumerate() {
+        let own = own + f32::from(u8::from(place % (D + 1) == 0));
+        assert!((value - 2.0 * own).abs() < 1e-5, "{place}: {value} {own}");
+    }
     assert_eq!(whole.checkpoints.len(), 24);
     for stop_after in [5, 12, 17] {
         let mut first = Keeper {
@@ -122,6 +134,25 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
     }
 }
 
+/// The control is a bridge of its own: it looks at nothing but the chunk.
+#[test]
+fn without_the_document_the_control_alone_is_trained() {
+    let (passages, pairs) = corpus();
+    let options = json!({"epochs": 2, "rate": 0.01, "rank": 8, "document": false});
+    let mut watch = Keeper::default();
+    let trained = train(&passages, &pairs, &options, &mut Words, &mut watch, None).unwrap();
+    assert_eq!(watch.checkpoints.len(), 2);
+    assert_eq!(trained.figures["document"], json!(false));
+    assert!(trained.figures["bridge"].is_null() && trained.figures["bridge_over_control"].is_null());
+    let stored = Bridge::read(&trained.weights).unwrap();
+    let rows: Vec<f32> = (0..3 * D).map(|place| ((place * 7 % 11) as f32) - 5.0).collect();
+    let chunks: Vec<&[f32]> = rows.chunks_exact(D).collect();
+    let together = stored.apply(&chunks).unwrap();
+    for (chunk, found) in chunks.iter().zip(&together) {
+        assert_eq!(stored.apply(&[chunk]).unwrap()[0], *found);
+    }
+}
+
 #[test]
 fn pairs_are_made_where_none_are_given() {
     let (mut passages, _) = corpus();
@@ -132,9 +163,9 @@ fn pairs_are_made_where_none_are_given() {
     let options = json!({"epochs": 1, "rank": 4});
     let trained = train(&passages, &[], &options, &mut Words, &mut Keeper::default(), None).unwrap();
     assert_eq!(trained.figures["pairs"], json!("made"));
-    let pairs =
-        trained.figures["trained_pairs"].as_u64().unwrap() + trained.figures["held_out_pairs"].as_u64().unwrap();
-    assert_eq!(pairs, 2 * passages.len() as u64);
+    let counted =
+        ["trained_pairs", "choosing_pairs", "held_out_pairs"].map(|part| trained.figures[part].as_u64().unwrap());
+    assert_eq!(counted.iter().sum::<u64>(), 2 * passages.len() as u64);
 }
 
 #[test]

@@ -92,6 +92,7 @@ fn twin(activation: Activation) -> Twin {
     });
     Twin {
         level,
+        precision: Precision::F32,
         hidden: HIDDEN,
         heads: HEADS,
         intermediate: INNER,
@@ -100,6 +101,7 @@ fn twin(activation: Activation) -> Twin {
         positions: embedding.positions,
         embedding_norm: norm(embedding.norm),
         layers: layers.collect(),
+        spare: Default::default(),
     }
 }
 

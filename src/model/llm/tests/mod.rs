@@ -1,6 +1,7 @@
 //! The runtime over the real small model, and over made ones.
 
 mod gradient;
+mod hooks;
 mod llama_tokens;
 mod made;
 mod real;

@@ -142,7 +142,7 @@ fn logits_and_greedy_tokens_are_candles() {
     }
     println!("{same} of 20 answers are the same, logits differ by {worst}");
     assert!(worst < 1e-2, "logits differ by {worst}");
-    assert!(same >= 18, "{same} of 20 answers are the same");
+    assert_eq!(same, 20, "answers that are the same");
 }
 
 #[test]

@@ -43,6 +43,8 @@ type Tuned = TableIterator<
         name!(map, f64),
         name!(mrr, f64),
         name!(recall, f64),
+        name!(ndcg_low, f64),
+        name!(mrr_low, f64),
         name!(safe, bool),
         name!(chosen, bool),
     ),
@@ -135,7 +137,7 @@ fn tune_feedback(
             }
         })
         .collect();
-    let (gate, tried) = calibrate(&observations);
+    let (gate, tried) = calibrate(&observations, draws(Some(seed)));
     let source = if queries_of.is_some() { "judged" } else { kind };
     let chosen = tried.iter().find(|tried| tried.gate == gate);
     let figures = json!({
@@ -151,6 +153,7 @@ fn tune_feedback(
         .into_iter()
         .map(|tried| {
             let [ndcg, map, mrr, recall] = tried.gains;
+            let [ndcg_low, mrr_low] = tried.low;
             let (sharp, blunt) = (tried.gate.sharp as i32, tried.gate.blunt as i32);
             let same = tried.gate == gate;
             (
@@ -162,6 +165,8 @@ fn tune_feedback(
                 map,
                 mrr,
                 recall,
+                ndcg_low,
+                mrr_low,
                 tried.safe,
                 same,
             )

@@ -1,13 +1,16 @@
-//! `situ.tune`: which options of `situ.query` serve an index best, chosen on one half of the judged queries, confirmed
-//! on the other, and stored as a profile.
+//! `situ.tune`: which options of `situ.query` serve an index best, chosen by the judged queries and stored as a profile.
 //!
-//! Without candidates of the caller's own, every accepted bridge that fits the index is tried alone, then feedback
-//! alone and with the best bridge. What wins on the first half is stored only where it also beats plain search on the
-//! second: otherwise the profile is plain search.
+//! The rule and the figure are those of `eval/choice.rs`: a part is added where the evidence says that it helps, and the figure is of
+//! queries that did not choose. The profile is stored where that figure is above plain search: otherwise the profile
+//! is plain search.
+//!
+//! Stages, without candidates of the caller's own: a bridge that fits the index; a second one of another kind before or
+//! behind it; feedback, of vectors or of texts. The caller's own are one stage.
 
 use super::ranking::{answers, judged};
 use super::relations::{Asked, key_column, needed, qrels, queries, with_relevant};
 use super::{Judgements, draws};
+use crate::eval::choice::{Candidates, Prior, Step, cross_fit};
 use crate::eval::random::Random;
 use crate::eval::report::{Compared, Measure, compared, values};
 use crate::pg::fail::{fail, fail_with_hint};
@@ -18,46 +21,86 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
 
-/// Least queries in each half: fewer choose by chance.
-const LEAST: usize = 5;
+/// Least queries: fewer choose by chance.
+const LEAST: usize = 10;
 
-/// The queries that a profile is chosen and confirmed on.
+/// A candidate with its values, one a query.
+struct Tried {
+    options: Query,
+    values: Vec<f64>,
+}
+
+/// The queries that a profile is chosen by, and what was tried on them; the first is plain search.
 struct Tuning {
     index: pg_sys::Oid,
     key: String,
     measure: Measure,
     depth: usize,
     judgements: Judgements,
-    choosing: Vec<Asked>,
-    confirming: Vec<Asked>,
+    asked: Vec<Asked>,
+    parts: Parts,
+    tried: Vec<Tried>,
+}
+
+/// What candidates are made of.
+enum Parts {
+    /// The caller's own candidates.
+    Given(Vec<Query>),
+    /// The accepted bridges that fit the index, and feedback.
+    Found(Vec<candidates::Bridge>),
 }
 
 impl Tuning {
-    fn values(&self, half: &[Asked], options: &Query) -> Vec<f64> {
-        let answers = answers(self.index, half, options, self.depth, &self.key);
-        values(self.measure, &judged(half, &answers, &self.judgements))
+    /// The number of the candidate with these options, measured where it is new.
+    fn number(&mut self, options: Query) -> usize {
+        if let Some(known) = self.tried.iter().position(|tried| tried.options == options) {
+            return known;
+        }
+        let answers = answers(self.index, &self.asked, &options, self.depth, &self.key);
+        let values = values(self.measure, &judged(&self.asked, &answers, &self.judgements));
+        self.tried.push(Tried { options, values });
+        self.tried.len() - 1
+    }
+
+    fn values_of(&self, number: usize) -> &[f64] {
+        self.tried.get(number).map_or(&[], |tried| &tried.values)
     }
 }
 
-/// A candidate with its mean on the choosing half.
-struct Tried {
-    options: Query,
-    value: f64,
+impl Candidates for Tuning {
+    fn stage(&mut self, stage: usize, base: usize) -> Option<Vec<Step>> {
+        let start = self.tried.get(base)?.options.clone();
+        let plain = mean(self.values_of(0));
+        let options: Vec<(Query, Option<Prior>)> = match (&self.parts, stage) {
+            (Parts::Given(given), 0) => given.iter().map(|options| (options.clone(), None)).collect(),
+            (Parts::Found(bridges), 0) => bridges
+                .iter()
+                .filter_map(|bridge| Some((bridge.alone()?, bridge.prior(self.measure, plain))))
+                .collect(),
+            (Parts::Found(bridges), 1) => candidates::pairs(&start, bridges)
+                .into_iter()
+                .map(|options| (options, None))
+                .collect(),
+            (Parts::Found(bridges), 2) => candidates::feedback(&start, bridges)
+                .into_iter()
+                .map(|options| (options, None))
+                .collect(),
+            _ => return None,
+        };
+        let step = |(options, prior)| Step {
+            candidate: self.number(options),
+            prior,
+        };
+        Some(options.into_iter().map(step).collect())
+    }
+
+    fn values(&self, candidate: usize) -> &[f64] {
+        self.values_of(candidate)
+    }
 }
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-/// The best of `tried`; of equals the one that was tried first, which is the simpler.
-fn best(tried: &[Tried]) -> usize {
-    let mut best = 0;
-    for (place, candidate) in tried.iter().enumerate() {
-        if tried.get(best).is_some_and(|best| candidate.value > best.value) {
-            best = place;
-        }
-    }
-    best
 }
 
 fn options_json(options: &Query) -> String {
@@ -113,72 +156,56 @@ fn tune(
         )
     };
     let judgements = qrels(needed("qrels", qrels_of));
-    let mut choosing = with_relevant(queries(needed("queries", queries_of)), &judgements);
+    let mut asked = with_relevant(queries(needed("queries", queries_of)), &judgements);
     let draws = draws(seed);
-    Random::new(draws.seed).shuffle(&mut choosing);
-    let confirming = choosing.split_off(choosing.len().div_ceil(2));
-    if confirming.len() < LEAST {
+    // Folds are parted by place.
+    Random::new(draws.seed).shuffle(&mut asked);
+    if asked.len() < LEAST {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!(
-                "{} judged queries are too few to choose by",
-                choosing.len() + confirming.len()
-            ),
+            format!("{} judged queries are too few to choose by", asked.len()),
             "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
         );
     }
     let depth = super::positive("depth", depth.unwrap_or(100)).max(measure.cut().unwrap_or(1));
-    let key = key_column(index, key);
-    let tuning = Tuning {
+    let parts = match candidates {
+        Some(given) => Parts::Given(given.into_iter().flatten().collect()),
+        None => Parts::Found(candidates::bridges(index)),
+    };
+    let mut tuning = Tuning {
         index,
-        key,
+        key: key_column(index, key),
         measure,
         depth,
         judgements,
-        choosing,
-        confirming,
+        asked,
+        parts,
+        tried: Vec::new(),
     };
-
-    let try_one = |options: Query| {
-        let value = mean(&tuning.values(&tuning.choosing, &options));
-        Tried { options, value }
-    };
-    let mut tried = vec![try_one(Query::default())];
-    match candidates {
-        Some(given) => tried.extend(given.into_iter().flatten().map(try_one)),
-        None => {
-            tried.extend(candidates::bridges(index).into_iter().map(try_one));
-            let bridge = tried
-                .get(best(&tried))
-                .map(|best| best.options.clone())
-                .unwrap_or_default();
-            let mut starts = vec![Query::default()];
-            if bridge != Query::default() {
-                starts.push(bridge);
-            }
-            for start in starts {
-                tried.extend(candidates::feedback(&start).into_iter().map(try_one));
-            }
-        }
-    }
-    let chosen = best(&tried);
-    let plain = tuning.values(&tuning.confirming, &Query::default());
-    let options = tried.get(chosen).map(|best| best.options.clone()).unwrap_or_default();
-    let other = tuning.values(&tuning.confirming, &options);
-    let found = compared(&plain, &other, draws);
+    tuning.number(Query::default());
+    let queries = tuning.values_of(0).len();
+    let fitted = cross_fit(&mut tuning, queries);
+    let (chosen, plain) = (fitted.chosen, tuning.values_of(0));
+    let found = compared(plain, &fitted.held_out, draws);
     let confirmed = chosen != 0 && found.is_some_and(|found| found.difference.value > 0.0);
-    let kept = if confirmed { options } else { Query::default() };
+    let kept = match tuning.tried.get(chosen) {
+        Some(best) if confirmed => best.options.clone(),
+        _ => Query::default(),
+    };
+    let plain = mean(plain);
     let figures = json!({
-        "queries": [tuning.choosing.len(), tuning.confirming.len()],
+        "queries": queries,
+        "folds": fitted.folds.len(),
+        "folds_agreed": fitted.folds.iter().filter(|fold| **fold == chosen).count(),
         "seed": seed.unwrap_or_default(),
         "confirmed": confirmed,
-        "plain": mean(&plain),
-        "best": mean(&other),
+        "plain": plain,
+        "held_out": mean(&fitted.held_out),
         "difference": found.map(|found| [found.difference.interval.low, found.difference.value, found.difference.interval.high]),
         "p": found.map(|found| found.randomisation),
     });
     profiles::store(index, name, &options_json(&kept), measure_name, &figures);
-    rows(tried, chosen, confirmed, mean(&plain), found)
+    rows(tuning.tried, chosen, confirmed, plain, found)
 }
 
 fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Option<Compared>) -> Tuned {
@@ -186,7 +213,7 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
         let found = found.filter(|_| place == chosen);
         (
             serde_json::to_value(&candidate.options).ok().map(pgrx::JsonB),
-            candidate.value,
+            mean(&candidate.values),
             place == chosen,
             found.map(|_| confirmed || place == 0),
             found.map(|found| found.mean.value),
@@ -203,66 +230,114 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
+    use crate::bridge::evidence;
     use crate::bridge::feedback::{Method, Options};
     use crate::bridge::text_feedback;
     use crate::pg::sql::leaf::model_of;
     use pgrx::spi::SpiError;
+    use serde_json::Value;
 
-    /// Each accepted bridge that fits the index's model, alone: those of the query side, and readers of feedback.
-    pub fn bridges(index: pg_sys::Oid) -> Vec<Query> {
+    /// An accepted bridge.
+    pub struct Bridge {
+        name: String,
+        kind: String,
+        /// What its training measured on held-out queries.
+        figures: Value,
+    }
+
+    impl Bridge {
+        fn reads_texts(&self) -> bool {
+            self.kind == text_feedback::KIND
+        }
+
+        /// The query with this bridge alone; none for a reader of texts, which is feedback.
+        pub fn alone(&self) -> Option<Query> {
+            (!self.reads_texts()).then(|| Query {
+                bridge: Some(self.name.clone()),
+                ..Query::default()
+            })
+        }
+
+        /// `start`, which has the bridge `other`, with this one as well, behind it and before it; nothing where the two are of one
+        /// kind or a query takes one bridge only.
+        pub fn beside(&self, other: &Bridge, start: &Query) -> Vec<Query> {
+            if self.reads_texts() || self.kind == other.kind {
+                return Vec::new();
+            }
+            let orders = [[&other.name, &self.name], [&self.name, &other.name]];
+            orders
+                .into_iter()
+                .filter_map(|bridges| {
+                    // By its written form, which refuses what a query does not have.
+                    let mut fields = serde_json::to_value(start).ok()?;
+                    let object = fields.as_object_mut()?;
+                    object.remove("bridge");
+                    object.insert("bridges".to_owned(), json!(bridges));
+                    serde_json::from_value(fields).ok()
+                })
+                .collect()
+        }
+
+        /// What its training says of its gain over plain search, whose mean is `plain`. Of recall figures say nothing.
+        pub fn prior(&self, measure: Measure, plain: f64) -> Option<Prior> {
+            match measure {
+                Measure::Recall(_) => None,
+                _ => evidence::prior(&self.figures, plain),
+            }
+        }
+    }
+
+    /// Each accepted bridge that fits the index's model: those of the query side, and readers of feedback.
+    pub fn bridges(index: pg_sys::Oid) -> Vec<Bridge> {
         let there = Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('situ.bridges') IS NOT NULL");
         let model = match model_of(index, &Query::default()) {
             Some(model) if there == Ok(Some(true)) => model,
             _ => return Vec::new(),
         };
-        let statement = "SELECT name, kind FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
+        let statement = "SELECT name, kind, figures FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
                          AND kind IN ('adapter', 'lexsem', 'feedback') \
                          AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
-        let names = Spi::connect(|client| {
+        let bridges = Spi::connect(|client| {
             let table = client.select(statement, None, &[model.fingerprint.as_str().into()])?;
-            let mut names = Vec::new();
+            let mut bridges = Vec::new();
             for row in table {
-                names.extend(row.get::<String>(1)?.zip(row.get::<String>(2)?));
+                if let (Some(name), Some(kind)) = (row.get(1)?, row.get(2)?) {
+                    let figures = row.get::<pgrx::JsonB>(3)?.map_or(Value::Null, |figures| figures.0);
+                    bridges.push(Bridge { name, kind, figures });
+                }
             }
-            Ok::<_, SpiError>(names)
+            Ok::<_, SpiError>(bridges)
         });
-        let names = names.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()));
-        names
-            .into_iter()
-            .filter_map(|(name, kind)| {
-                let more = match kind.as_str() {
-                    text_feedback::KIND => json!({ "feedback": Options {
-                        method: Method::Text,
-                        model: Some(name),
-                        ..Options::default()
-                    } }),
-                    _ => json!({ "bridge": name }),
-                };
-                with(&Query::default(), more)
-            })
-            .collect()
+        bridges.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
     }
 
-    /// The feedback settings that can be added to `start`: each method with its own defaults.
-    pub fn feedback(start: &Query) -> Vec<Query> {
-        let methods = [Method::Average, Method::Rocchio, Method::Gated].into_iter();
+    /// The query with a second bridge beside the one that `start` has.
+    pub fn pairs(start: &Query, bridges: &[Bridge]) -> Vec<Query> {
+        let known = |bridge: &&Bridge| start.bridge.as_ref() == Some(&bridge.name);
+        let Some(first) = bridges.iter().find(known) else {
+            return Vec::new();
+        };
+        bridges.iter().flat_map(|bridge| bridge.beside(first, start)).collect()
+    }
+
+    /// The feedback that can be added to `start`: each method with its own defaults, and each reader.
+    pub fn feedback(start: &Query, bridges: &[Bridge]) -> Vec<Query> {
+        let methods = [Method::Average, Method::Rocchio, Method::Gated].map(|method| (method, None));
+        let readers = bridges
+            .iter()
+            .filter(|bridge| bridge.reads_texts())
+            .map(|reader| (Method::Text, Some(reader.name.clone())));
         methods
-            .map(|method| Query {
+            .into_iter()
+            .chain(readers)
+            .map(|(method, model)| Query {
                 feedback: Some(Options {
                     method,
+                    model,
                     ..Options::default()
                 }),
                 ..start.clone()
             })
             .collect()
-    }
-
-    /// `start` with further fields.
-    fn with(start: &Query, more: serde_json::Value) -> Option<Query> {
-        let mut fields = serde_json::to_value(start).ok()?;
-        for (name, value) in more.as_object()? {
-            fields.as_object_mut()?.insert(name.clone(), value.clone());
-        }
-        serde_json::from_value(fields).ok()
     }
 }

@@ -436,6 +436,27 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
         .query_one("SELECT answer, prompt_tokens FROM situ.rag('docs_body', 'Why does bread rise?', 2, mode => 'xrag', bridge => 'sayings', max_tokens => 8)", &[])
         .expect("an answer");
     assert!(row.get::<_, i32>(1) > 2);
+    // The second stage begins with it.
+    client.run(
+        "CREATE TABLE asked AS SELECT 'How old is it?' AS query, n AS passage, n || ' years old' AS answer FROM generate_series(0, 139) n",
+    );
+    let answers = |name: &str, start: &str| {
+        format!(
+            "CALL situ.train('xrag', '{name}', model => 'minilm', passages => 'sayings', pairs => 'asked', options =>
+              '{{\"llm\": \"smol\", \"start\": \"{start}\", \"answer_epochs\": 1, \"answer_rate\": 1e-3, \"held_out\": 0.4, \"measured\": 20, \"batch\": 8, \"round_steps\": 4}}')"
+        )
+    };
+    assert_eq!(client.failure(&answers("answered", "nothing")).code, "42704");
+    client.run(&answers("answered", "sayings"));
+    assert!(client.one::<bool>(
+        "SELECT figures ->> 'stage' = 'answers' AND figures -> 'answers' ->> 'pairs' = 'given' AND (recipe ->> 'pairs')::int = 140
+            AND (b ->> 'text')::float8 < (b ->> 'none')::float8 AND (b ->> 'own')::float8 > 0 AND (b ->> 'other')::float8 > 0
+            AND (figures -> 'answers' -> 'divergence' ->> 'own')::float8 > 0
+           FROM situ.bridges, LATERAL (SELECT figures -> 'answers' -> 'bits_per_token' AS b) t WHERE name = 'answered'"
+    ));
+    assert!(client.one::<bool>(
+        "SELECT step > 0 AND step <= steps AND state IN ('done', 'rejected') AND held_out > 0 FROM situ.training WHERE name = 'answered' ORDER BY id DESC LIMIT 1"
+    ));
     // Vectors of the caller's own are taken as they are: where all are the same, no passage's says more than another's.
     client.run("ALTER TABLE sayings ADD embedding vector(3); UPDATE sayings SET embedding = '[1,2,3]' WHERE id < 100");
     client

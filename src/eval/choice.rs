@@ -239,8 +239,10 @@ mod tests {
             stages: vec![vec![step(1), step(2)]],
         };
         assert_eq!(cross_fit(&mut fixed, 40).chosen, 0);
-        let prior = |gain| Some(Prior { gain, error: 0.01 });
-        fixed.stages[0][1].prior = prior(0.03);
+        fixed.stages[0][1].prior = Some(Prior {
+            gain: 0.03,
+            error: 0.01,
+        });
         assert_eq!(cross_fit(&mut fixed, 40).chosen, 2);
         fixed.values[2] = around(-0.2, 0.15, 40);
         assert_eq!(cross_fit(&mut fixed, 40).chosen, 0, "what is seen outweighs it");

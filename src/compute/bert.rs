@@ -160,12 +160,11 @@ impl Bert {
         };
         let threads = pool.threads();
         let small = tokens < threads * FEWEST_ROWS;
-        // As many blocks for each thread, in whole tiles.
-        let tile = self.level.tile_rows();
+        // As many blocks for each thread, all of one size: the tiles of a block are about equally high, however many rows.
         let each = tokens.div_ceil(threads * BLOCK_ROWS);
         let block = match small {
             true => tokens,
-            false => tokens.div_ceil(threads * each).next_multiple_of(tile),
+            false => tokens.div_ceil(threads * each),
         };
         let parts = self.layers.iter().map(|layer| match small {
             true => self.intermediate,

@@ -158,7 +158,7 @@ pub unsafe fn approximate<S: Simd>(activation: Activation, x: S::V) -> S::V {
             -8.244_742e-4,
             8.818_708e-3,
             -6.459_669e-2,
-            3.977_135_1e-1,
+            3.977_135e-1,
         ],
         // SAFETY: the instructions are the caller's promise.
         Activation::Relu | Activation::Silu => return unsafe { activate::<S>(activation, x) },

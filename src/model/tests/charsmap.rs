@@ -22,11 +22,11 @@ fn table(pairs: &[(&str, &str)]) -> Vec<u8> {
     let mut becomes = Vec::new();
     let place = |path: &[u8]| match path.split_last() {
         None => 0,
-        Some((byte, before)) => 256 * nodes[before] ^ usize::from(*byte),
+        Some((byte, before)) => (256 * nodes[before]) ^ usize::from(*byte),
     };
     for (path, number) in &nodes {
         let byte = path.last().map_or(0, |byte| u32::from(*byte));
-        units[place(path)] = byte | ((place(path) ^ 256 * number) as u32) << 10;
+        units[place(path)] = byte | ((place(path) ^ (256 * number)) as u32) << 10;
     }
     for (from, to) in pairs {
         units[place(from.as_bytes())] |= 1 << 8;

@@ -8,7 +8,7 @@
 //! whatever the tile.
 
 use super::attention::{Job, KEYS};
-use super::gemm::{Dot, Sink, even_height, tile_into};
+use super::gemm::{Sink, Sums, even_height, tile_into};
 use super::gemm_x86::Bf16;
 use super::simd::Simd;
 use super::simd_x86::Avx512;
@@ -64,7 +64,7 @@ pub(super) unsafe fn run(job: Job, words: &[u32]) {
                         stride,
                     };
                     let right = keys.add(panel * pairs_wide * COLUMNS);
-                    tile_into::<Bf16, _>(rows, pairs_wide, queries, token_words, right, COLUMNS, &sink);
+                    tile_into::<Bf16, _, _>(rows, pairs_wide, queries, token_words, right, COLUMNS, &Sums, &sink);
                 }
                 let mut factors = Factors {
                     earlier: [0.0; 16],
@@ -86,7 +86,7 @@ pub(super) unsafe fn run(job: Job, words: &[u32]) {
                         factors: &factors,
                     };
                     let right = values.add(panel * pairs * COLUMNS);
-                    tile_into::<Bf16, _>(rows, pairs, scores.cast(), stride, right, COLUMNS, &sink);
+                    tile_into::<Bf16, _, _>(rows, pairs, scores.cast(), stride, right, COLUMNS, &Sums, &sink);
                 }
             }
         }
@@ -99,11 +99,11 @@ struct Scores {
     stride: usize,
 }
 
-impl Sink<Bf16> for Scores {
+impl Sink<Avx512> for Scores {
     #[inline(always)]
     unsafe fn put(&self, row: usize, part: usize, sum: __m512) {
         // SAFETY: the caller promises that the tile has this row; a row of scores holds whole panels.
-        unsafe { Bf16::store(self.to.add(row * self.stride + part * LANES).cast(), sum) }
+        unsafe { _mm512_storeu_ps(self.to.add(row * self.stride + part * LANES), sum) }
     }
 }
 
@@ -122,7 +122,7 @@ struct Mixed<'a> {
     factors: &'a Factors,
 }
 
-impl Sink<Bf16> for Mixed<'_> {
+impl Sink<Avx512> for Mixed<'_> {
     #[inline(always)]
     unsafe fn put(&self, row: usize, part: usize, sum: __m512) {
         // SAFETY: the caller promises that the tile has this row, and the head all of its columns.

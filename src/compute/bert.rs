@@ -103,7 +103,10 @@ struct Workspace {
 }
 
 /// The memory of one forward pass.
-struct State {
+struct State<'a> {
+    ids: &'a [u32],
+    /// Positions of the tokens in their sequences.
+    places: Vec<u32>,
     x: Buffer<f32>,
     /// In bf16 where attention takes that: half as many numbers of memory then.
     qkv: Buffer<f32>,
@@ -149,19 +152,19 @@ impl Bert {
             .spare
             .take([if self.rounded() { 3 * numbers / 2 } else { 3 * numbers }, numbers])?;
         let mut state = State {
+            ids: &batch.ids,
+            places: self.positions(batch)?,
             x: Buffer::zeroed(numbers)?,
             qkv,
             context,
         };
-        self.embed(batch, &mut state.x)?;
         let threads = pool.threads();
         let small = tokens < threads * FEWEST_ROWS;
-        // As many blocks for each thread, in whole tiles.
-        let tile = self.level.tile_rows();
+        // As many blocks for each thread, all of one size: the tiles of a block are about equally high, however many rows.
         let each = tokens.div_ceil(threads * BLOCK_ROWS);
         let block = match small {
             true => tokens,
-            false => tokens.div_ceil(threads * each).next_multiple_of(tile),
+            false => tokens.div_ceil(threads * each),
         };
         let parts = self.layers.iter().map(|layer| match small {
             true => self.intermediate,
@@ -203,25 +206,31 @@ impl Bert {
         Ok(state.x)
     }
 
-    /// The sum of word and position embeddings (not yet normalised). Fails for an id or a position outside its table.
-    fn embed(&self, batch: &Packed, x: &mut [f32]) -> Result<(), ComputeError> {
+    /// The position of every token in its sequence. Fails for an id or a position outside its table.
+    fn positions(&self, batch: &Packed) -> Result<Vec<u32>, ComputeError> {
+        let rows = |table: &[f32]| table.len() / self.hidden;
+        let (words, longest) = (rows(&self.words), rows(&self.positions));
+        let lengths = batch.starts.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let places: Vec<u32> = lengths.flat_map(|length| 0..length as u32).collect();
+        let outside = |(id, place): &(&u32, &u32)| **id as usize >= words || **place as usize >= longest;
+        match batch.ids.iter().zip(&places).find(outside) {
+            Some((id, place)) => Err(ComputeError::Shape(format!(
+                "id {id} at position {place} is outside the tables"
+            ))),
+            None => Ok(places),
+        }
+    }
+
+    /// The sums of word and position embeddings of some tokens (not yet normalised), whose ids and positions are in the tables.
+    fn embed(&self, ids: &[u32], places: &[u32], x: &mut [f32]) {
         let hidden = self.hidden;
-        let mut rows = x.chunks_exact_mut(hidden).zip(&batch.ids);
-        for pair in batch.starts.windows(2) {
-            for (place, (row, id)) in rows.by_ref().take(pair[1].saturating_sub(pair[0])).enumerate() {
-                let word = self.words.chunks_exact(hidden).nth(*id as usize);
-                let position = self.positions.chunks_exact(hidden).nth(place);
-                let (Some(word), Some(position)) = (word, position) else {
-                    return Err(ComputeError::Shape(format!(
-                        "id {id} at position {place} is outside the tables"
-                    )));
-                };
-                for ((out, word), position) in row.iter_mut().zip(word).zip(position) {
-                    *out = word + position;
-                }
+        for (row, (id, place)) in x.chunks_exact_mut(hidden).zip(ids.iter().zip(places)) {
+            let word = &self.words[*id as usize * hidden..][..hidden];
+            let position = &self.positions[*place as usize * hidden..][..hidden];
+            for ((out, word), position) in row.iter_mut().zip(word).zip(position) {
+                *out = word + position;
             }
         }
-        Ok(())
     }
 
     /// Everything between two attentions: what follows the attention of `done` (or the embedding), then the queries,
@@ -241,12 +250,17 @@ impl Bert {
         let hidden = self.hidden;
         let tokens = state.x.len() / hidden;
         let (x, qkv) = (Shared::new(&mut state.x), Shared::new(&mut state.qkv));
+        let (ids, places) = (state.ids, &state.places);
         let context = &state.context[..tokens * hidden];
         if blocks == 1 && pool.threads() > 1 {
             if stop() {
                 return Err(ComputeError::Stopped);
             }
             let mut workspace = workspaces[0].lock();
+            if done.is_none() {
+                // SAFETY: only this thread uses `x` so far.
+                self.embed(ids, places, unsafe { x.part(0, tokens * hidden) });
+            }
             return self.between_by_columns(pool, &mut workspace, x, context, qkv, tokens, done, next);
         }
         pool.run_until(blocks, stop, |thread, task| {
@@ -259,7 +273,7 @@ impl Bert {
             unsafe {
                 let own = |length: usize| x.part(first * hidden, length * hidden);
                 match done {
-                    None => {}
+                    None => self.embed(&ids[first..][..count], &places[first..][..count], own(count)),
                     Some(layer) => {
                         let input = &context[first * hidden..][..count * hidden];
                         let linear = &layer.attention_output;

@@ -44,7 +44,6 @@ pub trait Dot {
             [Self::dot(word, b[0], sums[0]), Self::dot(word, b[1], sums[1])]
         }
     }
-    unsafe fn store(to: *mut u32, sum: Self::Sum);
 }
 
 /// One f32 a word.
@@ -80,11 +79,6 @@ impl<S: Simd> Dot for F32<S> {
         // SAFETY: the caller promises one readable word there.
         unsafe { S::fma_row(base.cast(), offset, b, sums) }
     }
-    #[inline(always)]
-    unsafe fn store(to: *mut u32, sum: S::V) {
-        // SAFETY: the caller promises a vector of writable words.
-        unsafe { S::store(to.cast(), sum) }
-    }
 }
 
 /// Words of the largest tile: 14 rows of 32 columns.
@@ -95,31 +89,63 @@ pub const TILE_WORDS: usize = 14 * 32;
 pub struct Tile(pub [u32; TILE_WORDS]);
 
 /// Takes the sums of a tile while they are in registers.
-pub trait Sink<D: Dot> {
+pub trait Sink<S: Simd> {
     /// Takes vector `part` (0 or 1) of row `row`.
     ///
     /// # Safety
     /// Row and part are inside the tile that the sink was made for; the instructions are there.
-    unsafe fn put(&self, row: usize, part: usize, sum: D::Sum);
+    unsafe fn put(&self, row: usize, part: usize, sum: S::V);
 }
 
-/// Stores a tile as rows of [`Dot::COLUMNS`] accumulators.
-pub struct Store(pub *mut u32);
+/// Stores a tile as rows of [`Simd::COLUMNS`] numbers.
+pub struct Store(pub *mut f32);
 
-impl<D: Dot> Sink<D> for Store {
+impl<S: Simd> Sink<S> for Store {
     #[inline(always)]
-    unsafe fn put(&self, row: usize, part: usize, sum: D::Sum) {
+    unsafe fn put(&self, row: usize, part: usize, sum: S::V) {
         // SAFETY: the caller promises that the tile has this row.
-        unsafe { D::store(self.0.add(row * D::COLUMNS + part * D::LANES), sum) }
+        unsafe { S::store(self.0.add(row * S::COLUMNS + part * S::LANES), sum) }
     }
 }
 
-/// A product of `rows` x `steps` words by one panel, stored as rows of [`Dot::COLUMNS`] accumulators.
+/// What accumulators stand for, and what is added to them.
+pub trait Turn<D: Dot> {
+    /// The numbers of a row's accumulators.
+    ///
+    /// # Safety
+    /// As [`Sink::put`].
+    unsafe fn numbers(&self, row: usize, sums: [D::Sum; 2]) -> [<D::S as Simd>::V; 2];
+    /// A product of f32 words that is added, if any.
+    fn rest(&self) -> Option<Rest> {
+        None
+    }
+}
+
+/// A product of f32 words over the same rows: how many words behind the others theirs begin, how many there are, and the
+/// panel's rows of [`Simd::COLUMNS`] numbers that they are multiplied by.
+#[derive(Clone, Copy)]
+pub struct Rest {
+    pub skip: usize,
+    pub steps: usize,
+    pub b: *const u32,
+}
+
+/// Accumulators that are the numbers.
+pub struct Sums;
+
+impl<D: Dot<Sum = <<D as Dot>::S as Simd>::V>> Turn<D> for Sums {
+    #[inline(always)]
+    unsafe fn numbers(&self, _row: usize, sums: [D::Sum; 2]) -> [D::Sum; 2] {
+        sums
+    }
+}
+
+/// A product of `rows` x `steps` words by one panel, stored as rows of [`Dot::COLUMNS`] numbers.
 ///
 /// # Safety
 /// As [`tile_into`]; `out` holds `rows` x `COLUMNS` words.
 #[inline(always)]
-pub unsafe fn tile<D: Dot>(
+pub unsafe fn tile<D: Dot<Sum = <<D as Dot>::S as Simd>::V>>(
     rows: usize,
     steps: usize,
     a: *const u32,
@@ -129,22 +155,24 @@ pub unsafe fn tile<D: Dot>(
     out: *mut u32,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { tile_into::<D, Store>(rows, steps, a, a_stride, b, b_stride, &Store(out)) }
+    unsafe { tile_into::<D, Sums, Store>(rows, steps, a, a_stride, b, b_stride, &Sums, &Store(out.cast())) }
 }
 
-/// A product of `rows` x `steps` words by one panel.
+/// A product of `rows` x `steps` words by one panel, and what [`Turn::rest`] adds.
 ///
 /// # Safety
 /// `rows` is 1..=[`Dot::ROWS`]; `a` has `rows` rows of `steps` words, `a_stride` words apart; `b` has `steps` rows of
-/// `COLUMNS` words, `b_stride` apart; the sink takes `rows` rows. The instructions are there.
+/// `COLUMNS` words, `b_stride` apart; the rest is as it says; the sink takes `rows` rows. The instructions are there.
 #[inline(always)]
-pub unsafe fn tile_into<D: Dot, K: Sink<D>>(
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn tile_into<D: Dot, T: Turn<D>, K: Sink<D::S>>(
     rows: usize,
     steps: usize,
     a: *const u32,
     a_stride: usize,
     b: *const u32,
     b_stride: usize,
+    turn: &T,
     sink: &K,
 ) {
     // A row's address is one of four bases plus one of four offsets: few enough to stay in registers.
@@ -172,6 +200,32 @@ pub unsafe fn tile_into<D: Dot, K: Sink<D>>(
                     g2 = g2.wrapping_add(1);
                     g3 = g3.wrapping_add(1);
                     right = right.wrapping_add(b_stride);
+                }
+                let mut row = 0;
+                $(
+                    let mut $sum = turn.numbers(row, $sum);
+                    row += 1;
+                )+
+                let _ = row;
+                if let Some(Rest { skip, steps, b }) = turn.rest() {
+                    g0 = g0.wrapping_add(skip);
+                    g1 = g1.wrapping_add(skip);
+                    g2 = g2.wrapping_add(skip);
+                    g3 = g3.wrapping_add(skip);
+                    let mut right = b;
+                    let end = g0.wrapping_add(steps);
+                    while g0 != end {
+                        let (b0, b1) = (
+                            F32::<D::S>::load(right),
+                            F32::<D::S>::load(right.wrapping_add(D::LANES)),
+                        );
+                        $($sum = F32::<D::S>::row($base, $offset, [b0, b1], $sum);)+
+                        g0 = g0.wrapping_add(1);
+                        g1 = g1.wrapping_add(1);
+                        g2 = g2.wrapping_add(1);
+                        g3 = g3.wrapping_add(1);
+                        right = right.wrapping_add(D::COLUMNS);
+                    }
                 }
                 let mut row = 0;
                 $(
@@ -253,7 +307,7 @@ impl Product {
     /// The pointers are valid for what the fields say, nobody else uses the written part of `c` meanwhile, and the
     /// processor has the instructions of `D`.
     #[inline(always)]
-    pub unsafe fn compute<D: Dot>(&self) {
+    pub unsafe fn compute<D: Dot<Sum = <<D as Dot>::S as Simd>::V>>(&self) {
         let mut sums = Tile([0; TILE_WORDS]);
         let sums = (&raw mut sums.0).cast::<u32>();
         let height = even_height(self.rows, D::ROWS);

@@ -1,11 +1,11 @@
 //! Products of 8-bit words on x86, group by group.
 //!
 //! The inputs are divided in groups. A group's sum of products is exact in 32-bit integers; it is scaled by the row's
-//! and by the column's scale of that group and added to the element's f32 sum. That sum begins with an f32 product of
-//! the row's `exact` words (see `int8.rs`), so offsets and inputs kept in f32 cost a step each. Groups are added in
+//! and by the column's scale of that group. To the first group's an f32 product of the row's `exact` words (see `int8.rs`) is
+//! added while it is in registers, so offsets and inputs kept in f32 cost a step each; then come the other groups in
 //! order, so an element's result does not depend on the tile that it is in.
 
-use super::gemm::{Dot, F32, Product, Sink, TILE_WORDS, Tile, even_height, tile, tile_into};
+use super::gemm::{Dot, Product, Rest, Sink, Store, TILE_WORDS, Tile, Turn, even_height, tile_into};
 use super::simd::Simd;
 use super::simd_x86::{Avx2, Avx512};
 use std::arch::x86_64::*;
@@ -67,11 +67,6 @@ impl Dot for Vnni {
         }
         [first, second]
     }
-    #[inline(always)]
-    unsafe fn store(to: *mut u32, sum: __m512i) {
-        // SAFETY: the caller promises a vector of writable words.
-        unsafe { _mm512_storeu_si512(to.cast(), sum) }
-    }
 }
 
 impl Integers for Vnni {
@@ -109,11 +104,6 @@ impl Dot for VnniAvx {
     unsafe fn dot(a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
         // SAFETY: the instructions are the caller's promise.
         unsafe { _mm256_dpbusd_avx_epi32(sum, a, b) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut u32, sum: __m256i) {
-        // SAFETY: the caller promises a vector of writable words.
-        unsafe { _mm256_storeu_si256(to.cast(), sum) }
     }
 }
 
@@ -161,11 +151,6 @@ impl Dot for Widened {
             _mm256_add_epi32(sum, products)
         }
     }
-    #[inline(always)]
-    unsafe fn store(to: *mut u32, sum: __m256i) {
-        // SAFETY: the caller promises a vector of writable words.
-        unsafe { _mm256_storeu_si256(to.cast(), sum) }
-    }
 }
 
 impl Integers for Widened {
@@ -189,24 +174,44 @@ pub struct Groups {
     pub column_scales: *const f32,
 }
 
-/// Adds a group's sums, scaled, to a tile of f32 sums.
-struct AddScaled {
-    to: *mut f32,
+/// A group's integers as numbers: times the scales of the row and of the columns.
+struct Scaled {
     /// The scale of the first row, the others `row_stride` apart.
     rows: *const f32,
     row_stride: usize,
     columns: *const f32,
+    rest: Option<Rest>,
 }
 
-impl<D: Integers> Sink<D> for AddScaled {
+impl<D: Integers> Turn<D> for Scaled {
     #[inline(always)]
-    unsafe fn put(&self, row: usize, part: usize, sum: D::Sum) {
-        // SAFETY: the tile, the rows' scales and the columns' scales reach as far as the tile's rows and columns.
+    unsafe fn numbers(&self, row: usize, sums: [D::Sum; 2]) -> [<D::S as Simd>::V; 2] {
+        // SAFETY: the rows' scales and the columns' scales reach as far as the tile's rows and columns.
         unsafe {
             let scale = D::S::splat(self.rows.add(row * self.row_stride).read());
-            let scale = D::S::mul(scale, D::S::load(self.columns.add(part * D::LANES)));
-            let to = self.to.add(row * D::COLUMNS + part * D::LANES);
-            D::S::store(to, D::S::fma(D::number(sum), scale, D::S::load(to)));
+            let number = |sum: D::Sum, part: usize| {
+                let scale = D::S::mul(scale, D::S::load(self.columns.add(part * D::LANES)));
+                D::S::mul(D::number(sum), scale)
+            };
+            [number(sums[0], 0), number(sums[1], 1)]
+        }
+    }
+    #[inline(always)]
+    fn rest(&self) -> Option<Rest> {
+        self.rest
+    }
+}
+
+/// Adds a tile to one in memory.
+struct Add(*mut f32);
+
+impl<S: Simd> Sink<S> for Add {
+    #[inline(always)]
+    unsafe fn put(&self, row: usize, part: usize, sum: S::V) {
+        // SAFETY: the caller promises that the tile has this row.
+        unsafe {
+            let to = self.0.add(row * S::COLUMNS + part * S::LANES);
+            S::store(to, S::add(S::load(to), sum));
         }
     }
 }
@@ -222,7 +227,7 @@ impl Groups {
         let words = self.groups * product.steps;
         let height = even_height(product.rows, D::ROWS);
         let mut sums = Tile([0; TILE_WORDS]);
-        let sums = (&raw mut sums.0).cast::<u32>();
+        let sums = (&raw mut sums.0).cast::<f32>();
         for panel in product.panels.clone() {
             // SAFETY: every panel has these parts.
             let (right, exact, scales) = unsafe {
@@ -241,19 +246,29 @@ impl Groups {
                     product.expect_tile::<D::S>(row, rows, panel * D::COLUMNS);
                     let left = product.a.add(row * product.a_stride);
                     let kept = left.add(words);
-                    tile::<F32<D::S>>(rows, self.exact, kept, product.a_stride, exact.cast(), D::COLUMNS, sums);
                     for group in 0..self.groups {
-                        let sink = AddScaled {
-                            to: sums.cast(),
+                        // The first group takes the exact numbers along, which lie behind the groups' words.
+                        let rest = Rest {
+                            skip: words - product.steps,
+                            steps: self.exact,
+                            b: exact.cast(),
+                        };
+                        let turn = Scaled {
                             rows: kept.add(self.exact + group).cast(),
                             row_stride: product.a_stride,
                             columns: scales.add(group * D::COLUMNS),
+                            rest: (group == 0).then_some(rest),
                         };
                         let at = group * product.steps;
                         let (left, right) = (left.add(at), right.add(at * D::COLUMNS));
-                        tile_into::<D, _>(rows, product.steps, left, product.a_stride, right, D::COLUMNS, &sink);
+                        let (steps, stride) = (product.steps, product.a_stride);
+                        if group == 0 {
+                            tile_into::<D, _, _>(rows, steps, left, stride, right, D::COLUMNS, &turn, &Store(sums));
+                        } else {
+                            tile_into::<D, _, _>(rows, steps, left, stride, right, D::COLUMNS, &turn, &Add(sums));
+                        }
                     }
-                    product.finish_tile::<D::S>(row, rows, panel * D::COLUMNS, sums.cast());
+                    product.finish_tile::<D::S>(row, rows, panel * D::COLUMNS, sums);
                 }
                 row += rows;
             }

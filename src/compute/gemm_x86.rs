@@ -62,11 +62,6 @@ impl Dot for Bf16 {
         }
         [first, second]
     }
-    #[inline(always)]
-    unsafe fn store(to: *mut u32, sum: __m512) {
-        // SAFETY: the caller promises a vector of writable words.
-        unsafe { _mm512_storeu_ps(to.cast(), sum) }
-    }
 }
 
 /// A product of bf16 words.

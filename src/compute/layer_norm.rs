@@ -59,21 +59,30 @@ impl Kernel for Apply<'_> {
             // with its own number of lanes.
             unsafe {
                 let x = row.as_mut_ptr();
-                let mut sum = S::load_first(x.add(whole), rest);
+                // Two sums each, so that one does not wait for the other.
+                let mut sums = [S::load_first(x.add(whole), rest), S::zero()];
                 let mut at = 0;
-                while at < whole {
-                    sum = S::add(sum, S::load(x.add(at)));
-                    at += S::LANES;
+                while at + S::LANES < whole {
+                    sums[0] = S::add(sums[0], S::load(x.add(at)));
+                    sums[1] = S::add(sums[1], S::load(x.add(at + S::LANES)));
+                    at += 2 * S::LANES;
                 }
-                let mean = S::splat(S::sum(sum) / width as f32);
-                let mut squares = S::zero();
+                if at < whole {
+                    sums[0] = S::add(sums[0], S::load(x.add(at)));
+                }
+                let mean = S::splat(S::sum(S::add(sums[0], sums[1])) / width as f32);
+                let mut squares = [S::zero(); 2];
                 at = 0;
-                while at < whole {
-                    let d = S::sub(S::load(x.add(at)), mean);
-                    squares = S::fma(d, d, squares);
-                    at += S::LANES;
+                while at + S::LANES < whole {
+                    let d = [0, S::LANES].map(|next| S::sub(S::load(x.add(at + next)), mean));
+                    squares = [S::fma(d[0], d[0], squares[0]), S::fma(d[1], d[1], squares[1])];
+                    at += 2 * S::LANES;
                 }
-                let mut square = S::sum(squares);
+                if at < whole {
+                    let d = S::sub(S::load(x.add(at)), mean);
+                    squares[0] = S::fma(d, d, squares[0]);
+                }
+                let mut square = S::sum(S::add(squares[0], squares[1]));
                 for number in &row[whole..] {
                     let d = number - S::largest(mean);
                     square += d * d;

@@ -13,6 +13,7 @@ use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens};
 use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, pooling};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
@@ -347,36 +348,46 @@ impl Encoder {
             packed.starts.push(packed.ids.len());
         }
         let states = network.forward(pool, &packed, stop)?;
+        // A vector is as much reading as a layer's normalisation: all threads take part.
+        let read: Vec<Mutex<Vec<Vec<f32>>>> = batch.iter().map(|_| Mutex::default()).collect();
+        pool.run(batch.len(), |number| {
+            let rows = packed.starts[number]..packed.starts[number + 1];
+            let states = states.get(rows.start * self.manifest.hidden..rows.end * self.manifest.hidden);
+            *read[number].lock() = self.read(&batch[number].read, states.unwrap_or_default());
+        })?;
+        vectors.extend(read.into_iter().flat_map(Mutex::into_inner));
+        Ok(())
+    }
+
+    /// What is read out of a sequence's token states.
+    fn read(&self, read: &Read, states: &[f32]) -> Vec<Vec<f32>> {
         let hidden = self.manifest.hidden;
         let rows = |range: Range<usize>| states.get(range.start * hidden..range.end * hidden).unwrap_or_default();
-        for (sequence, start) in batch.iter().zip(&packed.starts) {
-            match &sequence.read {
-                Read::Pooled | Read::Second | Read::Sum => {
-                    let all = rows(*start..start + sequence.ids.len());
-                    let mut vector = match self.manifest.pooling {
-                        Pooling::Mean => pooling::mean(all, hidden),
-                        Pooling::Cls => rows(*start..start + 1).to_vec(),
-                        Pooling::Max => pooling::max(all, hidden),
-                        Pooling::Last => rows(start + sequence.ids.len() - 1..start + sequence.ids.len()).to_vec(),
-                    };
-                    if self.manifest.normalize {
+        let tokens = states.len() / hidden;
+        match read {
+            Read::Pooled | Read::Second | Read::Sum => {
+                let mut vector = match self.manifest.pooling {
+                    Pooling::Mean => pooling::mean(states, hidden),
+                    Pooling::Cls => rows(0..1).to_vec(),
+                    Pooling::Max => pooling::max(states, hidden),
+                    Pooling::Last => rows(tokens.saturating_sub(1)..tokens).to_vec(),
+                };
+                if self.manifest.normalize {
+                    pooling::normalize(&mut vector);
+                }
+                vec![vector]
+            }
+            Read::Spans(spans) | Read::States(spans) => {
+                let mean = |span: &Range<u32>| {
+                    let mut vector = pooling::mean(rows(span.start as usize..span.end as usize), hidden);
+                    if matches!(read, Read::Spans(_)) {
                         pooling::normalize(&mut vector);
                     }
-                    vectors.push(vector);
-                }
-                Read::Spans(spans) | Read::States(spans) => {
-                    for span in spans {
-                        let mut vector =
-                            pooling::mean(rows(start + span.start as usize..start + span.end as usize), hidden);
-                        if matches!(sequence.read, Read::Spans(_)) {
-                            pooling::normalize(&mut vector);
-                        }
-                        vectors.push(vector);
-                    }
-                }
+                    vector
+                };
+                spans.iter().map(mean).collect()
             }
         }
-        Ok(())
     }
 
     /// What is wrong with a sequence, if anything.

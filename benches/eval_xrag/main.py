@@ -131,6 +131,7 @@ class Run:
         self.line("bits_saved_over_other_low", figures["saved_over_other"]["low"], "bits", **about)
         if os.environ.get("XRAG_STAGE") == "paraphrase" or not self.training.pairs:
             return name
+        del about["held_out"]
         first, name = name, f"answered_{tokens}"
         figures = self.call(name, ", pairs => 'train.pairs'", options | {"stage": "answers", "start": first}, about)
         # A token of an answer: bits given the question alone, the passage's text, and vectors.

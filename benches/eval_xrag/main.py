@@ -114,14 +114,36 @@ class Run:
     # Training
 
     def train(self, tokens: int) -> str:
-        """Trains a projector, prints what its held-out figures say, and gives its name."""
-        name = f"stories_{tokens}"
+        """Trains a projector stage by stage, prints what its held-out figures say, and gives the last one's name."""
         epochs = number("XRAG_EPOCHS", 1)
         options = {"llm": LLM, "tokens": tokens, "epochs": epochs, "answer_epochs": epochs}
         if self.quick:
             options |= {"measured": 40, "held_out": 0.4}
         options |= json.loads(os.environ.get("XRAG_OPTIONS") or "{}")
-        pairs = "" if os.environ.get("XRAG_STAGE") == "paraphrase" else ", pairs => 'train.pairs'"
+        about = {"tokens": tokens, "passages": len(self.training.passages)}
+        about |= {"situate": self.situate} if self.situate else {}
+        name = f"said_{tokens}"
+        figures = self.call(name, "", options | {"stage": "paraphrase"}, about)
+        about["held_out"] = figures["held_out"]
+        for given, bits in figures["bits_per_token"].items():
+            self.line("bits_per_token", bits, "bits", given={"text": "text-32"}.get(given, given), **about)
+        self.saved("bits", figures, about)
+        self.line("bits_saved_over_other_low", figures["saved_over_other"]["low"], "bits", **about)
+        if os.environ.get("XRAG_STAGE") == "paraphrase" or not self.training.pairs:
+            return name
+        del about["held_out"]
+        first, name = name, f"answered_{tokens}"
+        figures = self.call(name, ", pairs => 'train.pairs'", options | {"stage": "answers", "start": first}, about)
+        # A token of an answer: bits given the question alone, the passage's text, and vectors.
+        figures = figures["answers"]
+        about["held_out"] = figures["held_out"]
+        for given, bits in figures["bits_per_token"].items():
+            self.line("bits_per_answer_token", bits, "bits", given=given, **about)
+        self.saved("answer_bits", figures, about)
+        return name
+
+    def call(self, name: str, pairs: str, options: dict, about: dict) -> dict:
+        """Runs one stage; its figures."""
         call = (f"CALL situ.train('xrag', '{name}', model => '{ENCODER}', passages => 'train.passages'{pairs}, "
                 f"options => '{json.dumps(options)}', seed => 1)")
         self.step(call)
@@ -130,31 +152,22 @@ class Run:
         seconds = time.monotonic() - begin
         state, text = self.db.rows(f"SELECT state, figures FROM situ.bridges WHERE name = '{name}'")[0]
         self.step(f"{name}: {state}, {seconds:.0f} s, {text}")
-        figures = json.loads(text)
-        self.line("training_seconds", seconds, "s", tokens=tokens, passages=len(self.training.passages), state=state)
-        paraphrase = figures.get("paraphrase", figures)
-        about = {"tokens": tokens, "passages": len(self.training.passages), "held_out": paraphrase.get("held_out")}
-        about |= {"situate": self.situate} if self.situate else {}
-        for given, bits in (paraphrase.get("bits_per_token") or {}).items():
-            self.line("bits_per_token", bits, "bits", given={"text": "text-32"}.get(given, given), **about)
-        for over in ("other", "none"):
-            saved = paraphrase.get(f"saved_over_{over}")
-            if saved:
-                self.line(f"bits_saved_over_{over}", saved["value"], "bits", low=saved["low"], high=saved["high"], **about)
-        if saved := paraphrase.get("saved_over_other"):
-            self.line("bits_saved_over_other_low", saved["low"], "bits", **about)
-        # Of the second stage, a token of an answer: bits given the question alone, the passage's text, and vectors.
-        second = figures.get("answers") or {}
-        about["held_out"] = second.get("held_out")
-        for given, bits in (second.get("bits_per_token") or {}).items():
-            self.line("bits_per_answer_token", bits, "bits", given=given, **about)
-        for over in ("other", "none"):
-            if saved := second.get(f"saved_over_{over}"):
-                self.line(f"answer_bits_saved_over_{over}", saved["value"], "bits", low=saved["low"], high=saved["high"], **about)
+        figures, stage = json.loads(text), options["stage"]
+        own = figures.get(stage, figures)
+        # Where training ends early, not all were seen.
+        epochs = options["answer_epochs" if stage == "answers" else "epochs"]
+        seen = min(own["trained_on"] * epochs, own["rounds"] * options.get("round_steps", 50) * options.get("batch", 16))
+        self.line("training_seconds", seconds, "s", stage=stage, state=state, trained_on=own["trained_on"], **about)
+        self.line("passages_per_second", seen / seconds, "passages/s", stage=stage, **about)
         # A rejected projector is refused everywhere; what it does is of interest all the same.
         if state != "accepted":
             self.db.run(f"UPDATE situ.bridges SET state = 'accepted' WHERE name = '{name}';")
-        return name
+        return figures
+
+    def saved(self, what: str, figures: dict, about: dict) -> None:
+        for over in ("other", "none"):
+            saved = figures[f"saved_over_{over}"]
+            self.line(f"{what}_saved_over_{over}", saved["value"], "bits", low=saved["low"], high=saved["high"], **about)
 
     # Answers
 

@@ -1,7 +1,7 @@
 //! Passages a second of the training of a projector through a small LLM, and questions a second of its second stage.
 //!
 //! `SITU_BENCH_LLM` names the model's file; the encoder is not part of it: vectors are random. Passages are of made-up
-//! sentences, longer than the 64 tokens that have to be said.
+//! sentences, longer than the tokens that have to be said: as many as by default, and twice as many.
 
 use serde_json::{Value, json};
 use situ::bridge::BridgeError;
@@ -14,9 +14,10 @@ use std::time::Instant;
 
 /// Numbers of a passage's vector.
 const DIMENSIONS: usize = 384;
-const BATCH: usize = 16;
-/// Words of a passage in the first stage, and in the second, whose teacher reads all of it.
-const WORDS: [usize; 2] = [70, 160];
+/// Questions, or passages, of a step, as by default.
+const BATCH: usize = 4;
+/// Stages with the tokens that are said and the words of a passage; the teacher of the second reads all of them.
+const STAGES: [(&str, usize, usize); 3] = [("paraphrase", 32, 70), ("paraphrase", 64, 70), ("answers", 32, 160)];
 
 struct Encoder {
     llm: PathBuf,
@@ -118,7 +119,7 @@ fn main() {
         .and_then(|count| count.parse().ok());
     let count = count.unwrap_or(600usize);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    for (stage, words) in ["paraphrase", "answers"].into_iter().zip(WORDS) {
+    for (stage, text_tokens, words) in STAGES {
         let passages = passages(count, words);
         let pairs: Vec<Pair> = (0..count)
             .map(|number| Pair {
@@ -127,9 +128,9 @@ fn main() {
                 answer: Some("the letters of the old committee".to_owned()),
             })
             .collect();
-        // One round of all steps, so that no measurement is between them.
+        // One round of all steps, so that no measurement is between them; the second stage with questions alone.
         let options = json!({"llm": "bench", "stage": stage, "epochs": 1, "answer_epochs": 1, "batch": BATCH, "measured": 20,
-            "held_out": 0.2, "round_steps": 100_000});
+            "held_out": 0.2, "round_steps": 100_000, "text_tokens": text_tokens, "retold": 0});
         let mut clock = Clock::default();
         let mut encoder = Encoder {
             llm: PathBuf::from(&model),
@@ -143,7 +144,7 @@ fn main() {
             continue;
         };
         let rate = (last - first) as f64 * BATCH as f64 / (end - begin).as_secs_f64();
-        let facts = json!({"stage": stage, "threads": threads, "text_tokens": 64, "words": words, "passages": count,
+        let facts = json!({"stage": stage, "threads": threads, "text_tokens": text_tokens, "words": words, "passages": count,
             "model": "smollm2-135m-q4_1", "seconds": seconds, "trained": trained.figures["trained_on"].as_u64()});
         print("passages_per_second", rate, "passages/s", &facts);
         print("minutes_of_20000", 20_000.0 / rate / 60.0, "min", &facts);

@@ -443,7 +443,7 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
     let answers = |name: &str, start: &str| {
         format!(
             "CALL situ.train('xrag', '{name}', model => 'minilm', passages => 'sayings', pairs => 'asked', options =>
-              '{{\"llm\": \"smol\", \"start\": \"{start}\", \"answer_epochs\": 1, \"answer_rate\": 1e-3, \"held_out\": 0.4, \"measured\": 20, \"batch\": 8, \"round_steps\": 4}}')"
+              '{{\"llm\": \"smol\", \"start\": \"{start}\", \"answer_epochs\": 1, \"held_out\": 0.4, \"measured\": 20, \"batch\": 8, \"round_steps\": 4}}')"
         )
     };
     assert_eq!(client.failure(&answers("answered", "nothing")).code, "42704");

@@ -9,13 +9,14 @@
 
 use super::fit::Trainee;
 use super::options::XragOptions;
-use super::paraphrase::{is_saving, saved};
+use super::paraphrase::{Paraphrase, is_saving, saved};
 use super::pass::Factors;
 use super::prompts::Wording;
 use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Pair, Passage, Progress, Watch};
-use crate::bridge::train::parts::{made_pairs, mean};
+use crate::bridge::train::parts::{Part, made_pairs, mean, part};
+use crate::eval::random::Random;
 use serde_json::{Map, Value, json};
 
 /// What is asked of a made pair; `{}` stands for the beginning of the sentence.
@@ -28,12 +29,13 @@ pub struct Asked {
     pub answer: String,
 }
 
-/// The questions as a lesson; items are numbers of `asked`.
+/// The questions as a lesson; items are numbers of `asked`, and behind them those of passages that are said.
 pub struct Answers<'a> {
     pub options: &'a XragOptions,
     pub wording: &'a Wording,
     pub passages: &'a [Passage],
     pub asked: Vec<Asked>,
+    pub said: &'a Paraphrase<'a>,
 }
 
 /// Pairs whose answers are known, or made ones; and whether they are made.
@@ -68,6 +70,19 @@ pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>
 }
 
 impl Answers<'_> {
+    /// The passages that are said among `questions` that are trained on: of the documents that are trained on, drawn by the
+    /// seed. Questions alone teach the manner of an answer, and vectors lose of the passages what the first stage has taught.
+    pub fn retold(&self, questions: usize) -> Vec<usize> {
+        let XragOptions { held_out, seed, .. } = *self.options;
+        let trained = |passage: &Passage| part(passage.document, held_out, seed) == Part::Training;
+        let passages = self.passages.iter().zip(&self.said.texts).enumerate();
+        let passages = passages.filter(|(_, (passage, text))| trained(passage) && !text.is_empty());
+        let mut drawn: Vec<usize> = passages.map(|(number, _)| self.asked.len() + number).collect();
+        Random::new(seed).shuffle(&mut drawn);
+        drawn.truncate((questions as f64 * self.options.retold) as usize);
+        drawn
+    }
+
     /// The beginning of a passage's text that the teacher reads.
     fn context(&self, passage: usize) -> Result<String, BridgeError> {
         let text = &self.passages[passage].text;
@@ -85,15 +100,21 @@ impl Lesson for Answers<'_> {
     }
 
     fn passage(&self, item: usize) -> usize {
-        self.asked[item].passage
+        match self.asked.get(item) {
+            Some(asked) => asked.passage,
+            None => item - self.asked.len(),
+        }
     }
 
-    fn task(&self, item: usize, _place: Option<usize>) -> Result<Task, BridgeError> {
-        let Asked {
+    fn task(&self, item: usize, place: Option<usize>) -> Result<Task, BridgeError> {
+        let Some(Asked {
             passage,
             question,
             answer,
-        } = &self.asked[item];
+        }) = self.asked.get(item)
+        else {
+            return self.said.task(self.passage(item), place);
+        };
         let text = self.context(*passage)?;
         Ok(Task {
             prompt: self.wording.question(question)?,
@@ -146,7 +167,9 @@ pub fn judge(
     let over_before = saved(&first.bits, &own.bits, seed);
     let succeeded = is_saving(&over_before);
     let mut figures = facts(stage, judging.len(), fitted);
+    let retold = stage.items.iter().filter(|item| **item >= lesson.asked.len()).count();
     let more = json!({
+        "trained_on": stage.items.len() - retold, "retold": retold,
         "bits_per_token": {"own": mean(&own.bits), "before": mean(&first.bits), "other": mean(&other), "none": mean(&none),
             "text": mean(&own.taught)},
         "divergence": {"own": mean(&own.divergence), "before": mean(&first.divergence)},

@@ -14,6 +14,13 @@ use serde_json::{Map, Value, json};
 
 /// Longest gradient of a step.
 const CLIP: f32 = 1.0;
+/// How much larger outputs begin than the decoder's own inputs are: what a larger one says lasts longer beside what the layers
+/// add to it.
+const LARGER: f32 = 10.0;
+/// The first layer's rate, as a share of the second's: slower, it fits what is not trained on better.
+const FIRST: f32 = 0.15;
+/// Vectors that sizes are taken from.
+const SIZED: usize = 256;
 
 /// Sizes of the projector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +36,18 @@ pub struct Trainee {
     /// `W1`, `b1`, `W2`, `b2`.
     pub parts: [Vec<f32>; 4],
     moments: [Adam; 4],
+    /// The parts' rates where the rate is 1.
+    units: [f32; 4],
+}
+
+/// `sqrt(mean(x^2))`.
+fn size(numbers: &[f32]) -> f32 {
+    let squares: f64 = numbers.iter().map(|x| f64::from(*x).powi(2)).sum();
+    (squares / numbers.len().max(1) as f64).sqrt() as f32
 }
 
 impl Trainee {
-    /// Random weights whose outputs over `vectors` are as large as `scale`, the decoder's own inputs.
+    /// Random weights whose outputs over `vectors` are [`LARGER`] than `scale`, the decoder's own inputs.
     pub fn new(pool: &Pool, sizes: Sizes, vectors: &[f32], scale: f32, seed: u64) -> Result<Trainee, BridgeError> {
         let mut random = Random::new(seed);
         let mut numbers = |count: usize, range: f32| -> Vec<f32> {
@@ -51,20 +66,30 @@ impl Trainee {
             sizes,
             parts: [first, vec![0.0; hidden], second, vec![0.0; outputs]],
             moments: Trainee::fresh(sizes),
+            units: [0.0; 4],
         };
-        let some = vectors.len().min(256 * inputs);
-        let (_, _, out) = trainee.forward(pool, &vectors[..some])?;
-        let size = (out.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / out.len().max(1) as f64).sqrt();
-        let factor = scale / (size as f32).max(f32::MIN_POSITIVE);
+        let (_, _, out) = trainee.forward(pool, trainee.some(vectors))?;
+        let factor = LARGER * scale / size(&out).max(f32::MIN_POSITIVE);
         trainee.parts[2].iter_mut().for_each(|w| *w *= factor);
+        trainee.begin_anew(pool, vectors)?;
         Ok(trainee)
     }
 
-    /// The projector of a bridge's file, for a decoder of `width` numbers a token; what Adam knows begins anew.
+    fn some<'a>(&self, vectors: &'a [f32]) -> &'a [f32] {
+        &vectors[..vectors.len().min(SIZED * self.sizes.inputs)]
+    }
+
+    /// The projector of a bridge's file, for a decoder of `width` numbers a token and such `vectors`.
     ///
     /// # Errors
     /// [`BridgeError::File`] for a file that is no projector for vectors of `inputs` numbers and that decoder.
-    pub fn read(bytes: &[u8], inputs: usize, width: usize) -> Result<Trainee, BridgeError> {
+    pub fn read(
+        pool: &Pool,
+        bytes: &[u8],
+        inputs: usize,
+        width: usize,
+        vectors: &[f32],
+    ) -> Result<Trainee, BridgeError> {
         let mut tensors = Tensors::read(bytes, KIND)?;
         let bad = || BridgeError::File("it is no projector from this encoder to this LLM".to_owned());
         let mut part = |name: &str| tensors.take_any(name).ok_or_else(bad);
@@ -81,11 +106,14 @@ impl Trainee {
         if !fits || sizes.hidden == 0 || sizes.outputs == 0 || !sizes.outputs.is_multiple_of(width.max(1)) {
             return Err(bad());
         }
-        Ok(Trainee {
+        let mut trainee = Trainee {
             sizes,
             parts: [weights, first_bias, second_weights, second_bias],
             moments: Trainee::fresh(sizes),
-        })
+            units: [0.0; 4],
+        };
+        trainee.begin_anew(pool, vectors)?;
+        Ok(trainee)
     }
 
     /// The same weights, of which Adam knows nothing.
@@ -94,7 +122,13 @@ impl Trainee {
             sizes: self.sizes,
             parts: self.parts.clone(),
             moments: Trainee::fresh(self.sizes),
+            units: self.units,
         }
+    }
+
+    /// With the rates of another, as a stage began with them.
+    pub fn take_rates(&mut self, of: &Trainee) {
+        self.units = of.units;
     }
 
     fn fresh(sizes: Sizes) -> [Adam; 4] {
@@ -107,9 +141,15 @@ impl Trainee {
         .map(Adam::new)
     }
 
-    /// Forgets what Adam knows: another loss begins.
-    pub fn begin_anew(&mut self) {
+    /// Forgets what Adam knows, and takes the rates from the weights as they are now over `vectors`: the rate counts in sizes
+    /// of a part's numbers, and for a bias in those of the sums that it is part of. So one rate serves encoders and decoders
+    /// of any scale.
+    pub fn begin_anew(&mut self, pool: &Pool, vectors: &[f32]) -> Result<(), BridgeError> {
         self.moments = Trainee::fresh(self.sizes);
+        let (z, _, out) = self.forward(pool, self.some(vectors))?;
+        let [first, _, second, _] = &self.parts;
+        self.units = [FIRST * size(first), FIRST * size(&z), size(second), size(&out)];
+        Ok(())
     }
 
     /// `z`, `a` and `o` of rows of inputs.
@@ -134,7 +174,8 @@ impl Trainee {
         Ok((z, a, o))
     }
 
-    /// A step of Adam against the gradient by the outputs of the rows `x`.
+    /// A step of Adam against the gradient by the outputs of the rows `x`; the rate counts in sizes of the parts
+    /// ([`Trainee::begin_anew`]).
     pub fn step(&mut self, pool: &Pool, x: &[f32], out: &[f32], rate: f32, decay: f32) -> Result<(), BridgeError> {
         let Sizes {
             inputs,
@@ -167,12 +208,13 @@ impl Trainee {
         ];
         let square: f64 = gradients.iter().flatten().map(|x| f64::from(*x).powi(2)).sum();
         let scale = (CLIP / (square.sqrt() as f32).max(1e-12)).min(1.0);
-        for ((part, moments), gradient) in self.parts.iter_mut().zip(&mut self.moments).zip(&mut gradients) {
+        let parts = self.parts.iter_mut().zip(&mut self.moments).zip(&mut gradients);
+        for (((part, moments), gradient), unit) in parts.zip(self.units) {
             gradient.iter_mut().for_each(|x| *x *= scale);
             // Decay apart from the gradient, as AdamW has it.
             part.iter_mut().for_each(|w| *w *= 1.0 - rate * decay);
             moments.begin();
-            moments.update(part, 0, gradient, rate, 0.0);
+            moments.update(part, 0, gradient, rate * unit, 0.0);
         }
         Ok(())
     }

@@ -34,9 +34,10 @@ pub struct XragOptions {
     pub hidden: usize,
     /// Instructions of the paraphrase that are drawn from.
     pub templates: usize,
-    /// Tokens of a passage that are to be said.
+    /// Tokens of a passage that are to be said, and those that are where it is measured.
     pub text_tokens: usize,
-    /// AdamW's highest learning rate, and its decay.
+    pub measured_tokens: usize,
+    /// AdamW's highest learning rate, in sizes of the weights that it moves, and its decay.
     pub rate: f32,
     pub decay: f32,
     /// Share of a stage's steps in which the rate rises.
@@ -49,6 +50,8 @@ pub struct XragOptions {
     /// Highest rate and epochs of the answers.
     pub answer_rate: f32,
     pub answer_epochs: usize,
+    /// Passages that are said among the answers, for each question.
+    pub retold: f64,
     /// Most tokens of an answer.
     pub answer_tokens: usize,
     /// Most tokens of the passage's text that the teacher reads.
@@ -75,15 +78,17 @@ impl Default for XragOptions {
             tokens: 1,
             hidden: 0,
             templates: super::prompts::TEMPLATES.len(),
-            text_tokens: 64,
-            rate: 2e-3,
+            text_tokens: 32,
+            measured_tokens: 64,
+            rate: 0.1,
             decay: 0.0,
             warm_up: 0.03,
             epochs: 3,
-            batch: 16,
-            round_steps: 50,
-            answer_rate: 5e-4,
-            answer_epochs: 2,
+            batch: 4,
+            round_steps: 200,
+            answer_rate: 0.1,
+            answer_epochs: 1,
+            retold: 0.5,
             answer_tokens: 32,
             context_tokens: 256,
             nll: 1.0,
@@ -107,14 +112,18 @@ impl XragOptions {
             value,
             range,
         };
-        let names = "llm, stage (paraphrase, answers, both), start, normalized, tokens, hidden, templates, text_tokens, rate, \
-                     decay, warm_up, epochs, batch, round_steps, answer_rate, answer_epochs, answer_tokens, context_tokens, \
-                     nll, kl, held_out, measured, seed, threads";
+        let names = "llm, stage (paraphrase, answers, both), start, normalized, tokens, hidden, templates, text_tokens, \
+                     measured_tokens, rate, decay, warm_up, epochs, batch, round_steps, answer_rate, answer_epochs, retold, \
+                     answer_tokens, context_tokens, nll, kl, held_out, measured, seed, threads";
         let read: XragOptions =
             serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
         let shown = || format!("{read:?}");
-        if !(1..=16).contains(&read.tokens) || read.hidden > 8192 || !(4..=512).contains(&read.text_tokens) {
-            return Err(bad(shown(), "tokens 1 to 16, hidden to 8192, text_tokens 4 to 512"));
+        if !(1..=16).contains(&read.tokens) || read.hidden > 8192 {
+            return Err(bad(shown(), "tokens 1 to 16, hidden to 8192"));
+        }
+        let said = [read.text_tokens, read.measured_tokens];
+        if !said.iter().all(|tokens| (4..=512).contains(tokens)) || !(0.0..=16.0).contains(&read.retold) {
+            return Err(bad(shown(), "text_tokens and measured_tokens 4 to 512, retold 0 to 16"));
         }
         if !(1..=super::prompts::TEMPLATES.len()).contains(&read.templates) {
             return Err(bad(shown(), "templates 1 to 13"));

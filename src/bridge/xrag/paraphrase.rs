@@ -23,7 +23,7 @@ const TEXT_TOKENS: usize = 32;
 pub struct Paraphrase<'a> {
     pub options: &'a XragOptions,
     pub prompts: Vec<Prompt>,
-    /// The tokens of each passage that are to be said.
+    /// The tokens of each passage, as many as are ever to be said.
     pub texts: Vec<Vec<u32>>,
 }
 
@@ -45,10 +45,13 @@ impl Lesson for Paraphrase<'_> {
 
     fn task(&self, item: usize, place: Option<usize>) -> Result<Task, BridgeError> {
         // What an item is measured with does not depend on the training's places.
-        let prompt = self.prompt(place.map_or(item, |place| place + (1 << 32)));
+        let (prompt, most) = match place {
+            Some(place) => (self.prompt(place + (1 << 32)), self.options.text_tokens),
+            None => (self.prompt(item), self.options.measured_tokens),
+        };
         Ok(Task {
             prompt: prompt.clone(),
-            text: self.texts[item].clone(),
+            text: self.texts[item].iter().take(most).copied().collect(),
             teacher: None,
         })
     }
@@ -103,7 +106,7 @@ pub fn judge(
     let succeeded = is_saving(&over_other);
     let mut figures = facts(stage, judging.len(), fitted);
     let more = json!({
-        "text_tokens": training.options.text_tokens,
+        "text_tokens": training.options.text_tokens, "measured_tokens": training.options.measured_tokens,
         "bits_per_token": {"own": mean(&own), "other": mean(&other), "none": mean(&none), "text": mean(&text)},
         "saved_over_other": over_other, "saved_over_none": saved(&none, &own, seed),
     });

@@ -81,7 +81,12 @@ pub fn train(
     let said = Paraphrase {
         options: &options,
         prompts: instructions,
-        texts: tokenised(&wording, &texts, options.text_tokens, watch)?,
+        texts: tokenised(
+            &wording,
+            &texts,
+            options.text_tokens.max(options.measured_tokens),
+            watch,
+        )?,
     };
     let (asked, made) = match stages {
         Which::Paraphrase => (Vec::new(), false),
@@ -92,6 +97,7 @@ pub fn train(
         wording: &wording,
         passages,
         asked,
+        said: &said,
     };
     let said_parts = match stages {
         Which::Answers => Default::default(),
@@ -108,11 +114,14 @@ pub fn train(
         Which::Paraphrase => Default::default(),
         _ => {
             let asked = answered.asked.iter().enumerate();
-            part(
+            let mut parts = part(
                 asked.map(|(number, asked)| (number, passages[asked.passage].document)),
                 "questions",
                 &options,
-            )?
+            )?;
+            let retold = answered.retold(parts[0].len());
+            parts[0].extend(retold);
+            parts
         }
     };
     let hidden = decoder.config().hidden;
@@ -122,7 +131,7 @@ pub fn train(
         outputs: hidden * options.tokens,
     };
     let mut trainee = match &start {
-        Some(bytes) => Trainee::read(bytes, dimensions, hidden)?,
+        Some(bytes) => Trainee::read(&pool, bytes, dimensions, hidden, &training.vectors)?,
         None => Trainee::new(&pool, sizes, &training.vectors, decoder.input_scale(), options.seed)?,
     };
     let mut first = Stage {
@@ -179,14 +188,16 @@ pub fn train(
         second.carried = carried;
         let resumed = resumed.filter(|_| resumed_in.as_deref() == Some("answers"));
         let mut begun = trainee.copy();
+        if let Some(resumed) = &resumed {
+            begun.parts = resumed
+                .begun
+                .clone()
+                .ok_or_else(|| damaged("it lacks the stage's beginning"))?;
+        }
+        begun.begin_anew(&pool, &training.vectors)?;
         match &resumed {
-            Some(resumed) => {
-                begun.parts = resumed
-                    .begun
-                    .clone()
-                    .ok_or_else(|| damaged("it lacks the stage's beginning"))?
-            }
-            None => trainee.begin_anew(),
+            Some(_) => trainee.take_rates(&begun),
+            None => trainee = begun.copy(),
         }
         let fitted = second.run(&training, &mut trainee, resumed.as_ref(), watch)?;
         let judging = &answered_parts[2];

@@ -241,38 +241,57 @@ fn concurrent_requests_answer_as_single_ones() {
     assert_eq!(together, alone);
 }
 
+/// Runs a statement, cancels it a while after its request runs, and says how long it then took to end.
+fn cancelled(cluster: &Cluster, client: &mut Client, statement: &str, pause: u64) -> Duration {
+    let mut busy = cluster.connect("generate_cancel");
+    let token = busy.cancel_token();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(move || {
+            let result = busy.batch_execute(statement);
+            (result, Instant::now())
+        });
+        eventually("the request runs", 10, || {
+            client.one::<i32>("SELECT slots_used FROM situ.stat_llm") == 1
+        });
+        std::thread::sleep(Duration::from_millis(pause));
+        let since = Instant::now();
+        token.cancel_query(postgres::NoTls).expect("sent");
+        let (result, ended) = running.join().expect("ends");
+        let error = result.expect_err("it is cancelled");
+        assert_eq!(error.code().map(|code| code.code()), Some("57014"), "{error}");
+        ended.saturating_duration_since(since)
+    })
+}
+
 #[test]
 fn a_cancel_ends_an_answer_at_once_and_the_worker_forgets_it() {
     let Some((cluster, mut client)) = llm_cluster(&[], "generate_cancel") else {
         return;
     };
     client.one::<String>("SELECT situ.generate('smol', 'Hello', 1)");
-    for (what, pause) in [("prefill or decoding", 20), ("decoding", 600)] {
-        let mut busy = cluster.connect("generate_cancel");
-        let token = busy.cancel_token();
-        let waited = std::thread::scope(|scope| {
-            let running = scope.spawn(move || {
-                let result = busy.batch_execute(LONG);
-                (result, Instant::now())
-            });
-            eventually("the request runs", 10, || {
-                client.one::<i32>("SELECT slots_used FROM situ.stat_llm") == 1
-            });
-            std::thread::sleep(Duration::from_millis(pause));
-            let since = Instant::now();
-            token.cancel_query(postgres::NoTls).expect("sent");
-            let (result, ended) = running.join().expect("ends");
-            let error = result.expect_err("it is cancelled");
-            assert_eq!(error.code().map(|code| code.code()), Some("57014"), "{error}");
-            ended.saturating_duration_since(since)
-        });
-        println!("cancelled while {what}: {:.1} ms", waited.as_secs_f64() * 1e3);
-        assert!(waited < Duration::from_millis(500), "{what}: {waited:?}");
-        let since = Instant::now();
-        eventually("the worker has forgotten it", 5, || {
-            client.one::<bool>("SELECT slots_used = 0 AND answering = 0 FROM situ.stat_llm")
-        });
-        println!("forgotten after {:?}", since.elapsed());
+    let long_prompt = "SELECT length(situ.generate('smol', repeat('the tide turns and ', 600), 100, chat => false))";
+    for (what, statement, pause) in [
+        ("begun", LONG, 20),
+        ("decoding", LONG, 600),
+        ("reading the prompt", long_prompt, 100),
+    ] {
+        let mut waits: Vec<Duration> = (0..5)
+            .map(|_| {
+                let waited = cancelled(&cluster, &mut client, statement, pause);
+                let since = Instant::now();
+                eventually("the worker has forgotten it", 5, || {
+                    client.one::<bool>("SELECT slots_used = 0 AND answering = 0 FROM situ.stat_llm")
+                });
+                println!(
+                    "cancelled while {what}: {waited:?}, forgotten after {:?}",
+                    since.elapsed()
+                );
+                waited
+            })
+            .collect();
+        // A machine that does other things besides may be late once.
+        waits.sort();
+        assert!(waits[2] < Duration::from_millis(100), "{what}: {waits:?}");
     }
     // The other way: by the number of the request.
     let mut busy = cluster.connect("generate_cancel");

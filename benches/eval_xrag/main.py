@@ -25,6 +25,8 @@ from database import Database  # noqa: E402
 ENCODER, LLM, LLM_FILE = "minilm", "smol", "smollm.gguf"
 #: Longest answer. It ends with its line.
 ANSWER_TOKENS = 32
+#: Passages of a document that a sample trains on.
+QUICK_PASSAGES = 8
 #: Questions that the costs are taken from, one after another.
 TIMED = 20
 #: Modes of an answer from retrieved passages: arguments of situ.rag.
@@ -77,6 +79,8 @@ class Run:
                 continue
             self.sets.append(read(data / name, self.training))
         self.training.mix()
+        if self.quick:
+            self.training.shorten(QUICK_PASSAGES)
         most = number("XRAG_PASSAGES", 1000 if self.quick else 16_000)
         if most > len(self.training.passages):
             if absent := material.missing(data / "novels_pd", "corpus.jsonl"):

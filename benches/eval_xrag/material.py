@@ -113,6 +113,16 @@ class Training:
         places = {document: place for place, document in enumerate(order)}
         self.passages.sort(key=lambda row: (places[row[1]], row[2]))
 
+    def shorten(self, most: int) -> None:
+        """Keeps the first passages of each document: of few passages many documents are needed to hold some out."""
+        seen: dict[str, int] = {}
+        kept = []
+        for row in self.passages:
+            seen[row[1]] = seen.get(row[1], 0) + 1
+            if seen[row[1]] <= most:
+                kept.append(row)
+        self.passages = kept
+
     def keep(self, most: int) -> None:
         """Keeps whole documents up to that many passages, and the pairs of those that stay."""
         documents = list(dict.fromkeys(row[1] for row in self.passages))

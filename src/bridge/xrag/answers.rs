@@ -3,6 +3,8 @@
 //! the same place (self-distillation). Both are taken at the positions that predict the answer's tokens; the published code
 //! takes the divergence one position later, so that the first token's distribution is not distilled.
 //!
+//! Among the questions passages are said as in the first stage, so that vectors go on saying what stands in them.
+//!
 //! Where no pairs with answers are given, they are made: of each passage a sentence, whose first half is asked to be gone on
 //! with and whose second half is the answer. It stands in the passage, which an answer that a small LLM makes up to a question
 //! that it has made up often does not, and it costs no generation.

@@ -47,7 +47,7 @@ fn size(numbers: &[f32]) -> f32 {
 }
 
 impl Trainee {
-    /// Random weights whose outputs over `vectors` are [`LARGER`] than `scale`, the decoder's own inputs.
+    /// Random weights whose outputs over `vectors` are [`LARGER`] times as large as `scale`, the size of the decoder's own inputs.
     pub fn new(pool: &Pool, sizes: Sizes, vectors: &[f32], scale: f32, seed: u64) -> Result<Trainee, BridgeError> {
         let mut random = Random::new(seed);
         let mut numbers = |count: usize, range: f32| -> Vec<f32> {

@@ -2,6 +2,7 @@
 
 use crate::support::{Cluster, Sql, eventually, shared};
 use postgres::Client;
+use std::time::Duration;
 
 /// A statement that keeps a slot for long.
 const LONG: &str =
@@ -162,6 +163,48 @@ fn models_are_warmed_and_unloaded_by_their_owner() {
     eventually("what is loaded is shown", 10, || {
         stranger.column::<String>("SELECT name FROM situ.stat_models") == ["minilm"]
     });
+}
+
+/// The worker's memory, which it publishes once a second.
+fn resident(client: &mut Client) -> i64 {
+    std::thread::sleep(Duration::from_millis(2200));
+    client.one("SELECT resident_bytes FROM situ.stat_service")
+}
+
+#[test]
+fn what_models_took_goes_back_to_the_system() {
+    let cluster = Cluster::new();
+    let mut client = cluster.text_database("control_memory");
+    let bulk = "SELECT count(v) FROM unnest(situ.embed((SELECT array_agg('row ' || n || repeat(' and words', n)) \
+                FROM generate_series(1, 60) n), 'minilm')) v";
+    let fresh = resident(&mut client);
+    client.run(bulk);
+    let loaded = resident(&mut client);
+    let bytes = client.one::<i64>("SELECT situ.unload('minilm')");
+    assert!(bytes > 20 << 20, "{bytes}");
+    let empty = resident(&mut client);
+    // Some of these come while a batch holds the model, or while it is loaded.
+    let mut beside = cluster.connect("control_memory");
+    for _ in 0..12 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| beside.run(bulk));
+            std::thread::sleep(Duration::from_millis(120));
+            client.run("SELECT situ.unload('minilm')");
+        });
+    }
+    client.run(bulk);
+    let again = resident(&mut client);
+    client.run("SELECT situ.unload('minilm')");
+    let after = resident(&mut client);
+    let megabytes = [bytes, fresh, loaded, empty, again, after].map(|bytes| bytes >> 20);
+    println!("MB of the model, fresh, loaded, empty, loaded again, empty again: {megabytes:?}");
+    let little = 12 << 20;
+    assert!(empty < fresh + little, "{fresh} bytes before a load, {empty} after it");
+    assert!(
+        after < fresh + little,
+        "{fresh} bytes before a load, {after} after many"
+    );
+    assert!(again < loaded + little, "{loaded} bytes, {again} after many loads");
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use super::{Sql, as_server, eventually, program, run, settings};
 use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, Once, OnceLock};
 
 /// The port in the name of the socket; no cluster listens on TCP.
 const PORT: u16 = 5432;
@@ -34,6 +35,7 @@ impl Cluster {
         settings: &[(&str, &str)],
         environment: impl FnOnce(&Path) -> Vec<(String, String)>,
     ) -> Cluster {
+        note_panics();
         let folder = new_folder();
         let cluster = Cluster {
             environment: environment(&folder),
@@ -305,9 +307,10 @@ impl Cluster {
         }
         if std::thread::panicking() {
             eprintln!(
-                "--- the end of the log of {}:\n{}",
+                "--- the end of the log of {}:\n{}\n--- and what failed, once more: {}",
                 self.folder.display(),
-                tail(&self.log(), 12)
+                tail(&self.log(), 12),
+                LAST_PANIC.take()
             );
         }
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -341,6 +344,22 @@ pub fn shared() -> &'static Cluster {
         unsafe { libc::atexit(end) };
         cluster
     })
+}
+
+thread_local! {
+    /// What this thread panicked with: said again below the log of the server, where it is not lost above it.
+    static LAST_PANIC: Cell<String> = const { Cell::new(String::new()) };
+}
+
+fn note_panics() {
+    static NOTED: Once = Once::new();
+    NOTED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            LAST_PANIC.set(panic.to_string());
+            before(panic);
+        }));
+    });
 }
 
 /// The data directory that every cluster is copied from.

@@ -7,6 +7,7 @@ use super::loaded::Loaded;
 use super::runtime::Llm;
 use super::wire::{Item, LlmKey, Reply};
 use crate::pg::service::failure::{Failure, Kind};
+use crate::pg::service::memory;
 use crate::pg::service::models::resolve;
 use crate::pg::service::plan::guarded;
 use crate::pg::service::statistics::{add, put};
@@ -89,6 +90,7 @@ impl Engine {
                 let load = move || {
                     let result = guarded(|| open(&own));
                     desk.loaded(Load { key: own, result });
+                    memory::give_back();
                 };
                 if let Err(error) = spawn("situ llm loader", load) {
                     let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));

@@ -6,6 +6,7 @@ use super::wire::{Figures, Item, Part, PromptForm, Reply, Sampling};
 use crate::model::ModelError;
 use crate::pg::service::exchange::Sender;
 use crate::pg::service::failure::{Failure, Kind};
+use crate::pg::service::memory::GivesBack;
 use crate::pg::service::statistics::add;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Loaded {
     pub requests: u64,
     threads: usize,
     cache: usize,
+    /// Behind all that the model holds.
+    _memory: GivesBack,
 }
 
 impl Loaded {
@@ -43,6 +46,7 @@ impl Loaded {
             requests: 0,
             threads,
             cache,
+            _memory: GivesBack,
         })
     }
 

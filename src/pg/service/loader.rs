@@ -5,6 +5,7 @@
 use super::desk::Desk;
 use super::exchange::Work;
 use super::failure::{Failure, Kind};
+use super::memory;
 use super::models::{self, Model};
 use super::plan::guarded;
 use super::threads::spawn;
@@ -90,6 +91,8 @@ fn run(desk: &Arc<Desk>, kind: usize) {
             Task::Load(key) => {
                 let result = guarded(|| Model::load(&key, desk.device).map(Arc::new));
                 desk.loaded(&key, result);
+                // What the files took on their way into the model.
+                memory::give_back();
             }
             Task::Drop(models) => drop(models),
             Task::Calibrate(number, work) => {

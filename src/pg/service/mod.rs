@@ -24,6 +24,7 @@
 //! | `schedule` | whose work goes next |
 //! | `plan` | from an item to its sequences, and from vectors to its reply |
 //! | `engine` | the compute thread, which runs batches, and the planner thread |
+//! | `memory` | what is freed goes back to the system |
 //! | `loader` | loading and calibrating beside the batches |
 //! | `models` | the models that a worker has in memory |
 //! | `threads` | threads that receive no signals |
@@ -35,6 +36,7 @@ pub mod exchange;
 pub mod failure;
 pub mod jobs;
 pub mod loader;
+pub mod memory;
 pub mod models;
 pub mod plan;
 pub mod ring;

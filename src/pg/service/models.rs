@@ -1,6 +1,7 @@
 //! The models that a worker has in memory: loaded on first use, verified against their fingerprint.
 
 use super::failure::{Failure, Kind};
+use super::memory::GivesBack;
 use super::wire::ModelKey;
 use crate::compute::ComputeError;
 use crate::model::{Device, Encoder, ModelError, Precision};
@@ -95,6 +96,8 @@ pub struct Model {
     pub bytes: usize,
     /// Tokens a second in bulk batches, smoothed; 0 before the first.
     pub speed: AtomicU64,
+    /// Behind all that the model holds.
+    _memory: GivesBack,
 }
 
 impl Model {
@@ -108,6 +111,7 @@ impl Model {
             bytes: encoder.memory(),
             encoder,
             speed: AtomicU64::new(0),
+            _memory: GivesBack,
         })
     }
 }

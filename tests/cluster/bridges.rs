@@ -122,7 +122,7 @@ fn an_adapter_is_trained_from_rows() {
         client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"),
         "made"
     );
-    client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader; GRANT USAGE ON SCHEMA situ TO bridges_reader; SET ROLE bridges_reader");
+    client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader LOGIN; GRANT USAGE ON SCHEMA situ TO bridges_reader; SET ROLE bridges_reader");
     assert_eq!(
         client
             .failure("CALL situ.train('adapter', 'stolen', passages => 'passages')")

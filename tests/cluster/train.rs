@@ -112,12 +112,35 @@ fn errors_of_the_worker_are_raised_where_it_was_called() {
 }
 
 #[test]
+fn a_role_that_may_not_log_in_trains_where_the_server_starts_workers_for_it() {
+    let mut client = shared().text_database("train_nologin");
+    houses(&mut client);
+    client.run(
+        "DROP ROLE IF EXISTS train_group; CREATE ROLE train_group NOLOGIN;
+         GRANT SELECT ON passages, pairs TO train_group; GRANT USAGE ON SCHEMA situ TO train_group;
+         SET ROLE train_group",
+    );
+    let train = "CALL situ.train('adapter', 'of a group', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')";
+    if client.one::<i32>("SELECT current_setting('server_version_num')::int") < 170_000 {
+        client.failure(train).is("28000", "may not log in");
+        assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.training"), 0);
+    } else {
+        client.run(train);
+        assert_eq!(
+            client.one::<String>("SELECT owner::text FROM situ.bridges"),
+            "train_group"
+        );
+    }
+    client.run("RESET ROLE");
+}
+
+#[test]
 fn a_training_reads_what_its_caller_may_read_and_is_the_callers_alone() {
     let mut client = shared().text_database("train_privileges");
     houses(&mut client);
     client.run(
         "DROP ROLE IF EXISTS train_reader, train_other;
-         CREATE ROLE train_reader; CREATE ROLE train_other;
+         CREATE ROLE train_reader LOGIN; CREATE ROLE train_other LOGIN;
          GRANT SELECT ON passages, pairs TO train_reader;
          GRANT USAGE ON SCHEMA situ TO train_reader, train_other;
          ALTER TABLE passages ENABLE ROW LEVEL SECURITY;

@@ -67,6 +67,8 @@ fn file_training(
         )
     };
     run::trainer(kind);
+    // SAFETY: the current user of a running statement.
+    start::check_role(unsafe { pg_sys::GetUserId() });
     let replace = replace.unwrap_or(false);
     if !replace && bridges::exists(name) {
         fail_with_hint(

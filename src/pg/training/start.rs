@@ -41,8 +41,27 @@ impl Order {
     }
 }
 
+/// Fails where the server starts no worker for a role: PostgreSQL 16 does for those alone that may log in.
+#[cfg_attr(not(feature = "pg16"), allow(unused_variables))]
+pub fn check_role(role: pg_sys::Oid) {
+    #[cfg(feature = "pg16")]
+    {
+        let statement = "SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) $1";
+        let may = Spi::get_one_with_args::<bool>(statement, &[role.into()]);
+        // A role that is gone has nothing to train for; the server says so.
+        if may == Ok(Some(false)) {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "PostgreSQL 16 starts no training worker for a role that may not log in".into(),
+                "Train as a role with LOGIN, or with PostgreSQL 17 or later.",
+            )
+        }
+    }
+}
+
 /// Starts a worker for a job of `role` in this database, and gives its process once it runs.
 pub fn start(job: i64, role: pg_sys::Oid) -> i32 {
+    check_role(role);
     let mut worker = launcher::worker(c"situ trainer", c"situ_trainer_main", pg_sys::BGW_NEVER_RESTART);
     worker.bgw_flags |= pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION as i32;
     // SAFETY: numbers of this process.

@@ -15,7 +15,6 @@ pub fn give_back() {
 
 /// The last field of what holds much memory: fields are dropped in order, so that the memory of the others is free when
 /// this one hands it back.
-#[derive(Debug, Default)]
 pub struct GivesBack;
 
 impl Drop for GivesBack {

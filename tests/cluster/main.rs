@@ -9,6 +9,7 @@ mod support;
 mod bad_input;
 mod bad_models;
 mod bridges;
+mod cases;
 mod concurrency;
 mod crash;
 mod data;

@@ -88,6 +88,8 @@ pub struct SituatedChunk {
 
 /// A title and headings take at most this share of the model's limit.
 const HEADER_SHARE: usize = 4;
+/// Bytes of a title with its headings that are looked at for each token that they may take.
+const HEADER_BYTES: usize = 32;
 
 /// Share of the situated vector in `late`.
 const LATE_WEIGHT: f32 = 0.25;
@@ -281,12 +283,13 @@ impl Plan {
     ) -> Result<(), BridgeError> {
         let mut last: Option<(String, Vec<u32>)> = None;
         for (number, chunk) in self.chunks.iter().enumerate() {
-            let words = header(title, &chunk.headings);
+            let mut words = header(title, &chunk.headings);
+            words.truncate(words.floor_char_boundary(room * HEADER_BYTES));
             // Neighbouring chunks mostly share their header.
             let mut ids = match &last {
                 Some((known, ids)) if *known == words => ids.clone(),
                 _ => {
-                    let mut ids = encoder.tokenize(&words)?.ids;
+                    let mut ids = encoder.tokenize_up_to(&words, room)?.ids;
                     ids.truncate(room);
                     last = Some((words, ids.clone()));
                     ids

@@ -197,6 +197,16 @@ impl Encoder {
         self.tokenizer.tokens(text, usize::MAX)
     }
 
+    /// [`Encoder::tokenize`] as far as there are `enough` tokens; it may give more.
+    pub fn tokenize_up_to(&self, text: &str, enough: usize) -> Result<Tokens, ModelError> {
+        self.tokenizer.tokens(text, enough)
+    }
+
+    /// [`Encoder::tokenize`] of a part of a text that was cut from what is before it.
+    pub fn tokenize_behind(&self, text: &str) -> Result<Tokens, ModelError> {
+        self.tokenizer.tokens_behind(text, true, usize::MAX)
+    }
+
     /// The sequence of a text: special tokens and the role's prefix around it, cut at the model's limit.
     ///
     /// A query is tokenised together with its prefix, as sentence-transformers does: where a prefix ends without white

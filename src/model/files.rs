@@ -72,6 +72,7 @@ pub fn fingerprint(dir: &Path, paths: &[PathBuf]) -> Result<String, ModelError> 
         hash.update(name.as_bytes());
         hash.update(length.to_le_bytes());
         loop {
+            super::stop::check()?;
             match file.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => hash.update(buffer.get(..count).unwrap_or_default()),

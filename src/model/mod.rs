@@ -4,6 +4,7 @@ mod bert;
 pub mod calibrate;
 mod config;
 mod cuda;
+pub mod cut;
 mod decoder;
 mod device;
 mod embedding_head;
@@ -20,6 +21,7 @@ mod modules;
 mod network;
 pub mod overlay;
 pub mod situated;
+pub mod stop;
 mod tokenizer;
 mod weights;
 
@@ -29,6 +31,7 @@ pub use crate::compute::{Activation, Precision};
 pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
 pub use manifest::{Family, Manifest, Pooling};
+pub use tokenizer::PIECE_BYTES;
 pub use tokenizer::Tokens;
 
 /// What can go wrong with a model directory or a batch of sequences.

@@ -1,7 +1,8 @@
 //! Text to ids and back to bytes of the text; special tokens come from here alone, never from a text.
 
+use super::cut::piece_end;
 use super::files::{io, read_bytes, read_optional_json};
-use super::{Manifest, ModelError};
+use super::{Manifest, ModelError, stop};
 use crate::text::Span;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -9,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tokenizers::{Model, ModelWrapper};
 
-/// Bytes of a text that are given to the tokenizer at once, at least: its memory is several hundred bytes a token.
-const PIECE_BYTES: usize = 64 << 10;
+/// Bytes of a text that are given to the tokenizer at once, at least, and at most twice as many ([`cut`](super::cut)): some
+/// ten milliseconds of work.
+pub const PIECE_BYTES: usize = 16 << 10;
 
 /// The tokens of a text, without special tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,13 +107,24 @@ impl Tokenizer {
     }
 
     /// Ids and spans of a text, without special tokens. Ends early once there are `enough` tokens (it may give more).
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`] between two pieces of the text, where [`stop`] says so.
     pub fn tokens(&self, text: &str, enough: usize) -> Result<Tokens, ModelError> {
+        self.tokens_behind(text, false, enough)
+    }
+
+    /// [`Tokenizer::tokens`] of a text or, with `continues`, of a part of one that [`piece_end`] has cut from what is before.
+    pub fn tokens_behind(&self, text: &str, continues: bool, enough: usize) -> Result<Tokens, ModelError> {
         let mut tokens = Tokens::default();
         let mut start = 0;
         while start < text.len() && tokens.ids.len() < enough {
-            let end = piece_end(text, start);
+            stop::check()?;
+            let end = piece_end(text, start, PIECE_BYTES);
             let skip = usize::from(
-                start > 0 && !self.keep_space && text.get(start..).is_some_and(|rest| rest.starts_with(" ")),
+                (start > 0 || continues)
+                    && !self.keep_space
+                    && text.get(start..).is_some_and(|rest| rest.starts_with(" ")),
             );
             let piece = text.get(start + skip..end).unwrap_or_default();
             let encoding = caught(|| self.inner.encode(piece, false))?;
@@ -175,22 +188,6 @@ impl Tokenizer {
     /// Special ids before and after a sequence.
     pub fn around(&self) -> (&[u32], &[u32]) {
         (&self.before, &self.after)
-    }
-}
-
-/// End of the piece of `text` that begins at `start`: before a single space between two words of ASCII, where no
-/// tokenizer joins what is around it; if there is none for long, after any white space.
-fn piece_end(text: &str, start: usize) -> usize {
-    let bytes = text.as_bytes();
-    let wanted = start + PIECE_BYTES;
-    let rest = bytes.get(wanted..).unwrap_or_default();
-    let between = |three: &[u8]| matches!(three, [a, b' ', c] if a.is_ascii_alphanumeric() && c.is_ascii_alphabetic());
-    if let Some(place) = rest.windows(3).take(PIECE_BYTES).position(between) {
-        return wanted + place + 1;
-    }
-    match rest.iter().position(|byte| byte.is_ascii_whitespace()) {
-        Some(place) => wanted + place + 1,
-        None => text.len(),
     }
 }
 

@@ -172,8 +172,10 @@ impl Weights {
         Ok(())
     }
 
-    /// The numbers of a tensor as f32, row-major, with the adapter's change; fails where one is NaN or infinite.
+    /// The numbers of a tensor as f32, row-major, with the adapter's change; fails where one is NaN or infinite, and with
+    /// [`ModelError::Stopped`] where [`stop`](super::stop) says so.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        super::stop::check()?;
         self.check(name, shape)?;
         let Some((shard, info)) = self.tensors.get(name) else {
             return Err(ModelError::MissingTensor(name.to_string()));

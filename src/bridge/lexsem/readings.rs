@@ -10,9 +10,9 @@ use crate::model::{Encoder, Read, Role, Sequence};
 /// # Errors
 /// [`BridgeError::Model`] where the tokenizer fails.
 pub fn sequence(encoder: &Encoder, text: &str) -> Result<(Sequence, Vec<u32>), BridgeError> {
-    let whole = encoder.tokenize(text)?.ids;
-    let (mut sequence, start) = encoder.assemble(Role::Query, &whole)?;
     let room = encoder.room(Role::Query);
+    let whole = encoder.tokenize_up_to(text, room)?.ids;
+    let (mut sequence, start) = encoder.assemble(Role::Query, &whole)?;
     let ids = whole.get(..whole.len().min(room)).unwrap_or_default().to_vec();
     let start = start as u32;
     let tokens = start..start + ids.len() as u32;

@@ -15,6 +15,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Positions of a prompt that are read before another prompt has its turn.
+const TURN_ROWS: usize = 4 * PREFILL_ROWS;
+
 /// A prompt, and how its answer is made.
 pub struct Request {
     pub prompt: Prompt,
@@ -110,23 +113,8 @@ impl Batcher {
 
     /// [`Batcher::add`] with hooks into its steps.
     pub fn add_with(&mut self, key: u64, request: Request, hooks: StepHooks) -> Result<(), ModelError> {
+        let bytes = self.needs(&request)?;
         let config = self.llm.config();
-        let bad = |what: String| Err(ModelError::Sequence { index: 0, what });
-        if request.max_tokens == 0 {
-            return bad("an answer of no tokens".to_owned());
-        }
-        if request.prompt.is_empty() || request.prompt.len() >= config.positions {
-            return bad(format!(
-                "a prompt of {} tokens leaves no room for an answer in the model's {}",
-                request.prompt.len(),
-                config.positions
-            ));
-        }
-        let longest = (request.prompt.len() + request.max_tokens).min(config.positions);
-        let bytes = Cache::bytes(config, longest);
-        if bytes > self.budget {
-            return Err(ModelError::Compute(ComputeError::Memory { bytes }));
-        }
         let sampling = Sampling {
             temperature: request.temperature,
             top_k: request.top_k,
@@ -148,6 +136,42 @@ impl Batcher {
             request,
         });
         Ok(())
+    }
+
+    /// Bytes for keys and values that are free.
+    pub fn room(&self) -> usize {
+        let waiting: usize = self.waiting.iter().map(|answer| answer.bytes).sum();
+        self.budget.saturating_sub(self.used + waiting)
+    }
+
+    /// Bytes for keys and values of all answers.
+    pub fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// Bytes that a request holds from its first step to its last.
+    ///
+    /// # Errors
+    /// Those of [`Batcher::add`].
+    pub fn needs(&self, request: &Request) -> Result<usize, ModelError> {
+        let config = self.llm.config();
+        let bad = |what: String| Err(ModelError::Sequence { index: 0, what });
+        if request.max_tokens == 0 {
+            return bad("an answer of no tokens".to_owned());
+        }
+        if request.prompt.is_empty() || request.prompt.len() >= config.positions {
+            return bad(format!(
+                "a prompt of {} tokens leaves no room for an answer in the model's {}",
+                request.prompt.len(),
+                config.positions
+            ));
+        }
+        let longest = (request.prompt.len() + request.max_tokens).min(config.positions);
+        let bytes = Cache::bytes(config, longest);
+        if bytes > self.budget {
+            return Err(ModelError::Compute(ComputeError::Memory { bytes }));
+        }
+        Ok(bytes)
     }
 
     /// Drops a request, wherever it is.
@@ -191,17 +215,21 @@ impl Batcher {
         let hidden = llm.config().hidden;
         // Who takes part: all whose prompt was read, and the first whose prompt was not.
         let mut parts: Vec<(usize, usize)> = Vec::new();
-        let mut reading = None;
+        let mut unread = self
+            .active
+            .iter()
+            .enumerate()
+            .filter(|(_, answer)| answer.ids.is_empty());
+        // The first of several, but a long prompt lets pass those of which less was read.
+        let reading = unread.by_ref().min_by_key(|(_, answer)| answer.read / TURN_ROWS);
+        let reading = reading.map(|(place, _)| place);
         let mut vectors = Vec::new();
         for (place, answer) in self.active.iter().enumerate() {
             let inputs = &answer.request.prompt.inputs;
             let new = match answer.ids.last() {
                 Some(id) => &[Input::Token(*id)][..],
-                None if reading.is_some() => continue,
-                None => {
-                    reading = Some(place);
-                    &inputs[answer.read..inputs.len().min(answer.read + PREFILL_ROWS)]
-                }
+                None if reading != Some(place) => continue,
+                None => &inputs[answer.read..inputs.len().min(answer.read + PREFILL_ROWS)],
             };
             let start = vectors.len();
             vectors.resize(start + new.len() * hidden, 0.0);

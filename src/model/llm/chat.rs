@@ -33,6 +33,8 @@ pub struct Chat {
     tokenizer: Arc<LlmTokenizer>,
     bos: String,
     eos: String,
+    /// What is longer is not read to its end.
+    positions: usize,
 }
 
 impl Chat {
@@ -68,6 +70,7 @@ impl Chat {
             tokenizer,
             bos,
             eos,
+            positions: files.config().positions,
         }))
     }
 
@@ -120,6 +123,7 @@ impl Chat {
     fn assemble(&self, text: &str, messages: &[Message]) -> Result<Vec<Piece>, ModelError> {
         let mut parts = Parts {
             tokenizer: &self.tokenizer,
+            positions: self.positions,
             text: String::new(),
             pieces: Vec::new(),
         };
@@ -169,6 +173,7 @@ fn default_template(given: &serde_json::Value) -> Option<String> {
 /// template's text and a content, as where the whole is tokenised.
 struct Parts<'a> {
     tokenizer: &'a LlmTokenizer,
+    positions: usize,
     text: String,
     pieces: Vec<Piece>,
 }
@@ -196,7 +201,10 @@ impl Parts<'_> {
 
     fn flush(&mut self) -> Result<(), ModelError> {
         if !self.text.is_empty() {
-            let ids = self.tokenizer.encode(&std::mem::take(&mut self.text))?;
+            let read: usize = self.pieces.iter().map(Piece::positions).sum();
+            // What is too long for the model is not read to its end.
+            let enough = (self.positions + 1).saturating_sub(read);
+            let ids = self.tokenizer.encode_up_to(&std::mem::take(&mut self.text), enough)?;
             self.pieces.push(Piece::Tokens(ids));
         }
         Ok(())

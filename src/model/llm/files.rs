@@ -162,7 +162,11 @@ impl LlmFiles {
     }
 
     /// Reads a tensor by Hugging Face's name. Fails where its numbers are not finite.
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`] where [`stop`](super::super::stop) says so, and what the file says.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        super::super::stop::check()?;
         match &self.container {
             Container::Gguf(file) => self.gguf_tensor(file, name),
             Container::Directory { weights, .. } => {

@@ -42,6 +42,12 @@ impl Prompt {
         self.inputs.is_empty()
     }
 
+    /// A prompt of these tokens.
+    pub fn of_ids(ids: &[u32]) -> Prompt {
+        let inputs = ids.iter().copied().map(Input::Token).collect();
+        Prompt { inputs }
+    }
+
     /// Ids of the tokens, without the vectors.
     pub fn ids(&self) -> Vec<u32> {
         let id = |input: &Input| match input {
@@ -133,7 +139,12 @@ impl Llm {
         let mut inputs = Vec::new();
         for piece in pieces {
             match piece {
-                Piece::Text(text) => inputs.extend(self.tokenizer.encode(text)?.into_iter().map(Input::Token)),
+                // What is too long for the model is not read to its end.
+                Piece::Text(text) => {
+                    let enough = (config.positions + 1).saturating_sub(inputs.len());
+                    let ids = self.tokenizer.encode_up_to(text, enough)?;
+                    inputs.extend(ids.into_iter().map(Input::Token));
+                }
                 Piece::Tokens(ids) => inputs.extend(ids.iter().copied().map(Input::Token)),
                 Piece::Vectors(vectors) => {
                     if let Some(vector) = vectors.iter().find(|vector| vector.len() != config.hidden) {
@@ -163,7 +174,7 @@ impl Llm {
         match inputs.len() {
             0 => Err(bad("the prompt is empty".to_owned())),
             length if length > config.positions => Err(bad(format!(
-                "{length} tokens, the model reads at most {}",
+                "{length} tokens or more, the model reads at most {}",
                 config.positions
             ))),
             _ => Ok(Prompt { inputs }),

@@ -10,3 +10,14 @@ pub enum Piece {
     /// Rows of hidden numbers that stand in the place of token embeddings, one position each.
     Vectors(Vec<Vec<f32>>),
 }
+
+impl Piece {
+    /// Positions that it takes; 0 for a text, of which that is not known.
+    pub fn positions(&self) -> usize {
+        match self {
+            Piece::Text(_) => 0,
+            Piece::Tokens(ids) => ids.len(),
+            Piece::Vectors(rows) => rows.len(),
+        }
+    }
+}

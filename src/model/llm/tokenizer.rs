@@ -3,13 +3,14 @@
 //! Both kinds of files end as a tokenizer.json: a directory has one, of a GGUF file's vocabulary one is made. Special
 //! tokens come from [`LlmTokenizer::special`] alone, never from a text.
 
-use super::super::ModelError;
+use super::super::cut::piece_end;
 use super::super::gguf::{Gguf, Value};
+use super::super::{ModelError, stop};
 use super::files::{Container, LlmFiles};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 
-/// Bytes of a text that are given to the tokenizer at once, at least; a text is cut where a word begins.
+/// Bytes of a text that are given to the tokenizer at once, at least, and at most twice as many.
 const PIECE_BYTES: usize = 64 << 10;
 /// Types of tokens in a GGUF file: control tokens, and those that the model's makers added.
 const CONTROL: i64 = 3;
@@ -78,12 +79,22 @@ impl LlmTokenizer {
 
     /// Ids of a text. A text never yields a special token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (piece, after) = rest.split_at(piece_end(rest));
+        self.encode_up_to(text, usize::MAX)
+    }
+
+    /// [`LlmTokenizer::encode`] as far as there are `enough` ids; it may give more.
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`] between two pieces of the text, where [`stop`] says so.
+    pub fn encode_up_to(&self, text: &str, enough: usize) -> Result<Vec<u32>, ModelError> {
+        let mut ids: Vec<u32> = Vec::new();
+        let mut start = 0;
+        while start < text.len() && ids.len() < enough {
+            stop::check()?;
+            let end = piece_end(text, start, PIECE_BYTES);
+            let piece = text.get(start..end).unwrap_or_default();
             ids.extend(self.inner.encode_fast(piece, false).map_err(failed)?.get_ids());
-            rest = after;
+            start = end;
         }
         match ids.iter().find(|id| self.ids.contains(id)) {
             Some(id) => Err(failed(format!("a text gave the special token {id}"))),
@@ -155,16 +166,6 @@ impl DecodeStream {
         self.before = tokenizer.decode(&self.ids);
         (!new.is_empty()).then_some(new)
     }
-}
-
-/// Where the first piece of a text ends: before a space between two words, behind [`PIECE_BYTES`].
-fn piece_end(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let between = |three: &[u8]| matches!(three, [a, b' ', c] if a.is_ascii_alphanumeric() && c.is_ascii_alphabetic());
-    let place = bytes
-        .get(PIECE_BYTES..)
-        .and_then(|rest| rest.windows(3).position(between));
-    place.map_or(text.len(), |place| PIECE_BYTES + place + 1)
 }
 
 /// What a GGUF file's pre-tokenizer is in tokenizer.json.

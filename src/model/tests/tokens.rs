@@ -2,8 +2,11 @@
 
 use super::families::{COLON_H, END, MASK, PIECES, Sizes, mistral, qwen3, xlm_roberta};
 use super::maker::Maker;
-use crate::model::{Encoder, Family, Manifest, ModelError, Pooling, Role};
+use crate::model::cut::piece_end;
+use crate::model::{Encoder, Family, Manifest, ModelError, PIECE_BYTES, Pooling, Role, stop};
 use serde_json::json;
+use std::cell::Cell;
+use std::rc::Rc;
 
 fn encoder(maker: &Maker) -> Encoder {
     Encoder::open(maker.write().path()).unwrap()
@@ -370,4 +373,64 @@ fn weights_of_decoders_that_do_not_fit_are_named() {
         matches!(&found, ModelError::NotFinite(name) if name.contains("layers.1.mlp.down_proj")),
         "{found}"
     );
+}
+
+#[test]
+fn long_texts_are_read_in_parts_with_the_same_tokens() {
+    let texts = [
+        "red tea ".repeat(20_000),
+        "red\n\ntea, ".repeat(10_000),
+        "x".repeat(100_000),
+    ];
+    for maker in [xlm_roberta(514), qwen3(Sizes::SMALL), mistral(Sizes::SMALL)] {
+        let encoder = encoder(&maker);
+        for text in &texts {
+            let whole = encoder.tokenize(text).unwrap().ids;
+            let mut parts = Vec::new();
+            let (mut start, mut count) = (0, 0);
+            while start < text.len() {
+                let end = piece_end(text, start, PIECE_BYTES);
+                let part = &text[start..end];
+                parts.extend(match start {
+                    0 => encoder.tokenize(part).unwrap().ids,
+                    _ => encoder.tokenize_behind(part).unwrap().ids,
+                });
+                (start, count) = (end, count + 1);
+            }
+            assert!(count > 2 && parts == whole, "{count} parts of {}", &text[..12]);
+        }
+    }
+}
+
+#[test]
+fn a_word_without_an_end_is_read_in_pieces_and_can_be_stopped() {
+    let encoder = encoder(&qwen3(Sizes::SMALL));
+    let word = "x".repeat(1 << 20);
+    let asked = Rc::new(Cell::new(0));
+    let own = asked.clone();
+    let stop = move || {
+        own.set(own.get() + 1);
+        own.get() > 5
+    };
+    let result = stop::until(stop, || encoder.tokenize(&word));
+    assert!(matches!(result, Err(ModelError::Stopped)) && asked.get() == 6);
+    let own = asked.clone();
+    asked.set(0);
+    let count = move || {
+        own.set(own.get() + 1);
+        false
+    };
+    let tokens = stop::until(count, || encoder.tokenize(&word)).unwrap();
+    assert_eq!(tokens.ids.len(), 1 << 20, "a byte a token");
+    assert!(asked.get() >= 32, "{} pieces", asked.get());
+    // A sequence has a limit, and nothing behind it is looked at.
+    asked.set(0);
+    let own = asked.clone();
+    let count = move || {
+        own.set(own.get() + 1);
+        false
+    };
+    let sequence = stop::until(count, || encoder.text(Role::Passage, &word)).unwrap();
+    assert_eq!(sequence.ids.len(), 32_768);
+    assert!(asked.get() <= 3, "{} pieces", asked.get());
 }

@@ -43,10 +43,10 @@ pub fn write(base: &Path, replaced: &Replaced, to: &Path) -> Result<(), ModelErr
     for name in weights.names() {
         let shape = weights.shape(name).unwrap_or_default().to_vec();
         let bytes = match replaced.get(name) {
-            Some((_, numbers)) => bytes(numbers),
+            Some((_, numbers)) => little_endian(numbers),
             // Tables of positions and the like, which no forward pass reads.
             None if weights.check(name, &shape).is_err() => continue,
-            None => bytes(&weights.read(name, &shape)?),
+            None => little_endian(&weights.read(name, &shape)?),
         };
         tensors.push((name, shape, bytes));
     }
@@ -65,6 +65,16 @@ pub fn write(base: &Path, replaced: &Replaced, to: &Path) -> Result<(), ModelErr
     safetensors::serialize_to_file(views, None, &path).map_err(corrupt)
 }
 
-fn bytes(numbers: &[f32]) -> Vec<u8> {
+/// Bytes of the weights that [`write`] writes for the model of `base`.
+///
+/// # Errors
+/// What the files say.
+pub fn bytes(base: &Path) -> Result<u64, ModelError> {
+    let weights = Weights::open(base)?;
+    let numbers = |name| weights.shape(name).unwrap_or_default().iter().product::<usize>() as u64;
+    Ok(weights.names().map(|name| 4 * numbers(name)).sum())
+}
+
+fn little_endian(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }

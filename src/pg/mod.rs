@@ -10,6 +10,8 @@ pub mod am;
 #[cfg(feature = "pg")]
 pub mod bridges;
 #[cfg(feature = "pg")]
+mod copies;
+#[cfg(feature = "pg")]
 pub mod error;
 #[cfg(feature = "pg")]
 pub mod fail;

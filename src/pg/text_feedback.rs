@@ -1,26 +1,25 @@
 //! Feedback of texts at query time: who reads a query together with the passages of a first round, and the second round.
 //!
 //! A reader is a bridge of kind `feedback` (a trained copy of the index's encoder) or a registered model made for it, such
-//! as a published ANCE-PRF. A copy is written to a directory among the server's temporary files, named by the hash of
-//! its weights, when it is first used: the registry's row is what counts, base backups leave the directory out, the server
-//! removes it when it starts, and whoever needs it writes it again.
+//! as a published ANCE-PRF. A copy is written to the server's temporary files ([`copies`]) when it is used; the registry's row
+//! is what counts.
 
 use super::bridges::{self, Registered};
+use super::copies;
 use super::error::OrRaise;
-use super::fail::{fail, fail_with_hint};
+use super::fail::fail_with_hint;
 use super::service::client::ModelRef;
 use super::service::models::resolve;
-use super::service::{Lane, ServiceError, readings};
+use super::service::{Kind, Lane, ServiceError, readings};
 use super::settings;
 use super::sql::leaf::{Want, model_of, search_leaf};
 use super::sql::models::model_by_name;
 use super::sql::query::Query;
 use crate::bridge::feedback::{Method, Options};
 use crate::bridge::text_feedback::{KIND, MOST_PASSAGES, Reading, TextFeedback};
-use crate::model::{Manifest, overlay};
+use crate::model::Manifest;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
 
 /// Passages that are read with a query where neither the query nor the reader says (the published models' k).
 const PASSAGES: usize = 3;
@@ -38,6 +37,8 @@ struct Copy {
 struct Reader {
     model: ModelRef,
     reading: Reading,
+    /// Of a copy: its bridge and the model that it is a copy of.
+    copied: Option<(Registered, ModelRef)>,
 }
 
 thread_local! {
@@ -45,45 +46,23 @@ thread_local! {
     static COPIES: RefCell<Vec<(String, Copy)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Where the server keeps temporary files.
-fn temporary() -> PathBuf {
-    settings::data_directory().join("base").join("pgsql_tmp")
-}
-
-fn io(path: &Path, error: &std::io::Error) -> ! {
-    fail(
-        PgSqlErrorCode::ERRCODE_IO_ERROR,
-        format!("cannot write \"{}\": {error}", path.display()),
-    )
-}
-
-/// The copy of `model` with the bridge's weights in `folder`, written where it is not there yet.
-fn copy(bridge: &Registered, model: &ModelRef, folder: &str) -> Copy {
+/// The copy of `model` with the bridge's weights, written where it is not there yet.
+fn copy(bridge: &Registered, model: &ModelRef) -> Copy {
     let known = COPIES.with_borrow(|copies| copies.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
-    let directory = temporary().join(folder);
-    if let Some((_, copy)) = known.filter(|_| directory.is_dir()) {
+    let folder = copies::name_of(&bridge.hash);
+    let there = copies::is_there(&folder);
+    if let Some((_, copy)) = known.filter(|_| there) {
         return copy;
     }
     let trained = TextFeedback::read(&bridges::weights(&bridge.name)).or_raise();
-    if !directory.is_dir() {
+    if !there {
         let base = resolve(&settings::model_dir(), &model.path)
             .map_err(ServiceError::from)
             .or_raise();
-        // Two backends may write at once: each its own, and the first one's gets the name.
-        // SAFETY: a plain global of the backend.
-        let own = temporary().join(format!("{folder}.{}", unsafe { pg_sys::MyProcPid }));
-        std::fs::create_dir_all(&own).unwrap_or_else(|error| io(&own, &error));
-        let written = overlay::write(&base, &trained.replaced, &own);
-        if let Err(error) = written {
-            let _ = std::fs::remove_dir_all(&own);
-            Err(error).or_raise()
-        }
-        if std::fs::rename(&own, &directory).is_err() {
-            let _ = std::fs::remove_dir_all(&own);
-        }
+        copies::write(&folder, model, &base, &trained.replaced);
     }
     let copy = Copy {
-        fingerprint: Manifest::read(&directory).or_raise().fingerprint,
+        fingerprint: Manifest::read(&copies::root().join(&folder)).or_raise().fingerprint,
         reading: trained.reading,
     };
     COPIES.with_borrow_mut(|copies| {
@@ -108,6 +87,7 @@ fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader 
                 passages,
                 passage_tokens: 0,
             },
+            copied: None,
         };
     }
     let bridge = bridges::find(name);
@@ -121,8 +101,7 @@ fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader 
     }
     let base = model_by_name(Some(&bridge.model)).or_raise();
     bridges::check_usable(&bridge, encoder.unwrap_or(&base));
-    let folder = format!("pgsql_tmp_situ_{}", bridge.hash);
-    let Copy { fingerprint, reading } = copy(&bridge, &base, &folder);
+    let Copy { fingerprint, reading } = copy(&bridge, &base);
     if depth.is_some_and(|depth| usize::try_from(depth) != Ok(reading.passages)) {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -137,12 +116,13 @@ fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader 
     Reader {
         model: ModelRef {
             name: name.to_owned(),
-            root: Some(temporary().to_string_lossy().into_owned()),
-            path: folder,
+            root: Some(copies::root().to_string_lossy().into_owned()),
+            path: copies::name_of(&bridge.hash),
             fingerprint,
-            ..base
+            ..base.clone()
         },
         reading,
+        copied: Some((bridge, base)),
     }
 }
 
@@ -166,7 +146,15 @@ fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
         .map(String::as_str)
         .collect();
     let asked = [(query, passages)];
-    let vectors = readings::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
+    let ask = || readings::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
+    let mut vectors = ask();
+    if let (Err(ServiceError::Failed(failure)), Some((bridge, base))) = (&vectors, &reader.copied)
+        && failure.kind == Kind::MissingFile
+    {
+        // It made room for another one before the worker had read it.
+        copy(bridge, base);
+        vectors = ask();
+    }
     vectors.or_raise().into_iter().next().unwrap_or_default()
 }
 

@@ -7,3 +7,4 @@
 mod datums;
 mod lexsem;
 mod pages;
+mod service;

@@ -45,7 +45,7 @@ CREATE VIEW situ.stat_service AS
            last_error, last_error_at
       FROM situ.service_statistics();
 COMMENT ON VIEW situ.stat_service IS
-    'the encoder service, one row a worker: device, models in memory, queue by lane, how long items waited and ran, and counts since the server started; state is running, starting, lost, standby or not preloaded';
+    'the encoder service, one row a worker: device, models in memory, queue by lane, how long items waited and ran, and counts since the server started; state is running, starting, lost, standby or not preloaded; shared and the last error are for members of pg_read_all_stats';
 GRANT SELECT ON situ.stat_service TO PUBLIC;
 
 CREATE FUNCTION situ.service_models() RETURNS jsonb
@@ -60,7 +60,7 @@ CREATE VIEW situ.stat_models AS
              idle_seconds bigint)
       LEFT JOIN situ.model_registry r USING (path, fingerprint);
 COMMENT ON VIEW situ.stat_models IS
-    'models in the encoder service''s memory, for all databases; name is the one in this database';
+    'models in the encoder service''s memory; name is the one in this database, those of other databases are shown to members of pg_read_all_stats';
 GRANT SELECT ON situ.stat_models TO PUBLIC;
 
 CREATE FUNCTION situ.service_requests(

@@ -111,5 +111,5 @@ CREATE VIEW situ.stat_llm AS
            cancelled, errors, prompt_tokens, tokens, tokens_per_second, loaded, last_error, last_error_at
       FROM situ.llm_statistics();
 COMMENT ON VIEW situ.stat_llm IS
-    'the LLM worker: LLMs in memory (loaded says which, as of the last second), answers in progress, and counts since the server started; state is standby (nobody has asked yet), starting, running or not preloaded';
+    'the LLM worker: LLMs in memory (loaded says which, as of the last second), answers in progress, and counts since the server started; state is standby (nobody has asked yet), starting, running or not preloaded; models of other databases and the last error are for members of pg_read_all_stats';
 GRANT SELECT ON situ.stat_llm TO PUBLIC;

@@ -3,6 +3,7 @@
 use super::am::feedback::FeedbackError;
 use super::service::{Failure, Kind, ServiceError};
 use super::sql::models::RegistryError;
+use super::sql::stat_service::sees_all;
 use super::vector::VectorError;
 use crate::bridge::BridgeError;
 use crate::index::IndexError;
@@ -126,6 +127,7 @@ impl Describe for ServiceError {
             ServiceError::Timeout { .. } | ServiceError::Cancelled { .. } => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             ServiceError::Dimensions { .. } => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
             ServiceError::TooLarge { .. } => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            ServiceError::TooMany { .. } => PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             ServiceError::Protocol(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
             ServiceError::Failed(failure) => failure.code(),
         }
@@ -135,7 +137,8 @@ impl Describe for ServiceError {
             ServiceError::NoWorker { last_error }
             | ServiceError::WorkerLost { last_error }
             | ServiceError::DeviceLost { last_error, .. } => {
-                (!last_error.is_empty()).then(|| format!("Its last error was: {last_error}"))
+                // It may be another role's, and names files.
+                (!last_error.is_empty() && sees_all()).then(|| format!("Its last error was: {last_error}"))
             }
             ServiceError::Failed(failure) => failure.detail(),
             _ => None,
@@ -159,6 +162,9 @@ impl Describe for ServiceError {
                 Some("The statement was ended with situ.cancel_request; its connection goes on.".to_owned())
             }
             ServiceError::Timeout { .. } => Some("Raise situ.request_timeout, or set it to 0.".to_owned()),
+            ServiceError::TooMany { .. } => Some(
+                "Close cursors over situ.generate_stream; a session may have a quarter of situ.llm_queue_memory.".to_owned(),
+            ),
             ServiceError::Dimensions { .. } => {
                 Some("Register the model again with situ.register_model(..., replace => true).".to_owned())
             }

@@ -22,6 +22,7 @@ mod generate;
 mod harness;
 mod lexsem;
 mod lifecycle;
+mod limits;
 mod load;
 mod precision;
 mod privileges;

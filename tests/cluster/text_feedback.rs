@@ -4,7 +4,7 @@ use crate::support::{Cluster, Sql, shared};
 use postgres::Client;
 
 /// 150 houses of five rooms, a text index over them, and a question about each room.
-fn houses(client: &mut Client) {
+pub fn houses(client: &mut Client) {
     client.run(
         "CREATE TABLE rooms AS SELECT n AS id, n / 5 AS document, n % 5 AS ordinal,
                 'In house ' || n / 5 || ' the ' || (ARRAY['kitchen', 'cellar', 'attic', 'hall', 'study'])[n % 5 + 1] || ' has '
@@ -16,7 +16,7 @@ fn houses(client: &mut Client) {
     );
 }
 
-const TRAIN: &str = "CALL situ.train('feedback', 'reader', model => 'minilm', passages => 'rooms', pairs => 'pairs', seed => 2,
+pub const TRAIN: &str = "CALL situ.train('feedback', 'reader', model => 'minilm', passages => 'rooms', pairs => 'pairs', seed => 2,
     options => '{\"layers\": 1, \"round_steps\": 2, \"batch\": 8, \"rate\": 1e-4, \"measured\": 20, \"passage_tokens\": 16}')";
 
 #[test]

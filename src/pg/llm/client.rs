@@ -4,7 +4,7 @@ use super::wire::{Figures, Item, LlmKey, PromptForm, Reply, Request, decode_repl
 use crate::pg::error::Describe;
 use crate::pg::service::channel::{Channel, wait};
 use crate::pg::service::shared::Shared;
-use crate::pg::service::wire::Lane;
+use crate::pg::service::wire::{Lane, WHOLE_CALL};
 use crate::pg::service::{ModelRef, ServiceError};
 use crate::pg::settings;
 use pgrx::PgSqlErrorCode;
@@ -102,7 +102,8 @@ impl Answer {
             },
             item,
         };
-        let message = encode_request(&request).map_err(protocol)?;
+        let bytes = request.item.bytes();
+        let message = encode_request(&request).map_err(|_| ServiceError::TooLarge { bytes })?;
         channel.send(ITEM, message);
         Ok(Answer { channel, done: None })
     }
@@ -116,6 +117,9 @@ impl Answer {
                 continue;
             };
             let (number, reply) = decode_reply(&message).map_err(protocol)?;
+            if let (WHOLE_CALL, Reply::Failed(failure)) = (number, &reply) {
+                return Err(ServiceError::from(failure.clone()).into());
+            }
             self.channel.answered(number, reply.is_last())?;
             return match reply {
                 Reply::Failed(failure) => Err(ServiceError::from(failure).into()),

@@ -1,7 +1,9 @@
 //! What goes between the LLM worker's main thread, its engine and its loaders.
 
+use super::planner::Prepared;
 use super::runtime::Llm;
 use super::wire::{Item, LlmKey, Reply, encode_reply};
+use crate::pg::service::desk::unsendable;
 use crate::pg::service::exchange::{Answer, Outbox, Sender};
 use crate::pg::service::failure::Failure;
 use crate::pg::service::statistics::add;
@@ -41,6 +43,7 @@ pub struct Settings {
 pub struct Inbox {
     pub jobs: Vec<Job>,
     pub loads: Vec<Load>,
+    pub prepared: Vec<Prepared>,
 }
 
 /// Between the threads.
@@ -84,6 +87,11 @@ impl Desk {
     /// Hands a loaded model to the engine.
     pub fn loaded(&self, load: Load) {
         self.tell(|inbox| inbox.loads.push(load));
+    }
+
+    /// Hands a prompt to the engine.
+    pub fn prepared(&self, prepared: Prepared) {
+        self.tell(|inbox| inbox.prepared.push(prepared));
     }
 
     /// A sender is gone: the engine drops its work.
@@ -131,15 +139,64 @@ impl Desk {
                     message,
                     error,
                 }),
-                // Only lengths beyond the limit of a message lead here; the sender's timeout or cancel ends its wait.
-                Err(bad) => answers.push(Answer {
-                    sender,
-                    bytes: 0,
-                    message: Vec::new(),
-                    error: Some(bad.to_string()),
-                }),
+                Err(bad) => {
+                    let failure = unsendable(&bad);
+                    if error.is_none() {
+                        add(&counters.errors, 1);
+                    }
+                    let error = Some(failure.to_string());
+                    if let Ok(message) = encode_reply(number, &Reply::Failed(failure)) {
+                        answers.push(Answer {
+                            sender,
+                            bytes: 0,
+                            message,
+                            error,
+                        });
+                    }
+                }
             }
         }
         self.outbox.push(answers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::decode_reply;
+    use super::*;
+    use crate::pg::service::exchange::Account;
+    use crate::pg::service::statistics::Progress;
+    use crate::pg::service::wire::MAX_MESSAGE;
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    #[test]
+    fn a_reply_that_is_no_message_is_answered_with_an_error() {
+        let mut ends = [0; 2];
+        // SAFETY: room for two descriptors, which are ours then.
+        let [_read, write] = unsafe {
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK), 0);
+            ends.map(|end| OwnedFd::from_raw_fd(end))
+        };
+        let account: &'static Account = Box::leak(Box::default());
+        let progress: &'static Progress = Box::leak(Box::default());
+        let desk = Desk::new(Outbox::new(write, account), Settings::default());
+        let sender = Arc::new(Sender {
+            slot: 0,
+            serial: 0,
+            database: 1,
+            user: 10,
+            gone: false.into(),
+            progress,
+        });
+        // Never touched, so it takes no memory.
+        let values = vec![0.0; MAX_MESSAGE / 4 + 1];
+        desk.reply(vec![(sender, 3, Reply::Embeds { columns: 1, values })]);
+        let answers = desk.outbox.take();
+        assert_eq!(answers.len(), 1);
+        assert!(answers[0].error.is_some());
+        let message = answers[0].message.get(4..).expect("a message");
+        let (number, reply) = decode_reply(message).expect("a reply");
+        assert_eq!(number, 3);
+        assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     }
 }

@@ -4,8 +4,10 @@
 
 use super::desk::{Desk, Job, Load};
 use super::loaded::Loaded;
+use super::planner::{Planner, Prepared};
 use super::runtime::Llm;
 use super::wire::{Item, LlmKey, Reply};
+use crate::model::stop;
 use crate::pg::service::failure::{Failure, Kind};
 use crate::pg::service::memory;
 use crate::pg::service::models::resolve;
@@ -15,6 +17,7 @@ use crate::pg::service::threads::spawn;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Bytes for keys and values where no limit is set, and the least where one is.
@@ -32,22 +35,38 @@ enum Place {
 /// The models of the worker.
 pub struct Engine {
     desk: Arc<Desk>,
+    planner: Arc<Planner>,
     places: HashMap<LlmKey, Place>,
+    loaders: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
     pub fn new(desk: Arc<Desk>) -> Engine {
         Engine {
             desk,
+            planner: Arc::default(),
             places: HashMap::new(),
+            loaders: Vec::new(),
         }
     }
 
-    /// Runs until the desk says stop.
-    pub fn run(mut self) {
+    /// Runs until the desk says stop, and until all that it has started is over. Fails where no thread can be started.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let (planner, desk) = (self.planner.clone(), self.desk.clone());
+        let planner = spawn("situ llm planner", move || planner.run(&desk))?;
+        self.serve();
+        // Nothing runs while the process takes itself apart. All of them look whether they are to stop.
+        self.planner.wake();
+        for thread in self.loaders.drain(..).chain([planner]) {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) {
         while !self.desk.stop.load(Ordering::SeqCst) {
             let busy = self.places.values().any(|place| match place {
-                Place::Ready(loaded) => !loaded.is_idle(),
+                Place::Ready(loaded) => loaded.has_steps(),
                 Place::Loading(_) => false,
             });
             let inbox = self.desk.take((!busy).then_some(NAP));
@@ -55,6 +74,9 @@ impl Engine {
                 self.accept(load);
             }
             self.drop_left();
+            for prepared in inbox.prepared {
+                self.begin(prepared);
+            }
             for job in inbox.jobs {
                 self.dispatch(job);
             }
@@ -78,7 +100,7 @@ impl Engine {
             Some(Place::Loading(waiting)) => waiting.push(job),
             Some(Place::Ready(loaded)) => {
                 let (sender, number) = (job.sender.clone(), job.number);
-                if let Some(reply) = loaded.take(job) {
+                if let Some(reply) = loaded.take(job, &self.planner) {
                     self.desk.reply(vec![(sender, number, reply)]);
                 }
             }
@@ -88,18 +110,39 @@ impl Engine {
                 let desk = self.desk.clone();
                 let own = key.clone();
                 let load = move || {
-                    let result = guarded(|| open(&own));
+                    let ends = desk.clone();
+                    let ends = move || ends.stop.load(Ordering::Relaxed);
+                    let result = stop::until(ends, || guarded(|| open(&own)));
                     desk.loaded(Load { key: own, result });
                     memory::give_back();
                 };
-                if let Err(error) = spawn("situ llm loader", load) {
-                    let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));
-                    self.accept(Load {
-                        key,
-                        result: Err(failure),
-                    });
+                self.loaders.retain(|thread| !thread.is_finished());
+                match spawn("situ llm loader", load) {
+                    Ok(thread) => self.loaders.push(thread),
+                    Err(error) => {
+                        let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));
+                        self.accept(Load {
+                            key,
+                            result: Err(failure),
+                        });
+                    }
                 }
             }
+        }
+    }
+
+    /// Takes what was made of a job.
+    fn begin(&mut self, prepared: Prepared) {
+        // A model whose prompts are being made stays.
+        let Some(Place::Ready(loaded)) = self.places.get_mut(&prepared.key) else {
+            return;
+        };
+        let (sender, number) = (prepared.sender.clone(), prepared.number);
+        let reply = loaded.begin(prepared);
+        if sender.has_left() {
+            add(&self.desk.outbox.account.counters.cancelled, 1);
+        } else if let Some(reply) = reply {
+            self.desk.reply(vec![(sender, number, reply)]);
         }
     }
 

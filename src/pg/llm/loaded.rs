@@ -1,6 +1,8 @@
 //! One LLM in memory and the answers that it works on.
 
 use super::desk::{Desk, Job};
+use super::pending::Pending;
+use super::planner::{Made, Planner, Prepared};
 use super::runtime::{Batcher, Event, Llm, Message, Piece, Prompt, Request};
 use super::wire::{Figures, Item, Part, PromptForm, Reply, Sampling};
 use crate::model::ModelError;
@@ -8,15 +10,16 @@ use crate::pg::service::exchange::Sender;
 use crate::pg::service::failure::{Failure, Kind};
 use crate::pg::service::memory::GivesBack;
 use crate::pg::service::statistics::add;
+use crate::pg::service::wire::MAX_MESSAGE;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// An answer in progress.
-struct Active {
-    sender: Arc<Sender>,
-    number: u64,
+/// Whose an answer is.
+pub struct Active {
+    pub sender: Arc<Sender>,
+    pub number: u64,
 }
 
 /// An LLM, its batch, and whose answers are in that.
@@ -24,6 +27,10 @@ pub struct Loaded {
     llm: Arc<Llm>,
     batcher: Batcher,
     active: HashMap<u64, Active>,
+    /// Answers that have not begun.
+    pending: Pending,
+    /// Jobs whose prompts are being made.
+    planning: usize,
     next_key: u64,
     used: Instant,
     /// Items that asked for it.
@@ -41,6 +48,8 @@ impl Loaded {
             batcher: Batcher::new(llm.clone(), threads, cache)?,
             llm,
             active: HashMap::new(),
+            pending: Pending::default(),
+            planning: 0,
             next_key: 0,
             used: Instant::now(),
             requests: 0,
@@ -57,7 +66,12 @@ impl Loaded {
 
     /// Whether it works on nothing.
     pub fn is_idle(&self) -> bool {
-        self.active.is_empty()
+        self.planning == 0 && !self.has_steps()
+    }
+
+    /// Whether a step would do something.
+    pub fn has_steps(&self) -> bool {
+        !self.active.is_empty() || !self.pending.is_empty()
     }
 
     /// Since when nobody used it.
@@ -70,7 +84,7 @@ impl Loaded {
 
     /// Answers in progress.
     pub fn answers(&self) -> usize {
-        self.active.len()
+        self.active.len() + self.pending.len() + self.planning
     }
 
     /// Takes other threads or another cache while nothing runs.
@@ -82,44 +96,64 @@ impl Loaded {
         Ok(())
     }
 
-    /// Takes a job: answers it at once, or adds it to the batch.
-    pub fn take(&mut self, job: Job) -> Option<Reply> {
+    /// Takes a job: answers it at once, or has its prompt made.
+    pub fn take(&mut self, job: Job, planner: &Planner) -> Option<Reply> {
         self.used = Instant::now();
         self.requests += 1;
-        match self.begin(job) {
-            Ok(reply) => reply,
+        match job.item {
+            Item::Generate { .. } | Item::Embeds { .. } => {
+                self.planning += 1;
+                planner.push(self.llm.clone(), job);
+                None
+            }
+            Item::Warm => Some(Reply::Warmed {
+                seconds: job.since.elapsed().as_secs_f64(),
+                bytes: self.bytes() as u64,
+            }),
+            Item::Unload => None,
+        }
+    }
+
+    /// Takes what was made of a job: answers it, or has the answer begin when it is its turn.
+    pub fn begin(&mut self, prepared: Prepared) -> Option<Reply> {
+        self.used = Instant::now();
+        self.planning = self.planning.saturating_sub(1);
+        let Prepared {
+            sender, number, result, ..
+        } = prepared;
+        if sender.has_left() {
+            return None;
+        }
+        let made = match result {
+            Ok(Made::Answer(request)) => self.batcher.needs(&request).map_err(fail).map(|bytes| (request, bytes)),
+            Ok(Made::Embeds { columns, values }) => return Some(Reply::Embeds { columns, values }),
+            Err(failure) => Err(failure),
+        };
+        match made {
+            Ok((request, bytes)) => {
+                let key = self.next_key;
+                self.next_key += 1;
+                let owner = Active { sender, number };
+                self.pending.push(key, owner, request, bytes, Instant::now());
+                None
+            }
             Err(failure) => Some(Reply::Failed(failure)),
         }
     }
 
-    fn begin(&mut self, job: Job) -> Result<Option<Reply>, Failure> {
-        let Job {
-            sender,
-            number,
-            item,
-            since,
-            ..
-        } = job;
-        match item {
-            Item::Generate { prompt, sampling } => {
-                let prompt = assemble(&self.llm, prompt)?;
-                let key = self.next_key;
-                self.next_key += 1;
-                self.batcher.add(key, request(prompt, sampling)).map_err(fail)?;
-                self.active.insert(key, Active { sender, number });
-                Ok(None)
+    /// Has answers begin, as far as there is memory for them.
+    fn admit(&mut self, replies: &mut Vec<(Arc<Sender>, u64, Reply)>) {
+        let (room, budget) = (self.batcher.room(), self.batcher.budget());
+        for (key, owner, request) in self.pending.admit(room, budget, Instant::now()) {
+            match self.batcher.add(key, request) {
+                Ok(()) => {
+                    self.active.insert(key, owner);
+                }
+                Err(error) => {
+                    self.pending.release(key);
+                    replies.push((owner.sender, owner.number, Reply::Failed(fail(error))));
+                }
             }
-            Item::Embeds { prompt } => {
-                let prompt = assemble(&self.llm, prompt)?;
-                let values = self.llm.embeds(&prompt).map_err(fail)?;
-                let columns = self.llm.config().hidden as u32;
-                Ok(Some(Reply::Embeds { columns, values }))
-            }
-            Item::Warm => Ok(Some(Reply::Warmed {
-                seconds: since.elapsed().as_secs_f64(),
-                bytes: self.bytes() as u64,
-            })),
-            Item::Unload => Ok(None),
         }
     }
 
@@ -134,18 +168,20 @@ impl Loaded {
         for key in &gone {
             self.batcher.remove(*key);
             self.active.remove(key);
+            self.pending.release(*key);
         }
-        gone.len()
+        gone.len() + self.pending.drop_left()
     }
 
     /// One step of all answers. Stops between layers where the process ends, or all senders have left.
     pub fn step(&mut self, desk: &Desk) {
-        if self.active.is_empty() {
+        if !self.has_steps() {
             return;
         }
         self.used = Instant::now();
         let counters = &desk.outbox.account.counters;
         let mut replies = Vec::new();
+        self.admit(&mut replies);
         let mut over = Vec::new();
         let active = &self.active;
         let stop = || {
@@ -189,13 +225,15 @@ impl Loaded {
         let result = self.batcher.step(&stop, &mut sink);
         for key in over {
             self.active.remove(&key);
+            self.pending.release(key);
         }
         match result {
             Ok(_) | Err(ModelError::Stopped) => {}
             Err(error) => {
                 // What the batch holds is not known any more: its answers end, and the next ones get a new one.
                 let failure = fail(error);
-                for (_, active) in self.active.drain() {
+                for (key, active) in self.active.drain() {
+                    self.pending.release(key);
                     replies.push((active.sender, active.number, Reply::Failed(failure.clone())));
                 }
                 if let Ok(batcher) = Batcher::new(self.llm.clone(), self.threads, self.cache) {
@@ -207,7 +245,8 @@ impl Loaded {
     }
 }
 
-fn fail(error: ModelError) -> Failure {
+/// An error of the runtime as the sender gets it.
+pub fn fail(error: ModelError) -> Failure {
     match &error {
         // What is wrong with a sequence here is the caller's: its length, or its vectors.
         ModelError::Sequence { what, .. } => {
@@ -217,7 +256,18 @@ fn fail(error: ModelError) -> Failure {
     }
 }
 
-fn request(prompt: Prompt, sampling: Sampling) -> Request {
+/// Fails where so many rows are more than a reply can hold.
+pub fn check_size(rows: usize, columns: u32) -> Result<(), Failure> {
+    let bytes = rows.saturating_mul(columns as usize).saturating_mul(4);
+    if bytes < MAX_MESSAGE / 2 {
+        return Ok(());
+    }
+    let message = format!("the input vectors of {rows} tokens take {bytes} bytes, more than can be sent");
+    Err(Failure::new(Kind::Argument, message).hint("Shorten the prompt."))
+}
+
+/// What the batch is asked for.
+pub fn request(prompt: Prompt, sampling: Sampling) -> Request {
     Request {
         prompt,
         max_tokens: sampling.max_tokens as usize,
@@ -230,7 +280,7 @@ fn request(prompt: Prompt, sampling: Sampling) -> Request {
 }
 
 /// The prompt as tokens and vectors, in the chat template where it is a conversation.
-fn assemble(llm: &Llm, form: PromptForm) -> Result<Prompt, Failure> {
+pub fn assemble(llm: &Llm, form: PromptForm) -> Result<Prompt, Failure> {
     let (hidden, width) = (llm.config().hidden, form.width as usize);
     if form.rows() > 0 && width != hidden {
         let message = format!("the prompt's vectors have {width} dimensions, the LLM takes {hidden}");

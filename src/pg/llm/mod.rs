@@ -10,7 +10,8 @@
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `desk` | what goes between the worker's threads |
 //! | `engine` | the thread that decodes, model by model |
-
+//! | `planner` | the thread that makes prompts of what was asked |
+//! | `pending` | which answer begins next |
 //! | `runtime` | what runs an LLM |
 //! | `target` | who answers a prompt: an LLM of this server, or of the endpoint |
 //! | `endpoint` | answers of an OpenAI-compatible endpoint |
@@ -23,6 +24,8 @@ pub mod endpoint;
 pub mod engine;
 pub mod http;
 pub mod loaded;
+pub mod pending;
+pub mod planner;
 pub use crate::bridge::xrag::projector;
 pub mod runtime;
 pub mod torch;

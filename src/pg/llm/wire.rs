@@ -2,7 +2,7 @@
 //! request's vectors and a reply's numbers follow the header.
 
 use crate::pg::service::failure::Failure;
-use crate::pg::service::wire::{BadMessage, frame, unframe};
+use crate::pg::service::wire::{BadMessage, frame, unframe, within};
 use serde::{Deserialize, Serialize};
 
 /// Which weights a request needs.
@@ -85,7 +85,23 @@ pub enum Item {
     Unload,
 }
 
+/// Longest request: a prompt's texts have at most 4 MB, its vectors some thousand rows.
+pub const MAX_REQUEST: usize = 64 << 20;
+
 impl Item {
+    /// Bytes of texts and vectors.
+    pub fn bytes(&self) -> usize {
+        let prompt = |prompt: &PromptForm| {
+            let parts = prompt.turns.iter().flat_map(|turn| &turn.parts);
+            let texts = parts.map(|part| match part {
+                Part::Text(text) => text.len(),
+                Part::Vectors { .. } => 0,
+            });
+            texts.sum::<usize>() + 4 * prompt.values.len()
+        };
+        self.prompt().map_or(0, prompt)
+    }
+
     fn prompt(&self) -> Option<&PromptForm> {
         match self {
             Item::Generate { prompt, .. } | Item::Embeds { prompt } => Some(prompt),
@@ -159,10 +175,11 @@ enum ReplyHeader {
 
 /// The bytes of a request.
 pub fn encode_request(request: &Request) -> Result<Vec<u8>, BadMessage> {
-    match request.item.prompt() {
+    let message = match request.item.prompt() {
         Some(prompt) => frame(request, &[&prompt.values]),
         None => frame(request, &[]),
-    }
+    };
+    within(message?, MAX_REQUEST)
 }
 
 /// A request from a message without its length word.

@@ -5,13 +5,15 @@
 
 use super::desk::{Desk, Job, Settings};
 use super::engine::Engine;
-use super::wire::decode_request;
+use super::wire::{MAX_REQUEST, Reply, decode_request, encode_reply};
 use crate::pg::service::exchange::{Answer, Outbox, Sender};
+use crate::pg::service::failure::{Failure, Kind};
+use crate::pg::service::intake::{Intake, Taken};
 use crate::pg::service::process::{drain, pipe, resident_bytes, wait_set};
 use crate::pg::service::shared::{self, ACTIVE, DeviceState, FREE, LEFT, Shared};
 use crate::pg::service::statistics::{get, put};
 use crate::pg::service::threads::spawn;
-use crate::pg::service::wire::{Assembler, Outgoing};
+use crate::pg::service::wire::{Outgoing, WHOLE_CALL};
 use crate::pg::settings;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
@@ -22,13 +24,13 @@ use std::time::{Duration, Instant};
 
 /// Seconds over which tokens a second are averaged.
 const WINDOW: usize = 5;
-/// Longest wait for the engine on the way out.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// Longest wait for the engine and what it has started on the way out.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What the worker has of one slot.
 #[derive(Default)]
 struct Place {
-    assembler: Assembler,
+    intake: Intake,
     outgoing: Outgoing,
     sender: Option<(u64, Arc<Sender>)>,
 }
@@ -223,7 +225,7 @@ impl Worker {
                 if place.forget_sender() {
                     self.desk.sender_left();
                 }
-                place.assembler.clear();
+                place.intake.clear();
                 shared.requests(number).reset();
                 shared.replies(number).reset();
                 slot.state.store(FREE, Ordering::SeqCst);
@@ -234,20 +236,24 @@ impl Worker {
             _ => return,
         }
         let mut moved = place.outgoing.flush(&shared.replies(number));
+        let owner = slot.generation.load(Ordering::SeqCst);
         loop {
-            let message = place.assembler.take(&shared.requests(number), &mut moved);
-            let request = match message {
-                Ok(None) => break,
-                Ok(Some(message)) => decode_request(&message),
-                Err(error) => Err(error),
-            };
-            let request = match request {
-                Ok(request) => request,
-                Err(error) => {
-                    // A fault of ours: nothing sensible can follow. Its owner's timeout or cancel ends the wait.
-                    self.device.note_error(&error.to_string());
-                    pgrx::log!("situ llm: slot {number}: {error}");
-                    place.assembler.clear();
+            let requests = shared.requests(number);
+            let request = match place
+                .intake
+                .next(&requests, owner, MAX_REQUEST, decode_request, &mut moved)
+            {
+                Taken::Nothing => break,
+                Taken::Request(request) => request,
+                Taken::Broken(error) => {
+                    let text = format!("the LLM worker cannot read a request: {error}");
+                    self.device.note_error(&text);
+                    pgrx::log!("situ llm: slot {number}: {text}");
+                    let refused = Reply::Failed(Failure::new(Kind::Internal, text));
+                    if let Ok(message) = encode_reply(WHOLE_CALL, &refused) {
+                        place.outgoing.push(message);
+                        moved |= place.outgoing.flush(&shared.replies(number));
+                    }
                     break;
                 }
             };
@@ -260,6 +266,7 @@ impl Worker {
                     slot: number,
                     serial: self.next_serial,
                     database: slot.database.load(Ordering::Relaxed),
+                    user: slot.user.load(Ordering::Relaxed),
                     gone: false.into(),
                     progress: &slot.progress,
                 };

@@ -7,7 +7,7 @@
 use super::ServiceError;
 use super::claim::{claim, claim_any, claim_beside};
 use super::shared::{self, DeviceState, FREE, LEFT, Shared};
-use super::wire::{Assembler, Lane, Outgoing, Reply, decode_reply};
+use super::wire::{Assembler, Lane, Outgoing, Reply, WHOLE_CALL, decode_reply};
 use crate::pg::settings;
 use parking_lot::Mutex;
 use pgrx::{pg_guard, pg_sys};
@@ -105,6 +105,8 @@ pub struct Channel {
     assembler: Assembler,
     sent: BTreeMap<u64, Sent>,
     sent_bytes: usize,
+    /// Since when the call waited for its slot; until the first request is sent.
+    opened: Option<Instant>,
     last_answer: Instant,
     no_worker_since: Option<Instant>,
 }
@@ -122,24 +124,19 @@ impl Channel {
         if shared.wanted.swap(1, Ordering::SeqCst) == 0 {
             shared::wake(&shared.launcher_latch);
         }
+        let since = Instant::now();
         let number = match claim_any(shared, lane)? {
             Some(number) => number,
             None => {
                 shared.prepare_to_wait();
-                loop {
-                    match claim_any(shared, lane) {
-                        Ok(None) => shared.wait_for_slot(shared::wait_event()),
-                        found => {
-                            shared.stop_waiting();
-                            if let Some(number) = found? {
-                                break number;
-                            }
-                        }
-                    }
-                }
+                let found = wait_for_slot(shared, lane, since);
+                shared.stop_waiting();
+                found?
             }
         };
-        Ok(Channel::on(shared, lane, number, model))
+        let mut channel = Channel::on(shared, lane, number, model);
+        channel.opened = Some(since);
+        Ok(channel)
     }
 
     /// As [`Channel::open`] on a given device; `None` where all its slots are taken.
@@ -181,6 +178,7 @@ impl Channel {
             assembler: Assembler::default(),
             sent: BTreeMap::new(),
             sent_bytes: 0,
+            opened: None,
             last_answer: Instant::now(),
             no_worker_since: None,
         }
@@ -230,7 +228,7 @@ impl Channel {
     /// Sends a request without waiting: what does not fit goes with the next [`Channel::poll`].
     pub fn send(&mut self, number: u64, message: Vec<u8>) {
         if self.sent.is_empty() {
-            self.last_answer = Instant::now();
+            self.last_answer = self.opened.take().unwrap_or_else(Instant::now);
         }
         self.sent_bytes += message.len();
         self.outgoing.push(message.clone());
@@ -266,8 +264,13 @@ impl Channel {
         };
         let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
         let (number, reply) = decode_reply(&message).map_err(protocol)?;
-        self.answered(number, true)?;
-        Ok(Some((number, reply)))
+        match reply {
+            Reply::Failed(failure) if number == WHOLE_CALL => Err(failure.into()),
+            reply => {
+                self.answered(number, true)?;
+                Ok(Some((number, reply)))
+            }
+        }
     }
 
     /// A message of the worker that is there, without its length word. Its reader says what it answers
@@ -397,18 +400,34 @@ impl Channel {
     }
 }
 
+/// How long a wait may last that has lasted for `idle` so far: a second, or what `situ.request_timeout` leaves.
+fn time_left(idle: Duration) -> Result<Duration, ServiceError> {
+    let (timeout, most) = (settings::request_timeout(), Duration::from_secs(1));
+    if timeout <= 0 {
+        return Ok(most);
+    }
+    let left = Duration::from_millis(timeout as u64).saturating_sub(idle);
+    match left.is_zero() {
+        true => Err(ServiceError::Timeout { milliseconds: timeout }),
+        false => Ok(most.min(left)),
+    }
+}
+
+/// Claims a slot as soon as one is free, among the sleepers of the queue. Raises the server's error when the statement
+/// is cancelled.
+fn wait_for_slot(shared: &'static Shared, lane: Lane, since: Instant) -> Result<usize, ServiceError> {
+    loop {
+        if let Some(number) = claim_any(shared, lane)? {
+            return Ok(number);
+        }
+        shared.wait_for_slot(time_left(since.elapsed())?, shared::wait_event());
+    }
+}
+
 /// Waits until something may have happened on any channel of this process; `idle` is the time since the call's last
 /// answer, for `situ.request_timeout`. Raises the server's error when the statement is cancelled.
 pub fn wait(idle: Duration) -> Result<(), ServiceError> {
-    let timeout = settings::request_timeout();
-    let mut most = Duration::from_secs(1);
-    if timeout > 0 {
-        let left = Duration::from_millis(timeout as u64).saturating_sub(idle);
-        if left.is_zero() {
-            return Err(ServiceError::Timeout { milliseconds: timeout });
-        }
-        most = most.min(left);
-    }
+    let most = time_left(idle)?;
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: this process's own latch.
     unsafe {

@@ -49,8 +49,38 @@ fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
     Ok(usable)
 }
 
+/// Slots of the LLM's queue that one session and one role may have of `count`. A call keeps its slot as long as the cursor over it is open,
+/// so without a share one session could keep all others out.
+fn shares(count: usize) -> (usize, usize) {
+    ((count / 4).max(2), count - (count / 4).max(1))
+}
+
+/// Whether the caller's role has its share of the LLM's queue; an error where its session has: waiting for itself would
+/// have no end.
+fn has_its_share(shared: &'static Shared) -> Result<bool, ServiceError> {
+    if !Shared::llm().is_some_and(|llm| std::ptr::eq(llm, shared)) {
+        return Ok(false);
+    }
+    // SAFETY: set in every backend.
+    let (pid, user) = unsafe { (pg_sys::MyProcPid, pg_sys::GetUserId().to_u32()) };
+    let (of_session, of_role) = shares(shared.slots());
+    let (mut own, mut role) = (0, 0);
+    let slots = (0..shared.slots()).map(|number| shared.slot(number));
+    for slot in slots.filter(|slot| slot.state.load(Ordering::SeqCst) == ACTIVE) {
+        own += usize::from(slot.pid.load(Ordering::Relaxed) == pid);
+        role += usize::from(slot.user.load(Ordering::Relaxed) == user);
+    }
+    match own >= of_session {
+        true => Err(ServiceError::TooMany { most: of_session }),
+        false => Ok(role >= of_role),
+    }
+}
+
 /// Claims a slot of the device that has the least to do and a slot free.
 pub fn claim_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, ServiceError> {
+    if has_its_share(shared)? {
+        return Ok(None);
+    }
     let choices = choices(shared)?;
     Ok(choices.into_iter().find_map(|device| claim(shared, device, lane)))
 }
@@ -116,4 +146,17 @@ fn take(shared: &Shared, number: usize) -> bool {
         && state
             .compare_exchange(FREE, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_has_all_slots() {
+        for count in 4..100 {
+            let (session, role) = shares(count);
+            assert!(session >= 1 && session <= role && role < count, "{count}");
+        }
+    }
 }

@@ -13,7 +13,26 @@ use crate::text::Span;
 pub use super::documents::{Documents, PassageSink};
 
 /// Most bytes of one text to embed. No model reads as far; what lies behind is not sent.
-const MOST_TEXT: usize = 256 << 10;
+pub(super) const MOST_TEXT: usize = 256 << 10;
+/// Most bytes of a title and of a heading: each goes with every piece of its document.
+const MOST_TITLE: usize = 16 << 10;
+const MOST_HEADING: usize = 4 << 10;
+
+/// A text without what lies behind `most` bytes.
+pub(super) fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+/// A title as it is sent.
+pub(super) fn title_of(title: Option<&str>) -> Option<String> {
+    title.map(|title| cut(title, MOST_TITLE).to_owned())
+}
+
+/// Headings as they are sent.
+pub(super) fn headings_of(headings: &[String]) -> Vec<String> {
+    let headings = headings.iter().map(|heading| cut(heading, MOST_HEADING).to_owned());
+    headings.collect()
+}
 
 /// What a registered model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +212,7 @@ fn embed_each(
     let mut vectors: Vec<Vec<f32>> = Vec::new();
     let mut items = texts.map(|text| Item::Embed {
         role,
-        text: text[..text.floor_char_boundary(MOST_TEXT)].to_owned(),
+        text: cut(text, MOST_TEXT).to_owned(),
     });
     encode(model, lane, &mut items, &mut |number, reply| match reply {
         Reply::Vector(vector) => {
@@ -237,7 +256,7 @@ pub fn chunk_document(
     let segments = super::documents::segments(body)?;
     let mut parts = vec![Vec::new(); segments.len()];
     let mut items = segments.iter().map(|segment| Item::Chunks {
-        headings: segment.headings.clone(),
+        headings: headings_of(&segment.headings),
         text: segment.span.of(body).unwrap_or_default().to_owned(),
         chunk_tokens,
     });
@@ -270,14 +289,14 @@ pub fn situate_chunks(
                 text.push('\n');
             }
             let start = text.len() as u32;
-            text.push_str(&chunk[..chunk.floor_char_boundary(MOST_TEXT / MOST_CHUNKS)]);
+            text.push_str(cut(chunk, MOST_TEXT / MOST_CHUNKS));
             spans.push(Span {
                 start,
                 end: text.len() as u32,
             });
         }
         Item::Situate {
-            title: title.map(str::to_owned),
+            title: title_of(title),
             headings: Vec::new(),
             text,
             options: options.clone(),

@@ -6,7 +6,8 @@
 //! sequences and leaves vectors ([`Desk::batch`], [`Desk::complete`]). Planned ahead is no more than two batches, so
 //! memory is bounded. One lock is held by each for microseconds; nothing is planned, loaded or run under it.
 //!
-//! Equal texts for one model and role are encoded once: the first that is planned leads, the others follow and get
+//! Equal texts of one role for one model and use are encoded once (of several roles each its own: that somebody's text is
+//! in work is nobody else's business): the first that is planned leads, the others follow and get
 //! its reply. When a leader leaves, its followers wait again, so nobody depends on another's staying. A query does not
 //! follow a bulk item that has not started.
 
@@ -16,9 +17,9 @@ use super::jobs::{Batch, Finished, Next, Outcome, Piece, State};
 use super::loader::{self, Task};
 use super::models::Model;
 use super::plan::{cost, finish, plan};
-use super::wire::{Item, ModelKey, Reply, Report, encode_reply};
+use super::wire::{BadMessage, Item, ModelKey, Reply, Report, encode_reply};
 use crate::compute::Pool;
-use crate::model::Device;
+use crate::model::{Device, stop};
 use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,7 +159,13 @@ impl Desk {
             Next::Plan(number, work, model, estimate) => (number, work, model, estimate),
         };
         drop(state);
-        let planned = plan(&model.encoder, &work.item);
+        let (desk, sender) = (self.clone(), work.sender.clone());
+        let ends = move || desk.stop.load(Ordering::Relaxed) || sender.has_left();
+        let planned = stop::until(ends, || plan(&model.encoder, &work.item));
+        // Nobody waits for it any more: it leaves the desk with its sender, and those with the same text wait again.
+        if self.stop.load(Ordering::SeqCst) || work.sender.has_left() {
+            return true;
+        }
         let mut state = self.state.lock();
         let finished = match planned {
             Ok(planned) => {
@@ -357,7 +364,10 @@ impl Desk {
                         let since = [job.arrived, job.started.unwrap_or(job.arrived)].map(|time| now - time);
                         finish(planned, &model, std::mem::take(&mut job.vectors), since)
                     }
-                    _ => continue,
+                    _ => Reply::Failed(Failure::new(
+                        Kind::Internal,
+                        "an item was answered before it was planned",
+                    )),
                 },
             };
             let counters = &self.outbox.account.counters;
@@ -384,12 +394,13 @@ impl Desk {
 }
 
 fn message(work: &Work, reply: &Reply) -> Option<Answer> {
-    let error = match reply {
+    let mut error = match reply {
         Reply::Failed(failure) => Some(failure.to_string()),
         _ => None,
     };
-    let message = encode_reply(work.number, reply).or_else(|error| {
-        let failure = Failure::new(Kind::Memory, error.to_string());
+    let message = encode_reply(work.number, reply).or_else(|bad| {
+        let failure = unsendable(&bad);
+        error = Some(failure.to_string());
         encode_reply(work.number, &Reply::Failed(failure))
     });
     Some(Answer {
@@ -398,4 +409,10 @@ fn message(work: &Work, reply: &Reply) -> Option<Answer> {
         message: message.ok()?,
         error,
     })
+}
+
+/// What is answered in the place of a reply that is no message.
+pub fn unsendable(bad: &BadMessage) -> Failure {
+    Failure::new(Kind::Memory, format!("the answer cannot be sent: {bad}"))
+        .hint("Ask for less at once: shorter texts, or larger chunks.")
 }

@@ -1,5 +1,6 @@
 //! Many documents through the service at once.
 
+use super::client::{headings_of, title_of};
 use super::line::Line;
 use super::wire::Passage;
 use super::{Item, Lane, ModelRef, Reply, ServiceError, SituatedPassage};
@@ -107,8 +108,8 @@ impl Documents {
             self.items.insert(self.next, (document, part));
             let text = segment.span.of(body).unwrap_or_default().to_owned();
             let item = Item::Situate {
-                title: title.map(str::to_owned),
-                headings: segment.headings,
+                title: title_of(title),
+                headings: headings_of(&segment.headings),
                 text,
                 options: self.options.clone(),
                 chunks: Vec::new(),

@@ -14,6 +14,8 @@ pub struct Sender {
     pub serial: u64,
     /// The sender's database, among which the service is shared out.
     pub database: u32,
+    /// The role that it works as.
+    pub user: u32,
     /// Set when the sender has left: its work is dropped.
     pub gone: AtomicBool,
     /// What was done for it, for everybody to see.

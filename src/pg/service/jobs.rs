@@ -173,11 +173,16 @@ impl State {
             done: 0,
         };
         if let Item::Embed { role, text } = &job.work.item {
-            let key = self.hasher.hash_one((&job.work.model, role, text));
+            let user = job.work.sender.user;
+            let key = self.hasher.hash_one((&job.work.model, user, role, text));
             let group = self.texts.entry(key).or_default();
             let other = group.members.first().and_then(|first| self.jobs.get(first));
             // Two texts with the same hash: the later one is encoded by itself.
-            if other.is_none_or(|other| (&other.work.model, &other.work.item) == (&job.work.model, &job.work.item)) {
+            let same = |other: &Job| {
+                let work = (&other.work.model, other.work.sender.user, &other.work.item);
+                work == (&job.work.model, user, &job.work.item)
+            };
+            if other.is_none_or(same) {
                 group.members.push(number);
                 job.text = Some(key);
             }

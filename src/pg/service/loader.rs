@@ -11,12 +11,13 @@ use super::plan::guarded;
 use super::threads::spawn;
 use super::wire::{Item, ModelKey, Reply, Report};
 use crate::model::calibrate::{Calibration, calibrate};
-use crate::model::{Device, ModelError, Precision};
+use crate::model::{Device, ModelError, Precision, stop};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 
 /// Calibrations that are kept, so that the same files are measured once for all databases.
 const MOST_KEPT: usize = 256;
@@ -33,7 +34,9 @@ pub enum Task {
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
+    /// The thread takes another task.
     runs: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The tasks of a worker: models, calibrations.
@@ -42,6 +45,16 @@ pub struct Background {
     queues: [Mutex<Queue>; 2],
     /// By fingerprint.
     calibrations: Mutex<HashMap<String, Calibration>>,
+}
+
+impl Background {
+    /// Whether no thread of it runs.
+    pub fn is_over(&self) -> bool {
+        self.queues.iter().all(|queue| {
+            let queue = queue.lock();
+            !queue.runs && queue.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        })
+    }
 }
 
 /// Has a task done on its thread.
@@ -56,22 +69,29 @@ pub fn start(desk: &Arc<Desk>, task: Task) {
     if queue.runs {
         return;
     }
-    queue.runs = true;
-    drop(queue);
     let own = desk.clone();
     let name = ["situ loader", "situ calibrator"][kind];
-    if let Err(error) = spawn(name, move || run(&own, kind)) {
-        let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));
-        let mut queue = desk.background.queues[kind].lock();
-        queue.runs = false;
-        let tasks = std::mem::take(&mut queue.tasks);
-        drop(queue);
-        for task in tasks {
-            match task {
-                Task::Load(key) => desk.loaded(&key, Err(failure.clone())),
-                Task::Calibrate(number, _) => desk.reply(number, Reply::Failed(failure.clone())),
-                Task::Drop(_) => {}
-            }
+    // The new thread waits for the queue, so that nobody finds it running without its handle.
+    match spawn(name, move || run(&own, kind)) {
+        Ok(thread) => {
+            queue.runs = true;
+            queue.thread = Some(thread);
+        }
+        Err(error) => {
+            let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));
+            let tasks = std::mem::take(&mut queue.tasks);
+            drop(queue);
+            refuse(desk, tasks, &failure);
+        }
+    }
+}
+
+fn refuse(desk: &Desk, tasks: VecDeque<Task>, failure: &Failure) {
+    for task in tasks {
+        match task {
+            Task::Load(key) => desk.loaded(&key, Err(failure.clone())),
+            Task::Calibrate(number, _) => desk.reply(number, Reply::Failed(failure.clone())),
+            Task::Drop(_) => {}
         }
     }
 }
@@ -89,18 +109,27 @@ fn run(desk: &Arc<Desk>, kind: usize) {
         }
         match task {
             Task::Load(key) => {
-                let result = guarded(|| Model::load(&key, desk.device).map(Arc::new));
-                desk.loaded(&key, result);
+                let own = desk.clone();
+                let ends = move || own.stop.load(Ordering::Relaxed);
+                let result = stop::until(ends, || guarded(|| Model::load(&key, desk.device).map(Arc::new)));
+                // Stopped: the process ends, and the requests go to the next worker.
+                if !desk.stop.load(Ordering::SeqCst) {
+                    desk.loaded(&key, result);
+                }
                 // What the files took on their way into the model.
                 memory::give_back();
             }
             Task::Drop(models) => drop(models),
             Task::Calibrate(number, work) => {
-                let reply = match guarded(|| measure(desk, &work)) {
+                let (own, sender) = (desk.clone(), work.sender.clone());
+                let ends = move || own.stop.load(Ordering::Relaxed) || sender.has_left();
+                let reply = match stop::until(ends, || guarded(|| measure(desk, &work))) {
                     Ok(calibration) => Reply::Report(Report::Calibrated(calibration)),
                     Err(failure) => Reply::Failed(failure),
                 };
-                desk.reply(number, reply);
+                if !desk.stop.load(Ordering::SeqCst) {
+                    desk.reply(number, reply);
+                }
             }
         }
     }

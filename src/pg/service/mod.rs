@@ -17,6 +17,7 @@
 //! | `launcher` | keeps the worker alive |
 //! | `worker` | the worker's main thread: rings in, rings out |
 //! | `process` | what a worker's main thread waits with |
+//! | `intake` | requests out of a ring, and streams that do not parse |
 //! | `exchange` | items and answers between the main thread and the others |
 //! | `device` | what workers run on |
 //! | `desk` | where items wait in the worker, and their ways between its threads |
@@ -34,6 +35,7 @@ pub mod device;
 pub mod engine;
 pub mod exchange;
 pub mod failure;
+pub mod intake;
 pub mod jobs;
 pub mod loader;
 pub mod memory;
@@ -106,6 +108,9 @@ pub enum ServiceError {
         expected: usize,
         found: usize,
     },
+    /// The session has as many answers in progress as one may have.
+    #[error("the session has {most} answers in progress, as many as one may have")]
+    TooMany { most: usize },
     /// A text that cannot be sent.
     #[error("a text of {bytes} bytes cannot be encoded")]
     TooLarge { bytes: usize },

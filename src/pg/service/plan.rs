@@ -84,8 +84,16 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             });
             Ok(Err(Reply::Passages(passages.collect())))
         }
-        Item::Tokens { texts } => {
-            let ids = texts.iter().map(|text| Ok(encoder.tokenize(text)?.ids));
+        Item::Tokens { texts, continues } => {
+            let ids = texts.iter().enumerate().map(|(number, text)| {
+                let behind = *continues && number == 0;
+                let tokens = if behind {
+                    encoder.tokenize_behind(text)
+                } else {
+                    encoder.tokenize(text)
+                };
+                Ok(tokens?.ids)
+            });
             let ids: Result<Vec<_>, ModelError> = ids.collect();
             Ok(Err(Reply::Tokens(ids?)))
         }
@@ -121,7 +129,14 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
         Item::Warm => Ok(Ok(Planned::Warm(calibrate::sequences(encoder, WARM_TEXTS)?))),
         Item::Calibrate { .. } | Item::Unload => Err(Failure::new(Kind::Internal, "an item that has no plan")),
     });
-    planned.unwrap_or_else(|failure| Err(Reply::Failed(failure)))
+    match planned {
+        Ok(Ok(planned)) if planned.sequences().is_empty() => Err(Reply::Failed(Failure::new(
+            Kind::Internal,
+            "an item without a sequence",
+        ))),
+        Ok(planned) => planned,
+        Err(failure) => Err(Reply::Failed(failure)),
+    }
 }
 
 /// The sequence of a query of which the first token's state is read.

@@ -37,6 +37,7 @@ use crate::pg::settings;
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bytes of a ring; each slot has two.
 pub const RING: usize = 64 << 10;
@@ -361,11 +362,12 @@ impl Shared {
         (&raw const self.freed).cast_mut()
     }
 
-    /// Sleeps until a slot was freed, or a second has passed. Raises the server's error when the statement is cancelled.
-    pub fn wait_for_slot(&self, event: u32) {
+    /// Sleeps until a slot was freed, or so long. Raises the server's error when the statement is cancelled.
+    pub fn wait_for_slot(&self, most: Duration, event: u32) {
+        let milliseconds = most.as_millis().max(1) as i64;
         // SAFETY: as above; a cancel inside leaves the sleep through the server's own abort.
         unsafe {
-            pg_sys::ConditionVariableTimedSleep(self.freed(), 1000, event);
+            pg_sys::ConditionVariableTimedSleep(self.freed(), milliseconds, event);
         }
     }
 

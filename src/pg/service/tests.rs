@@ -121,11 +121,16 @@ impl Drop for Service {
 }
 
 fn sender(slot: usize) -> Arc<Sender> {
+    sender_as(slot, 10)
+}
+
+fn sender_as(slot: usize, user: u32) -> Arc<Sender> {
     let progress: &'static Progress = Box::leak(Box::default());
     Arc::new(Sender {
         slot,
         serial: slot as u64,
         database: 1,
+        user,
         gone: false.into(),
         progress,
     })
@@ -167,6 +172,46 @@ fn equal_texts_of_many_senders_are_encoded_once() {
             );
         }
     }
+}
+
+#[test]
+fn whether_anothers_text_is_in_work_shows_in_nothing() {
+    let Some(mut service) = Service::new() else { return };
+    let (one, two) = (sender_as(0, 10), sender_as(1, 11));
+    for sender in [&one, &two] {
+        service.send(sender, Lane::Bulk, (0..20).map(text));
+    }
+    service.start();
+    service.wait(40);
+    let counters = &service.account.counters;
+    assert_eq!((get(&counters.vectors), get(&counters.shared)), (40, 0));
+    let tokens = |sender: &Sender| sender.progress.tokens.load(Ordering::Relaxed);
+    assert!(tokens(&one) > 0 && tokens(&one) == tokens(&two));
+    (0..20).for_each(|number| assert_eq!(service.answers[&(0, number)], service.answers[&(1, number)]));
+}
+
+#[test]
+fn a_worker_that_ends_waits_for_loads_and_calibrations() {
+    let Some(mut service) = Service::new() else { return };
+    service.start();
+    service.send(&sender(0), Lane::Query, [Item::Calibrate { again: true }]);
+    service.send(&sender(1), Lane::Query, [text(0)]);
+    let over = |service: &Service| service.desk.background.is_over();
+    let since = Instant::now();
+    while over(&service) {
+        assert!(since.elapsed() < Duration::from_secs(60), "nothing began");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    service.desk.end();
+    let since = Instant::now();
+    while !over(&service) {
+        assert!(since.elapsed() < Duration::from_secs(5), "a thread does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(
+        service.desk.outbox.take().is_empty(),
+        "what was stopped is not answered"
+    );
 }
 
 #[test]

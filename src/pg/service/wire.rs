@@ -13,8 +13,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// Longest message that is taken: longer ones are a fault of the sender.
-const MAX_MESSAGE: usize = 512 << 20;
+/// Longest message: what would be longer is an error of the item.
+pub const MAX_MESSAGE: usize = 512 << 20;
+/// Longest request. Clients cut what they send into items far below it.
+pub const MAX_REQUEST: usize = 16 << 20;
+/// In the place of an item's number: the reply, an error, is to the whole call.
+pub const WHOLE_CALL: u64 = u64::MAX;
 /// Bytes read from a ring at once.
 const READ: usize = 64 << 10;
 
@@ -45,8 +49,9 @@ pub enum Item {
         text: String,
         chunk_tokens: u32,
     },
-    /// Token ids of texts, without special tokens: answered by [`Reply::Tokens`].
-    Tokens { texts: Vec<String> },
+    /// Token ids of texts, without special tokens: answered by [`Reply::Tokens`]. `continues`: the first of them was cut
+    /// from what is before it.
+    Tokens { texts: Vec<String>, continues: bool },
     /// A query's tokens and their last layer's states: answered by [`Reply::States`].
     States { text: String },
     /// The last layer's state of the first token of a query's sequence: answered by [`Reply::States`].
@@ -73,13 +78,21 @@ impl Item {
     /// Bytes of text, which bound what the item costs in memory.
     pub fn bytes(&self) -> usize {
         match self {
-            Item::Embed { text, .. } | Item::Situate { text, .. } | Item::Chunks { text, .. } => text.len(),
+            Item::Embed { text, .. } => text.len(),
+            Item::Situate {
+                title, headings, text, ..
+            } => title.as_ref().map_or(0, String::len) + lengths(headings) + text.len(),
+            Item::Chunks { headings, text, .. } => lengths(headings) + text.len(),
             Item::States { text } | Item::FirstState { text } | Item::Vocabulary { text, .. } => text.len(),
-            Item::Tokens { texts } => texts.iter().map(String::len).sum(),
-            Item::Feedback { query, passages, .. } => query.len() + passages.iter().map(String::len).sum::<usize>(),
+            Item::Tokens { texts, .. } => lengths(texts),
+            Item::Feedback { query, passages, .. } => query.len() + lengths(passages),
             Item::Calibrate { .. } | Item::Warm | Item::Unload => 0,
         }
     }
+}
+
+fn lengths(texts: &[String]) -> usize {
+    texts.iter().map(String::len).sum()
 }
 
 /// Which weights an item needs.
@@ -181,13 +194,13 @@ pub fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, Ba
     let mut message = vec![0u8; 8];
     message = postcard::to_extend(header, message).map_err(|error| BadMessage(error.to_string()))?;
     let header_bytes = message.len() - 8;
-    message.reserve(numbers.iter().map(|vector| vector.len() * 4).sum());
-    for vector in numbers {
-        vector.iter().for_each(|x| message.extend_from_slice(&x.to_le_bytes()));
-    }
-    let length = message.len() - 4;
+    let length = message.len() - 4 + numbers.iter().map(|vector| vector.len() * 4).sum::<usize>();
     if length > MAX_MESSAGE {
         return Err(BadMessage(format!("a message of {length} bytes is too long")));
+    }
+    message.reserve(length + 4 - message.len());
+    for vector in numbers {
+        vector.iter().for_each(|x| message.extend_from_slice(&x.to_le_bytes()));
     }
     message[..4].copy_from_slice(&(length as u32).to_le_bytes());
     message[4..8].copy_from_slice(&(header_bytes as u32).to_le_bytes());
@@ -211,7 +224,15 @@ pub fn unframe<H: DeserializeOwned>(message: &[u8]) -> Result<(H, Vec<f32>), Bad
 
 /// The bytes of a request.
 pub fn encode_request(request: &Request) -> Result<Vec<u8>, BadMessage> {
-    frame(request, &[])
+    within(frame(request, &[])?, MAX_REQUEST)
+}
+
+/// A message that is no longer than that.
+pub fn within(message: Vec<u8>, most: usize) -> Result<Vec<u8>, BadMessage> {
+    match message.len() <= most {
+        true => Ok(message),
+        false => Err(BadMessage(format!("a request of {} bytes is too long", message.len()))),
+    }
 }
 
 /// A request from a message without its length word.
@@ -297,13 +318,23 @@ impl Assembler {
     /// The next complete message without its length word, `None` until more bytes come.
     /// Sets `moved` when bytes were taken from the ring.
     pub fn take(&mut self, ring: &Ring<'_>, moved: &mut bool) -> Result<Option<Vec<u8>>, BadMessage> {
+        self.take_up_to(ring, MAX_MESSAGE, moved)
+    }
+
+    /// [`Assembler::take`] where messages have at most `most` bytes.
+    pub fn take_up_to(
+        &mut self,
+        ring: &Ring<'_>,
+        most: usize,
+        moved: &mut bool,
+    ) -> Result<Option<Vec<u8>>, BadMessage> {
         loop {
             let have = &self.bytes[self.taken..];
             let wanted = match have.first_chunk::<4>() {
                 None => 4,
                 Some(length) => {
                     let length = u32::from_le_bytes(*length) as usize;
-                    if length > MAX_MESSAGE {
+                    if length > most {
                         return Err(BadMessage(format!("a message claims {length} bytes")));
                     }
                     if let Some(message) = have.get(4..4 + length) {
@@ -321,8 +352,8 @@ impl Assembler {
             if self.bytes.is_empty() && self.bytes.capacity() > 4 * READ {
                 self.bytes = Vec::new();
             }
-            let most = READ.max(wanted - self.bytes.len());
-            if ring.read(&mut self.bytes, most) == 0 {
+            let count = READ.max(wanted - self.bytes.len());
+            if ring.read(&mut self.bytes, count) == 0 {
                 return Ok(None);
             }
             *moved = true;

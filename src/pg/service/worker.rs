@@ -8,11 +8,13 @@ use super::desk::Desk;
 use super::device;
 use super::engine::{Engine, plan_ahead, threads};
 use super::exchange::{Answer, Outbox, Sender, Settings, Work};
+use super::failure::{Failure, Kind};
+use super::intake::{Intake, Taken};
 use super::process::{drain, pipe, resident_bytes, wait_set};
 use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
 use super::statistics::{add, get, put};
 use super::threads::spawn;
-use super::wire::{Assembler, Outgoing, decode_request};
+use super::wire::{MAX_REQUEST, Outgoing, Reply, WHOLE_CALL, decode_request, encode_reply};
 use crate::compute::Pool;
 use crate::model::Device;
 use crate::pg::settings;
@@ -28,13 +30,13 @@ const MOST_BYTES: usize = 4 << 20;
 const MOST_REPLIES: usize = 1 << 20;
 /// Seconds over which tokens a second are averaged.
 const WINDOW: usize = 5;
-/// Longest wait for the compute thread on the way out.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// Longest wait for the threads on the way out: all of them look whether they are to stop, the slowest between two tensors.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What the worker has of one slot.
 #[derive(Default)]
 struct Place {
-    assembler: Assembler,
+    intake: Intake,
     outgoing: Outgoing,
     sender: Option<(u64, Arc<Sender>)>,
     items: usize,
@@ -234,9 +236,11 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
         }
         worker.round();
         if let Some(why) = worker.desk.lost() {
+            farewell(&worker.desk, &[&compute, &planner]);
             return Err(End::Lost(why.to_owned()));
         }
         if compute.is_finished() || planner.is_finished() {
+            farewell(&worker.desk, &[&compute, &planner]);
             return Err(End::Failed("a thread of the encoder ended".to_owned()));
         }
         let mut event = pg_sys::WaitEvent::default();
@@ -244,12 +248,21 @@ fn serve(shared: &'static Shared, state: &'static DeviceState, name: &str) -> Re
         unsafe { pg_sys::WaitEventSetWait(set, 1000, &mut event, 1, shared::wait_event()) };
     }
     pgrx::log!("situ encoder: ends on request");
-    worker.desk.end();
+    farewell(&worker.desk, &[&compute, &planner]);
+    Ok(())
+}
+
+/// Ends the threads, those that load and calibrate too: none of them may run while the process takes itself apart.
+fn farewell(desk: &Desk, threads: &[&std::thread::JoinHandle<()>]) {
+    desk.end();
     let since = Instant::now();
-    while !(compute.is_finished() && planner.is_finished()) && since.elapsed() < FAREWELL {
+    while !(desk.background.is_over() && threads.iter().all(|thread| thread.is_finished())) {
+        if since.elapsed() > FAREWELL {
+            pgrx::log!("situ encoder: a thread does not end");
+            return;
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(())
 }
 
 impl Worker {
@@ -304,7 +317,7 @@ impl Worker {
                 if place.forget_sender() {
                     self.desk.sender_left();
                 }
-                place.assembler.clear();
+                place.intake.clear();
                 shared.requests(number).reset();
                 shared.replies(number).reset();
                 slot.state.store(FREE, Ordering::SeqCst);
@@ -316,19 +329,23 @@ impl Worker {
         }
         let mut moved = place.outgoing.flush(&shared.replies(number));
         let requests = shared.requests(number);
+        let owner = slot.generation.load(Ordering::SeqCst);
         while place.items < MOST_ITEMS && place.bytes < MOST_BYTES && place.outgoing.bytes() < MOST_REPLIES {
-            let request = match place.assembler.take(&requests, &mut moved) {
-                Ok(None) => break,
-                Ok(Some(message)) => decode_request(&message),
-                Err(error) => Err(error),
-            };
-            let request = match request {
-                Ok(request) => request,
-                Err(error) => {
-                    // A fault of ours: nothing sensible can follow on this stream. Its owner's timeout or cancel ends it.
-                    self.device.note_error(&error.to_string());
-                    pgrx::log!("situ encoder: slot {number}: {error}");
-                    place.assembler.clear();
+            let request = match place
+                .intake
+                .next(&requests, owner, MAX_REQUEST, decode_request, &mut moved)
+            {
+                Taken::Nothing => break,
+                Taken::Request(request) => request,
+                Taken::Broken(error) => {
+                    let text = format!("the encoder cannot read a request: {error}");
+                    self.device.note_error(&text);
+                    pgrx::log!("situ encoder: slot {number}: {text}");
+                    let refused = Reply::Failed(Failure::new(Kind::Internal, text));
+                    if let Ok(message) = encode_reply(WHOLE_CALL, &refused) {
+                        place.outgoing.push(message);
+                        moved |= place.outgoing.flush(&shared.replies(number));
+                    }
                     break;
                 }
             };
@@ -344,6 +361,7 @@ impl Worker {
                     slot: number,
                     serial: self.next_serial,
                     database: slot.database.load(Ordering::Relaxed),
+                    user: slot.user.load(Ordering::Relaxed),
                     gone: false.into(),
                     progress: &slot.progress,
                 };

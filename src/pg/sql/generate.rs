@@ -1,6 +1,6 @@
 //! Texts from prompts: `situ.generate`, `situ.generate_stream`.
 
-use super::prompt::Prompt;
+use super::prompt::{MOST_TEXT, Prompt};
 use crate::pg::fail::{fail_full, fail_with_hint};
 use crate::pg::llm::target::Target;
 use crate::pg::llm::wire::{Part, PromptForm, Sampling, Turn};
@@ -99,6 +99,18 @@ impl Options {
             )
         }
         let (parts, values) = prompt.parts(llm);
+        let texts = parts.iter().map(|part| match part {
+            Part::Text(text) => text.len(),
+            Part::Vectors { .. } => 0,
+        });
+        let bytes = texts.sum::<usize>() + self.system.as_ref().map_or(0, String::len);
+        if bytes > MOST_TEXT {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                format!("a prompt of {bytes} bytes with its system text is too long"),
+                "Both together may have 4 MB of text.",
+            )
+        }
         let turn = |role: &str, parts| Turn {
             role: role.to_owned(),
             parts,

@@ -136,6 +136,12 @@ fn with_models<T>(look: impl FnOnce(&[ModelRef]) -> T) -> Result<T, RegistryErro
     Ok(REGISTRY.with_borrow(|registry| look(registry.as_ref().map_or(&[][..], |registry| &registry.models))))
 }
 
+/// Paths and fingerprints of all registered models; none where they cannot be read.
+pub fn registered() -> Vec<(String, String)> {
+    let of = |model: &ModelRef| (model.path.clone(), model.fingerprint.clone());
+    with_models(|models| models.iter().map(of).collect()).unwrap_or_default()
+}
+
 /// The only model of a kind.
 fn only(models: &[ModelRef], kind: ModelKind) -> Result<ModelRef, Many> {
     let mut all = models.iter().filter(|model| model.kind == kind);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 
 /// Most bytes of text and most vectors of a prompt.
-const MOST_TEXT: usize = 4 << 20;
+pub(super) const MOST_TEXT: usize = 4 << 20;
 const MOST_VECTORS: usize = 1024;
 
 /// A piece of a prompt.

@@ -1,6 +1,6 @@
 //! What the LLM worker does: behind the view `situ.stat_llm`.
 
-use super::stat_service::time;
+use super::stat_service::{sees_all, time, visible};
 use crate::pg::service::shared::{FREE, Shared};
 use crate::pg::service::statistics::get;
 use pgrx::JsonB;
@@ -53,7 +53,7 @@ fn llm_statistics() -> Statistics {
         0 => "starting",
         _ => "running",
     };
-    let last_error = state.last_error.get();
+    let (last_error, seen) = (state.last_error.get(), sees_all());
     TableIterator::new(vec![(
         phase,
         (pid != 0).then_some(pid),
@@ -71,8 +71,8 @@ fn llm_statistics() -> Statistics {
         count(&counters.filled),
         count(&counters.tokens),
         count(&counters.tokens_per_second),
-        serde_json::from_str(&state.models.get()).map_or(none, JsonB),
-        (!last_error.is_empty()).then_some(last_error),
-        time(&counters.last_error_at),
+        JsonB(visible(&state.models.get()).into()),
+        Some(last_error).filter(|text| seen && !text.is_empty()),
+        time(&counters.last_error_at).filter(|_| seen),
     )])
 }

@@ -1,5 +1,6 @@
 //! What the encoder service does, for the views `situ.stat_service`, `situ.stat_models` and `situ.stat_requests`.
 
+use super::models::registered;
 use crate::pg::service::shared::{ACTIVE, FREE, Shared};
 use crate::pg::service::statistics::{Histogram, get};
 use pgrx::datum::TimestampWithTimeZone;
@@ -24,7 +25,7 @@ type Statistics = TableIterator<
         name!(queued_queries, i64),
         name!(queued_bulk, i64),
         name!(requests, i64),
-        name!(shared, i64),
+        name!(shared, Option<i64>),
         name!(cancelled, i64),
         name!(errors, i64),
         name!(vectors, i64),
@@ -54,18 +55,39 @@ fn quantiles(histogram: &Histogram) -> Option<Vec<f64>> {
     histogram.quantiles([0.5, 0.95, 0.99]).map(Vec::from)
 }
 
+/// Whether the current role may see what is others': members of `pg_read_all_stats`, so of `pg_monitor`, and superusers.
+pub fn sees_all() -> bool {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::ROLE_PG_READ_ALL_STATS.into()) }
+}
+
+/// Of models in memory (with `path` and `fingerprint`) those that the current role may see: all, or those that are registered
+/// in its database.
+pub fn visible(models: &str) -> Vec<serde_json::Value> {
+    let mut models: Vec<serde_json::Value> = serde_json::from_str(models).unwrap_or_default();
+    if !sees_all() {
+        let own = registered();
+        let text = |model: &serde_json::Value, field: &str| model[field].as_str().map(str::to_owned);
+        models.retain(|model| {
+            let (path, fingerprint) = (text(model, "path"), text(model, "fingerprint"));
+            path.zip(fingerprint).is_some_and(|model| own.contains(&model))
+        });
+    }
+    models
+}
+
 /// `situ.service_statistics()`: one row a device.
 #[pg_extern(volatile, strict, parallel_safe, sql = false)]
 fn service_statistics() -> Statistics {
     let Some(shared) = Shared::get() else {
         #[rustfmt::skip]
         let nothing = (
-            0, "cpu".to_owned(), "not preloaded", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, "cpu".to_owned(), "not preloaded", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, 0, 0, 0, 0, 0, 0,
             None, 0.0, None, None, None, None, None, None,
         );
         return TableIterator::new(vec![nothing]);
     };
-    let mut rows = Vec::new();
+    let (mut rows, seen) = (Vec::new(), sees_all());
     for (number, state) in shared.devices().iter().enumerate() {
         let counters = &state.account.counters;
         let latencies = &state.account.latencies;
@@ -98,7 +120,7 @@ fn service_statistics() -> Statistics {
             count(&counters.queued_queries),
             count(&counters.queued_bulk),
             count(&counters.requests),
-            count(&counters.shared),
+            seen.then(|| count(&counters.shared)),
             count(&counters.cancelled),
             count(&counters.errors),
             count(&counters.vectors),
@@ -111,8 +133,8 @@ fn service_statistics() -> Statistics {
             quantiles(&latencies.run[0]),
             quantiles(&latencies.wait[1]),
             quantiles(&latencies.run[1]),
-            (!last_error.is_empty()).then_some(last_error),
-            time(&counters.last_error_at),
+            Some(last_error).filter(|text| seen && !text.is_empty()),
+            time(&counters.last_error_at).filter(|_| seen),
         ));
     }
     TableIterator::new(rows)
@@ -128,8 +150,7 @@ fn service_models() -> JsonB {
         .iter()
         .enumerate()
     {
-        let models: Vec<serde_json::Value> = serde_json::from_str(&state.models.get()).unwrap_or_default();
-        for mut model in models {
+        for mut model in visible(&state.models.get()) {
             model["worker"] = number.into();
             model["device"] = state.name.get().into();
             all.push(model);
@@ -159,10 +180,7 @@ type Requests = TableIterator<
 /// Whether the current role may see what another's requests are about.
 fn may_see(owner: pg_sys::Oid) -> bool {
     // SAFETY: in a transaction.
-    unsafe {
-        let me = pg_sys::GetUserId();
-        pg_sys::has_privs_of_role(me, owner) || pg_sys::has_privs_of_role(me, pg_sys::ROLE_PG_READ_ALL_STATS.into())
-    }
+    sees_all() || unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) }
 }
 
 /// `situ.service_requests()`: one row a slot that is taken.

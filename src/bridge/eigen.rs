@@ -3,26 +3,36 @@
 //! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson 1968,
 //! "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
 
+use super::BridgeError;
+
+/// Fails where the work is to stop.
+pub type Ask<'a> = &'a mut dyn FnMut() -> Result<(), BridgeError>;
+
 /// Rounds of the QL iteration for one eigenvalue, after which the matrix is given up.
 const MOST_ROUNDS: usize = 60;
 
 /// Eigenvalues and, as columns of a row-major `n` x `n` matrix, their eigenvectors of unit length. `None` where the matrix
 /// is not `n` x `n`, holds something that is not finite, or the iteration does not converge.
-pub fn symmetric(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+///
+/// # Errors
+/// Those of `ask`, which is called some `3 n` times, every `n * n` operations or so.
+#[allow(clippy::type_complexity)] // values and vectors
+pub fn symmetric(matrix: &[f64], n: usize, ask: Ask<'_>) -> Result<Option<(Vec<f64>, Vec<f64>)>, BridgeError> {
     if n == 0 || matrix.len() != n * n || matrix.iter().any(|number| !number.is_finite()) {
-        return None;
+        return Ok(None);
     }
     let mut v = matrix.to_vec();
     let (mut d, mut e) = (vec![0.0; n], vec![0.0; n]);
-    tridiagonal(&mut v, &mut d, &mut e, n);
-    ql(&mut v, &mut d, &mut e, n)?;
-    Some((d, v))
+    tridiagonal(&mut v, &mut d, &mut e, n, ask)?;
+    let converged = ql(&mut v, &mut d, &mut e, n, ask)?;
+    Ok(converged.then_some((d, v)))
 }
 
 /// `v` becomes the product of the reflections, `d` the diagonal, `e[1..]` what is beside it.
-fn tridiagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize) {
+fn tridiagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize, ask: Ask<'_>) -> Result<(), BridgeError> {
     d.copy_from_slice(&v[(n - 1) * n..]);
     for i in (1..n).rev() {
+        ask()?;
         let scale: f64 = d[..i].iter().map(|x| x.abs()).sum();
         let mut h = 0.0;
         if scale == 0.0 {
@@ -74,14 +84,16 @@ fn tridiagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize) {
         }
         d[i] = h;
     }
-    accumulate(v, d, n);
+    accumulate(v, d, n, ask)?;
     e[0] = 0.0;
+    Ok(())
 }
 
 /// Multiplies the reflections out.
-fn accumulate(v: &mut [f64], d: &mut [f64], n: usize) {
+fn accumulate(v: &mut [f64], d: &mut [f64], n: usize, ask: Ask<'_>) -> Result<(), BridgeError> {
     let mut sums = vec![0.0; n];
     for i in 0..n - 1 {
+        ask()?;
         v[(n - 1) * n + i] = v[i * n + i];
         v[i * n + i] = 1.0;
         let h = d[i + 1];
@@ -111,10 +123,11 @@ fn accumulate(v: &mut [f64], d: &mut [f64], n: usize) {
         v[(n - 1) * n + j] = 0.0;
     }
     v[n * n - 1] = 1.0;
+    Ok(())
 }
 
-/// The eigenvalues into `d`, the eigenvectors into the columns of `v`.
-fn ql(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize) -> Option<()> {
+/// The eigenvalues into `d`, the eigenvectors into the columns of `v`; false where the iteration does not converge.
+fn ql(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize, ask: Ask<'_>) -> Result<bool, BridgeError> {
     e.copy_within(1.., 0);
     e[n - 1] = 0.0;
     let (mut f, mut largest) = (0.0f64, 0.0f64);
@@ -129,9 +142,10 @@ fn ql(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize) -> Option<()> {
         }
         let mut rounds = 0;
         while m > l && e[l].abs() > small {
+            ask()?;
             rounds += 1;
             if rounds > MOST_ROUNDS {
-                return None;
+                return Ok(false);
             }
             let g = d[l];
             let p = (d[l + 1] - g) / (2.0 * e[l]);
@@ -174,7 +188,7 @@ fn ql(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize) -> Option<()> {
         e[l] = 0.0;
     }
     transpose(v, n);
-    d.iter().all(|value| value.is_finite()).then_some(())
+    Ok(d.iter().all(|value| value.is_finite()))
 }
 
 fn transpose(v: &mut [f64], n: usize) {
@@ -189,8 +203,12 @@ fn transpose(v: &mut [f64], n: usize) {
 mod tests {
     use super::*;
 
+    fn solve(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+        symmetric(matrix, n, &mut || Ok(())).expect("nobody stops it")
+    }
+
     fn check(matrix: &[f64], n: usize) {
-        let (values, vectors) = symmetric(matrix, n).expect("converges");
+        let (values, vectors) = solve(matrix, n).expect("converges");
         let size = matrix.iter().fold(1.0f64, |most, x| most.max(x.abs()));
         for k in 0..n {
             for i in 0..n {
@@ -207,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_hand_computed_matrix() {
-        let (mut values, _) = symmetric(&[2.0, 1.0, 1.0, 2.0], 2).expect("converges");
+        let (mut values, _) = solve(&[2.0, 1.0, 1.0, 2.0], 2).expect("converges");
         values.sort_by(f64::total_cmp);
         assert!((values[0] - 1.0).abs() < 1e-12 && (values[1] - 3.0).abs() < 1e-12);
     }
@@ -238,8 +256,32 @@ mod tests {
 
     #[test]
     fn what_is_no_matrix_is_refused() {
-        assert!(symmetric(&[1.0, 2.0], 2).is_none());
-        assert!(symmetric(&[f64::NAN], 1).is_none());
-        assert!(symmetric(&[], 0).is_none());
+        assert!(solve(&[1.0, 2.0], 2).is_none());
+        assert!(solve(&[f64::NAN], 1).is_none());
+        assert!(solve(&[], 0).is_none());
+    }
+
+    #[test]
+    fn it_can_be_stopped_anywhere() {
+        let n = 30;
+        let matrix: Vec<f64> = (0..n * n).map(|at| 1.0 / (1 + at / n + at % n) as f64).collect();
+        let mut asked = 0;
+        let mut count = || -> Result<(), BridgeError> {
+            asked += 1;
+            Ok(())
+        };
+        assert!(symmetric(&matrix, n, &mut count).expect("nobody stops it").is_some());
+        assert!(asked > 2 * n, "{asked}");
+        for most in 0..asked {
+            let mut left = most;
+            let mut ask = || -> Result<(), BridgeError> {
+                left = usize::checked_sub(left, 1).ok_or(BridgeError::Stopped)?;
+                Ok(())
+            };
+            assert!(
+                matches!(symmetric(&matrix, n, &mut ask), Err(BridgeError::Stopped)),
+                "{most}"
+            );
+        }
     }
 }

@@ -5,11 +5,16 @@
 //! A query that is a piece of a passage differs from it mostly along the directions in which all passages differ; at power
 //! 1/2 the passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
 
-use super::{BridgeError, eigen};
+use super::BridgeError;
+use super::eigen::{self, Ask};
 use crate::compute::pooling::normalize;
 
 /// Passages that the covariance is taken of, spread evenly.
 const MOST_PASSAGES: usize = 20_000;
+/// Most dimensions for which the metric is computed: its eigenvectors cost the third power.
+pub const MOST_DIMENSIONS: usize = 1024;
+/// Passages between two questions whether to stop: some ten milliseconds.
+const ASKED: usize = 32;
 
 /// The passages' spread: directions and how much they vary.
 pub struct Spread {
@@ -20,11 +25,15 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of row-major vectors. `None` for fewer than two, or where they hold something that is not finite.
-    pub fn of(vectors: &[f32], dimensions: usize) -> Option<Spread> {
+    /// Of row-major vectors. `None` for fewer than two, for more than [`MOST_DIMENSIONS`], or where they hold something that is
+    /// not finite.
+    ///
+    /// # Errors
+    /// Those of `ask`, which is called every few milliseconds.
+    pub fn of(vectors: &[f32], dimensions: usize, ask: Ask<'_>) -> Result<Option<Spread>, BridgeError> {
         let count = vectors.len() / dimensions.max(1);
-        if count < 2 {
-            return None;
+        if count < 2 || dimensions > MOST_DIMENSIONS {
+            return Ok(None);
         }
         let step = count.div_ceil(MOST_PASSAGES);
         let rows = || vectors.chunks_exact(dimensions).step_by(step);
@@ -37,7 +46,10 @@ impl Spread {
         }
         let mut covariance = vec![0.0f64; dimensions * dimensions];
         let mut centred = vec![0.0f64; dimensions];
-        for row in rows() {
+        for (number, row) in rows().enumerate() {
+            if number.is_multiple_of(ASKED) {
+                ask()?;
+            }
             for ((to, x), mean) in centred.iter_mut().zip(row).zip(&mean) {
                 *to = f64::from(*x) - mean;
             }
@@ -52,20 +64,40 @@ impl Spread {
                 covariance[j * dimensions + i] = covariance[i * dimensions + j];
             }
         }
-        let (values, directions) = eigen::symmetric(&covariance, dimensions)?;
-        Some(Spread {
+        let solved = eigen::symmetric(&covariance, dimensions, ask)?;
+        Ok(solved.map(|(values, directions)| Spread {
             dimensions,
             values,
             directions,
-        })
+        }))
+    }
+
+    /// The metric of vectors ([`Spread::of`], [`Spread::metric`]).
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn metric_of(
+        vectors: &[f32],
+        dimensions: usize,
+        power: f64,
+        ridge: f64,
+        ask: Ask<'_>,
+    ) -> Result<Option<Vec<f32>>, BridgeError> {
+        match Spread::of(vectors, dimensions, ask)? {
+            Some(spread) => spread.metric(power, ridge, ask),
+            None => Ok(None),
+        }
     }
 
     /// `S`, row-major. `None` for power 0 or where the vectors do not vary.
-    pub fn metric(&self, power: f64, ridge: f64) -> Option<Vec<f32>> {
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn metric(&self, power: f64, ridge: f64, ask: Ask<'_>) -> Result<Option<Vec<f32>>, BridgeError> {
         let n = self.dimensions;
         let mean = self.values.iter().map(|value| value.max(0.0)).sum::<f64>() / n as f64;
         if power <= 0.0 || mean <= 0.0 {
-            return None;
+            return Ok(None);
         }
         let factors: Vec<f64> = self
             .values
@@ -76,6 +108,7 @@ impl Spread {
         let mut metric = vec![0.0f32; n * n];
         let mut scaled = vec![0.0f64; n];
         for i in 0..n {
+            ask()?;
             let row = &self.directions[i * n..(i + 1) * n];
             for ((to, x), factor) in scaled.iter_mut().zip(row).zip(&factors) {
                 *to = x * factor / most;
@@ -87,7 +120,7 @@ impl Spread {
                 metric[j * n + i] = sum as f32;
             }
         }
-        Some(metric)
+        Ok(Some(metric))
     }
 }
 
@@ -109,5 +142,34 @@ pub(super) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError
             expected: dimensions * dimensions,
             found: metric.len(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_a_limit_and_can_be_stopped() {
+        let vectors: Vec<f32> = (0..200 * 8).map(|at| ((at * 7919) % 101) as f32).collect();
+        let mut asked = 0;
+        let mut count = || -> Result<(), BridgeError> {
+            asked += 1;
+            Ok(())
+        };
+        let metric = Spread::metric_of(&vectors, 8, 0.5, 0.3, &mut count).expect("nobody stops it");
+        assert!(metric.is_some() && asked > 200 / ASKED);
+        for most in 0..asked {
+            let mut left = most;
+            let mut ask = || -> Result<(), BridgeError> {
+                left = usize::checked_sub(left, 1).ok_or(BridgeError::Stopped)?;
+                Ok(())
+            };
+            let stopped = Spread::metric_of(&vectors, 8, 0.5, 0.3, &mut ask);
+            assert!(matches!(stopped, Err(BridgeError::Stopped)), "{most}");
+        }
+        let wide = vec![1.0; 3 * (MOST_DIMENSIONS + 1)];
+        let mut never = || -> Result<(), BridgeError> { Err(BridgeError::Stopped) };
+        assert!(matches!(Spread::of(&wide, MOST_DIMENSIONS + 1, &mut never), Ok(None)));
     }
 }

@@ -7,7 +7,7 @@
 use super::fit::{Fit, Passages, Stage};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
+use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
 use crate::bridge::train::loss::Groups;
 use crate::bridge::train::parts::{Judged, Part, embed, made_pairs, part};
 use crate::bridge::whiten::Spread;
@@ -18,8 +18,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
-/// Most dimensions for which the metric is computed: its eigenvectors cost the third power.
-const MOST_WHITENED: usize = 1024;
 /// Fewest pairs to train on, and to hold out.
 const FEWEST_PAIRS: usize = 20;
 
@@ -179,7 +177,7 @@ pub fn train(
         }
     }
     let identity = Adapter::identity(options.side, dimensions);
-    let mut judged = material.fit(Stage::Judged, choosing)?;
+    let mut judged = material.fit(Stage::Judged, choosing, watch)?;
     judged.resume(checkpoint)?;
     judged.run(watch)?;
     let plain = judged.scores(&identity, &judging)?;
@@ -198,7 +196,7 @@ pub fn train(
     let stored = match refit {
         false => judged.best,
         true => {
-            let mut all = material.fit(Stage::Refit, Queries::default())?;
+            let mut all = material.fit(Stage::Refit, Queries::default(), watch)?;
             all.follow(&judged);
             drop(judged);
             all.resume(checkpoint)?;
@@ -258,7 +256,7 @@ impl<'a> Material<'a> {
     }
 
     /// A training that has not begun.
-    fn fit(&self, stage: Stage, choosing: Queries) -> Result<Fit<'a>, BridgeError> {
+    fn fit(&self, stage: Stage, choosing: Queries, watch: &mut dyn Watch) -> Result<Fit<'a>, BridgeError> {
         let wanted = |part: Part| stage == Stage::Refit || part == Part::Training;
         let (known, places) = known(&self.documents, &wanted, self.options);
         let d = self.dimensions;
@@ -273,11 +271,10 @@ impl<'a> Material<'a> {
             vectors: rows.copied().collect(),
             groups,
         };
-        let whitened = self.options.side == Side::Query && self.options.whiten > 0.0 && d <= MOST_WHITENED;
+        let whitened = self.options.side == Side::Query && self.options.whiten > 0.0;
+        let mut ask = || watch.step(&Progress::default());
         let start = match whitened {
-            true => {
-                Spread::of(&known.vectors, d).and_then(|spread| spread.metric(self.options.whiten, self.options.ridge))
-            }
+            true => Spread::metric_of(&known.vectors, d, self.options.whiten, self.options.ridge, &mut ask)?,
             false => None,
         };
         Fit::new(

@@ -72,7 +72,7 @@ pub fn train(
     let material = material(passages, &used, &maker, &options, encode, watch)?;
     let candidates = Candidates::new(&pool, material.passages.clone(), material.dimensions, options.batch)?;
     let tasks = tasks(&pool, passages, &kept, &maker, &material, &candidates, &options, encode)?;
-    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options)?;
+    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options, watch)?;
     if let Some(bytes) = checkpoint {
         training.resume(bytes)?;
     }
@@ -306,6 +306,7 @@ impl<'a> Training<'a> {
         candidates: &'a Candidates,
         tasks: &'a [Task],
         options: &'a Options,
+        watch: &mut dyn Watch,
     ) -> Result<Training<'a>, BridgeError> {
         let mut bridge = LexSem::identity(
             options.scheme,
@@ -326,8 +327,9 @@ impl<'a> Training<'a> {
                 .flat_map(|place| &material.passages[place * material.dimensions..][..material.dimensions])
                 .copied()
                 .collect();
-            let spread = Spread::of(&known, material.dimensions);
-            bridge.metric = spread.and_then(|spread| spread.metric(options.whiten, options.ridge));
+            let mut ask = || watch.step(&Progress::default());
+            let (power, ridge) = (options.whiten, options.ridge);
+            bridge.metric = Spread::metric_of(&known, material.dimensions, power, ridge, &mut ask)?;
             let whitened = measure(&bridge)?;
             // Without the rows it need not be better yet, but it must not lose what is to be kept.
             if whitened.guard >= -options.guard {

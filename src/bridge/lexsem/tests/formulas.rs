@@ -1,5 +1,6 @@
 //! What the formulas and the file promise.
 
+use crate::bridge::eigen::Ask;
 use crate::bridge::lexsem::file::{self, Layout};
 use crate::bridge::lexsem::fuse::{self, Fusion};
 use crate::bridge::lexsem::queries::Random;
@@ -29,8 +30,8 @@ fn full(scheme: Scheme, fusion: Fusion, d: usize) -> LexSem {
     ] {
         numbers.iter_mut().for_each(|x| *x = random.unit() as f32 - 0.3);
     }
-    bridge.metric = Spread::of(&(0..60 * d).map(|_| random.unit() as f32).collect::<Vec<_>>(), d)
-        .and_then(|spread| spread.metric(0.5, 0.3));
+    let vectors: Vec<f32> = (0..60 * d).map(|_| random.unit() as f32).collect();
+    bridge.metric = Spread::metric_of(&vectors, d, 0.5, 0.3, &mut || Ok(())).unwrap();
     bridge
 }
 
@@ -179,8 +180,9 @@ fn a_metric_evens_the_spread_out() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    let spread = Spread::of(&rows, d).unwrap();
-    let metric = spread.metric(0.5, 1e-6).unwrap();
+    let ask: Ask<'_> = &mut || Ok(());
+    let spread = Spread::of(&rows, d, ask).unwrap().unwrap();
+    let metric = spread.metric(0.5, 1e-6, ask).unwrap().unwrap();
     let moved: Vec<Vec<f64>> = rows
         .chunks(d)
         .map(|row| {
@@ -200,8 +202,8 @@ fn a_metric_evens_the_spread_out() {
             assert!((covariance(i, j) - wanted).abs() < 1e-3 * variance, "{i} {j}");
         }
     }
-    assert!(spread.metric(0.0, 0.3).is_none());
-    assert!(Spread::of(&rows[..d], d).is_none());
+    assert!(spread.metric(0.0, 0.3, ask).unwrap().is_none());
+    assert!(Spread::of(&rows[..d], d, ask).unwrap().is_none());
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! The launcher: a static background worker that keeps one encoder worker a device and, once it was asked for, the LLM's
 //! worker alive, with back-off, and empties the slots that were left on a device without a worker.
+//!
+//! It exits with 1 whenever it ends, so that the server starts it again a second later: a background worker that exits with 0
+//! is never started again. Its workers are left alone (a server that shuts down ends them itself), and the next launcher takes
+//! those that it finds for its own.
 
 use super::shared::{self, DeviceState, FREE, LEFT, Shared};
 use super::statistics::add;
@@ -83,10 +87,8 @@ pub extern "C-unwind" fn situ_launcher_main(_argument: pg_sys::Datum) {
         }
         sleep(wait);
     }
-    for (handle, _) in children.into_iter().filter_map(|child| child.running) {
-        // SAFETY: a handle that the server gave for a worker of ours.
-        unsafe { pg_sys::TerminateBackgroundWorker(handle) };
-    }
+    // SAFETY: ends the process through the server's own exit callbacks.
+    unsafe { pg_sys::proc_exit(1) }
 }
 
 /// What the worker of a queue is.
@@ -108,12 +110,29 @@ const LLM: Program = Program {
     always: false,
 };
 
+/// A worker that was started or found.
+#[derive(Clone, Copy)]
+enum Running {
+    Started(*mut pg_sys::BackgroundWorkerHandle),
+    /// By an earlier launcher, whose handle went with it.
+    Found,
+}
+
+impl Running {
+    fn has_ended(self, state: &DeviceState) -> bool {
+        match self {
+            Running::Started(handle) => stopped(handle),
+            Running::Found => !state.worker_runs(),
+        }
+    }
+}
+
 /// The worker of one device.
 struct Child {
     shared: &'static Shared,
     program: &'static Program,
     number: usize,
-    running: Option<(*mut pg_sys::BackgroundWorkerHandle, Instant)>,
+    running: Option<(Running, Instant)>,
     epoch_before: u64,
     pause: Duration,
     next_start: Instant,
@@ -143,8 +162,12 @@ impl Child {
         let Some(state) = shared.devices().get(self.number) else {
             return LONGEST_PAUSE;
         };
-        if let Some((handle, since)) = self.running
-            && stopped(handle)
+        if self.running.is_none() && state.worker_runs() {
+            self.epoch_before = state.epoch.load(Ordering::SeqCst);
+            self.running = Some((Running::Found, Instant::now()));
+        }
+        if let Some((worker, since)) = self.running
+            && worker.has_ended(state)
         {
             self.running = None;
             self.pause = match since.elapsed() >= SUCCESS {
@@ -160,11 +183,10 @@ impl Child {
                 state.name.get(),
                 self.pause.as_millis()
             );
-            if state.epoch.load(Ordering::SeqCst) == self.epoch_before {
+            if matches!(worker, Running::Started(_)) && state.epoch.load(Ordering::SeqCst) == self.epoch_before {
                 state.start_failures.fetch_add(1, Ordering::Relaxed);
             }
         }
-        // A worker of an earlier launcher may still be on its way out.
         if self.running.is_none() && !state.worker_runs() {
             empty_left_slots(shared, self.number);
             if wanted && Instant::now() >= self.next_start {
@@ -189,7 +211,7 @@ impl Child {
             _ => format!("{} {} ({})", self.program.title, self.number, state.name.get()),
         };
         match start(&title, self.program.function, self.number) {
-            Some(handle) => self.running = Some((handle, Instant::now())),
+            Some(handle) => self.running = Some((Running::Started(handle), Instant::now())),
             None => {
                 state.start_failures.fetch_add(1, Ordering::Relaxed);
                 state.note_error("no background worker slot is free: raise max_worker_processes");

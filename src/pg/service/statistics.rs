@@ -5,13 +5,25 @@ use std::time::Duration;
 
 /// A text of at most `N` bytes that processes write rarely and read at any time.
 ///
-/// A sequence lock: odd while a writer is at work. Writers wait for each other (a writer that is killed takes the
-/// whole server through crash recovery, which makes the memory anew); readers try again.
+/// A sequence lock: odd while a writer is at work. Writers wait for each other, and readers try again; neither for ever, since
+/// a writer whose process ended in the midst of it leaves the cell odd. A reader then gives up, and the next writer takes the
+/// cell over. Should the first one be only slow, two texts may mix once: they are words for people, nothing depends on them.
 #[repr(C)]
 pub struct TextCell<const N: usize> {
     sequence: AtomicU64,
     length: AtomicU64,
     bytes: [AtomicU8; N],
+}
+
+/// How often a cell is tried while somebody writes it: some milliseconds, where a text is written in less than one hundredth.
+const PATIENCE: u32 = 2000;
+
+/// A moment between two tries; the processor goes to others now and then, perhaps to the writer.
+fn pause(tries: u32) {
+    match tries % 64 {
+        63 => std::thread::sleep(Duration::from_micros(200)),
+        _ => std::hint::spin_loop(),
+    }
 }
 
 impl<const N: usize> TextCell<N> {
@@ -28,31 +40,41 @@ impl<const N: usize> TextCell<N> {
     pub fn set(&self, text: &str) {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(N)];
         let mut sequence = self.sequence.load(Ordering::Relaxed);
-        loop {
-            if sequence.is_multiple_of(2) {
-                match self
-                    .sequence
-                    .compare_exchange_weak(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-                {
-                    Ok(_) => break,
-                    Err(now) => sequence = now,
+        let mut tries = 0;
+        // The number of this writer, odd: one more than the even one that it found, or two more than that of a writer who is gone.
+        let mine = loop {
+            let mine = match sequence.is_multiple_of(2) {
+                true => sequence + 1,
+                false if tries >= PATIENCE => sequence + 2,
+                false => {
+                    tries += 1;
+                    pause(tries);
+                    sequence = self.sequence.load(Ordering::Relaxed);
+                    continue;
                 }
-            } else {
-                std::hint::spin_loop();
-                sequence = self.sequence.load(Ordering::Relaxed);
+            };
+            match self
+                .sequence
+                .compare_exchange_weak(sequence, mine, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => break mine,
+                Err(now) => sequence = now,
             }
-        }
+        };
         fence(Ordering::Release);
         self.length.store(bytes.len() as u64, Ordering::Relaxed);
         for (cell, byte) in self.bytes.iter().zip(bytes) {
             cell.store(*byte, Ordering::Relaxed);
         }
-        self.sequence.store(sequence + 2, Ordering::Release);
+        // Where another has taken over, the cell is that one's.
+        let _ = self
+            .sequence
+            .compare_exchange(mine, mine + 1, Ordering::Release, Ordering::Relaxed);
     }
 
-    /// The text now.
+    /// The text now; nothing where a writer does not come to its end.
     pub fn get(&self) -> String {
-        loop {
+        for tries in 0..PATIENCE {
             let before = self.sequence.load(Ordering::Acquire);
             let length = (self.length.load(Ordering::Relaxed) as usize).min(N);
             let bytes: Vec<u8> = self.bytes[..length]
@@ -63,8 +85,9 @@ impl<const N: usize> TextCell<N> {
             if before.is_multiple_of(2) && before == self.sequence.load(Ordering::Relaxed) {
                 return String::from_utf8_lossy(&bytes).into_owned();
             }
-            std::hint::spin_loop();
+            pause(tries);
         }
+        String::new()
     }
 }
 
@@ -251,6 +274,24 @@ mod tests {
         assert_eq!(cell.get(), "abcd");
         cell.set("x");
         assert_eq!(cell.get(), "x");
+    }
+
+    #[test]
+    fn a_cell_whose_writer_is_gone_holds_nobody_up() {
+        let cell: &'static TextCell<8> = Box::leak(Box::default());
+        cell.set("before");
+        cell.sequence.fetch_add(1, Ordering::SeqCst);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let read = cell.get();
+            cell.set("after");
+            sender.send((read, cell.get()))
+        });
+        let found = receiver
+            .recv_timeout(Duration::from_secs(10))
+            .expect("neither waits for ever");
+        assert_eq!(found, (String::new(), "after".to_owned()));
+        assert!(cell.sequence.load(Ordering::SeqCst).is_multiple_of(2));
     }
 
     #[test]

@@ -149,3 +149,27 @@ fn the_planner_leaves_the_index_where_sorting_is_cheaper() {
     let count = client.plan("SELECT count(*) FROM t");
     assert!(!count.contains("nearest"), "{count}");
 }
+
+#[test]
+fn statistics_of_what_is_no_index_of_ours_are_refused() {
+    let mut client = shared().database("stat_trust");
+    client.run(
+        "CREATE TABLE points (id int PRIMARY KEY, v vector(3)); INSERT INTO points VALUES (1, '[1,2,3]');
+         CREATE INDEX points_hnsw ON points USING hnsw (v vector_l2_ops);
+         CREATE TABLE parts (id int, v vector(3)) PARTITION BY RANGE (id);
+         CREATE INDEX parts_v ON parts USING situ (v)",
+    );
+    for name in ["points_pkey", "points_hnsw", "parts_v"] {
+        client
+            .failure(&format!("SELECT * FROM situ.index_statistics('{name}')"))
+            .is("42809", "is not a situ index");
+    }
+    assert_eq!(
+        client.failure("SELECT * FROM situ.index_statistics('points')").code,
+        "42809"
+    );
+    assert_eq!(
+        client.one::<i64>("SELECT count(*) FROM situ.index_statistics(4294967295)"),
+        0
+    );
+}

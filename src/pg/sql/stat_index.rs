@@ -2,9 +2,12 @@
 
 use crate::index::Meta;
 use crate::index::store::{PAGE_SIZE, PageStore};
+use crate::pg::am::build::ambuild;
 use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::text::TextRecord;
 use crate::pg::error::OrRaise;
+use crate::pg::fail::fail_with_hint;
+use crate::pg::sql::leaf::name_of;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -28,7 +31,27 @@ type Statistics = TableIterator<
     ),
 >;
 
-/// `situ.index_statistics(index)`: one row. The caller has checked that `index` is a situ index.
+/// Fails unless a relation is an index of ours: the pages of another hold other things. Anybody may call the function of the
+/// view with any number.
+///
+/// # Safety
+/// The index is open.
+unsafe fn check_ours(relation: pg_sys::Relation) {
+    // SAFETY: the caller's promise.
+    let built_by = unsafe { (*relation).rd_indam.as_ref() }.and_then(|methods| methods.ambuild);
+    let ours = built_by.map(|function| function as usize) == Some(ambuild as *const () as usize);
+    // SAFETY: as above.
+    let (oid, kind) = unsafe { ((*relation).rd_id, (*(*relation).rd_rel).relkind) };
+    if !ours || kind as u8 != pg_sys::RELKIND_INDEX {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("\"{}\" is not a situ index that holds entries", name_of(oid)),
+            "SELECT * FROM situ.stat_index lists those that do.",
+        )
+    }
+}
+
+/// `situ.index_statistics(index)`: one row.
 #[pg_extern(stable, strict, sql = false)]
 fn index_statistics(index: pg_sys::Oid) -> Statistics {
     // SAFETY: opened and locked for this call.
@@ -38,6 +61,7 @@ fn index_statistics(index: pg_sys::Oid) -> Statistics {
         if relation.is_null() {
             return TableIterator::new(Vec::new());
         }
+        check_ours(relation);
         let store = RelationStore::new(relation);
         let meta = Meta::open(&store).or_raise();
         let bytes = i64::from(store.blocks().or_raise()) * PAGE_SIZE as i64;

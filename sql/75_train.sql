@@ -10,7 +10,6 @@ CREATE TABLE situ.training_jobs (
     state text NOT NULL DEFAULT 'queued'
         CHECK (state IN ('queued', 'running', 'paused', 'done', 'rejected', 'failed', 'cancelled')),
     request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'pause', 'cancel')),
-    worker integer,
     step bigint,
     steps bigint,
     first_step bigint,
@@ -30,18 +29,23 @@ ALTER TABLE situ.training_jobs ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
 COMMENT ON TABLE situ.training_jobs IS
     'trainings with their arguments and checkpoints; seen through the view situ.training, not dumped';
 
-CREATE VIEW situ.training AS
+CREATE FUNCTION situ.training_worker(id bigint) RETURNS integer
+    LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'training_worker_wrapper';
+COMMENT ON FUNCTION situ.training_worker(bigint) IS
+    'the process that trains a job of this database, 0 while it starts, NULL without one: behind the view situ.training';
+
+-- A barrier: functions of whoever reads it see the rows that it shows and no others.
+CREATE VIEW situ.training WITH (security_barrier) AS
     SELECT j.id, j.kind, j.name, j.owner,
-           CASE WHEN j.state IN ('queued', 'running', 'paused') AND j.worker IS NOT NULL AND NOT EXISTS
-                     (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) j.worker)
-                THEN 'interrupted' ELSE j.state END AS state,
+           CASE WHEN j.state = 'running' AND w.worker IS NULL THEN 'interrupted' ELSE j.state END AS state,
            j.step, j.steps, j.loss, j.held_out,
            CASE WHEN j.state = 'running' AND j.step > j.first_step
                 THEN (j.updated_at - j.started_at) * (j.steps - j.step)::double precision
                      / (j.step - j.first_step)::double precision END AS eta,
            j.filed_at, j.started_at, j.updated_at, j.finished_at,
-           pg_catalog.octet_length(j.checkpoint) AS checkpoint_bytes, j.arguments, j.error, j.worker
+           pg_catalog.octet_length(j.checkpoint) AS checkpoint_bytes, j.arguments, j.error, w.worker
       FROM situ.training_jobs j
+     CROSS JOIN LATERAL (SELECT situ.training_worker(j.id) AS worker) w
      WHERE pg_catalog.pg_has_role(j.owner::oid, 'USAGE');
 COMMENT ON VIEW situ.training IS
     'the caller''s trainings: state (queued, running, paused, interrupted, done, rejected, failed, cancelled), step, loss, held-out figure, the time that is left';
@@ -69,19 +73,24 @@ CREATE FUNCTION situ.resume_training(id bigint) RETURNS integer
 COMMENT ON FUNCTION situ.resume_training(bigint) IS
     'goes on with a training that is paused or was interrupted, from its last checkpoint, and returns the process of its worker; for its owner';
 
-CREATE FUNCTION situ.await_training(id bigint, worker integer) RETURNS boolean
+CREATE FUNCTION situ.await_training(id bigint) RETURNS boolean
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'await_training_wrapper';
-COMMENT ON FUNCTION situ.await_training(bigint, integer) IS
+COMMENT ON FUNCTION situ.await_training(bigint) IS
     'whether a training goes on, after a moment; raises what it failed with; cancelling the statement cancels the training; a step of situ.train';
 
 CREATE FUNCTION situ.pause_training(id bigint) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_training_wrapper';
 COMMENT ON FUNCTION situ.pause_training(bigint) IS
-    'halts a training at its next step until situ.resume_training; for its owner';
+    'halts a training at its next step until situ.resume_training, which goes on from the last checkpoint; its process ends; for its owner';
 
 CREATE FUNCTION situ.cancel_training(id bigint) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cancel_training_wrapper';
 COMMENT ON FUNCTION situ.cancel_training(bigint) IS 'ends a training at its next step; for its owner';
+
+CREATE FUNCTION situ.drop_training(id bigint) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_training_wrapper';
+COMMENT ON FUNCTION situ.drop_training(bigint) IS
+    'removes a training that does not run, with its checkpoint; the bridge that it made stays; for its owner';
 
 CREATE PROCEDURE situ.train(
     kind text,
@@ -100,17 +109,16 @@ CREATE PROCEDURE situ.train(
     LANGUAGE plpgsql AS $$
 DECLARE
     job bigint;
-    worker integer;
 BEGIN
     job := situ.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace);
     COMMIT;
-    worker := situ.resume_training(job);
+    PERFORM situ.resume_training(job);
     COMMIT;
     IF NOT wait THEN
         RAISE NOTICE 'training % was started: SELECT * FROM situ.training', job;
         RETURN;
     END IF;
-    WHILE situ.await_training(job, worker) LOOP
+    WHILE situ.await_training(job) LOOP
         COMMIT;
     END LOOP;
 END $$;

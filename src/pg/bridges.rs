@@ -10,6 +10,7 @@ use super::lexsem;
 use super::llm::projector::{self, Projector};
 use super::service::client::ModelRef;
 use super::sql::models::model_by_name;
+use super::version;
 use crate::bridge::adapter::{self, Adapter, Side};
 use crate::bridge::file;
 use crate::bridge::text_feedback::{self, TextFeedback};
@@ -56,6 +57,7 @@ pub struct Entry<'a> {
 /// Does something as the owner of the registry. The search path stays the caller's, so its statements name the schema of
 /// everything, operators too: an operator of the caller's must not run as the owner. After an error the abort of the transaction gives the user back.
 pub(super) fn as_owner<T>(work: impl FnOnce() -> T) -> T {
+    version::check();
     let owner = Spi::get_one::<pg_sys::Oid>(
         "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
          WHERE c.relname OPERATOR(pg_catalog.=) 'bridges' AND n.nspname OPERATOR(pg_catalog.=) 'situ'",

@@ -32,6 +32,8 @@ pub mod training;
 #[cfg(feature = "pg")]
 pub mod vector;
 #[cfg(feature = "pg")]
+pub mod version;
+#[cfg(feature = "pg")]
 pub mod xrag;
 
 #[cfg(all(feature = "pg", feature = "pg_test"))]
@@ -41,13 +43,25 @@ mod in_server;
 /// Called when the library is loaded: by the postmaster (preload) or by a backend on first use.
 #[cfg(feature = "pg")]
 pub fn init() {
+    forget_backtraces();
     // SAFETY: a flag of the server, read in the only thread.
     let preload = unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress };
     settings::define(preload);
     am::define();
     if preload {
         service::shared::request();
+        training::places::request();
         service::launcher::register();
     }
     settings::reserve();
+}
+
+/// Takes the variables that ask for backtraces out of the environment. With one of them in the environment of the server, every
+/// error would carry the addresses and names of the library's functions to the client, in DETAIL.
+#[cfg(feature = "pg")]
+fn forget_backtraces() {
+    for variable in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: while the library is loaded its process has one thread.
+        unsafe { std::env::remove_var(variable) };
+    }
 }

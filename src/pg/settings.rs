@@ -15,6 +15,7 @@ static MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static TRAINING_CHECKPOINT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
+static MAX_TRAININGS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static DEFAULT_LLM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LLM_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LLM_ENDPOINT_KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -29,6 +30,9 @@ static DEVICES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new
 static DEVICE_FALLBACK: GucSetting<bool> = GucSetting::<bool>::new(true);
 #[cfg(feature = "pg_test")]
 static TEST_LOST_DEVICE: GucSetting<i32> = GucSetting::<i32>::new(-1);
+
+/// The upper end of `situ.max_trainings`: places in shared memory.
+const MOST_TRAININGS: i32 = super::training::places::MOST as i32;
 
 /// Values of `situ.cpu_precision`.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -133,6 +137,16 @@ pub fn define(preload: bool) {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_KB,
+    );
+    number(
+        c"situ.max_trainings",
+        c"Trainings that run at a time.",
+        c"Each is a background worker of max_worker_processes; paused ones have none. 0 means that nobody may train.",
+        &MAX_TRAININGS,
+        0,
+        MOST_TRAININGS,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     number(
         c"situ.batch_tokens",
@@ -308,6 +322,11 @@ pub fn training_checkpoint() -> Duration {
 /// Bytes of a training's passages and vectors.
 pub fn training_memory() -> usize {
     TRAINING_MEMORY.get().max(0) as usize * 1024
+}
+
+/// Trainings that run at a time.
+pub fn max_trainings() -> usize {
+    usize::try_from(MAX_TRAININGS.get()).unwrap_or(0)
 }
 
 /// Threads of the encoder, 0 for the machine's.

@@ -6,7 +6,7 @@ use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// 1,200 passages of 300 documents, and a question about each.
-fn houses(client: &mut Client) {
+pub fn houses(client: &mut Client) {
     client.run(
         "CREATE TABLE passages AS SELECT n AS id, n / 4 AS document, n % 4 AS ordinal,
                 'The ' || md5(n::text) || ' of house ' || n || ' has ' || (n * 7) % 100 || ' green windows.' AS body
@@ -17,14 +17,14 @@ fn houses(client: &mut Client) {
 }
 
 /// A training that lasts: small batches, many epochs, and no early end while it gets better.
-fn long(name: &str, epochs: u32, wait: bool) -> String {
+pub fn long(name: &str, epochs: u32, wait: bool) -> String {
     format!(
         "CALL situ.train('adapter', '{name}', model => 'minilm', passages => 'passages', pairs => 'pairs', seed => 3,
            options => '{{\"epochs\": {epochs}, \"batch\": 4, \"rate\": 1e-6, \"threads\": 1}}', wait => {wait})"
     )
 }
 
-fn until(client: &mut Client, what: &str, condition: &str) {
+pub fn until(client: &mut Client, what: &str, condition: &str) {
     let begin = Instant::now();
     while !client.one::<bool>(condition) {
         if begin.elapsed() >= Duration::from_secs(60) {
@@ -35,7 +35,7 @@ fn until(client: &mut Client, what: &str, condition: &str) {
     }
 }
 
-fn state(name: &str, state: &str) -> String {
+pub fn state(name: &str, state: &str) -> String {
     format!(
         "SELECT EXISTS (SELECT FROM situ.training WHERE name = '{name}' AND state = '{state}' AND (state <> 'running' OR step > 0))"
     )

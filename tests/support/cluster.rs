@@ -80,7 +80,8 @@ impl Cluster {
         let mut lines = format!(
             "listen_addresses = ''\nport = {PORT}\nunix_socket_directories = '{folder}'\nfsync = off\n\
              max_connections = 60\nshared_buffers = 64MB\nautovacuum_naptime = '1d'\nmax_wal_senders = 4\n\
-             log_line_prefix = '%m [%p] %q%d '\nsitu.model_dir = '{folder}/models'\n"
+             log_line_prefix = '%m [%p] %q%d '\n\
+             max_worker_processes = 24\nsitu.max_trainings = 12\nsitu.model_dir = '{folder}/models'\n"
         );
         if !self.data().join("standby.signal").exists() {
             lines.push_str("shared_preload_libraries = 'situ'\n");

@@ -15,7 +15,7 @@ mod train;
 pub use options::XragOptions;
 pub use projector::KIND;
 pub use prompts::{PLAIN, WITH_DOCUMENTS};
-pub use train::train;
+pub use train::{train, training_precision};
 
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,11 @@ const FEWEST: usize = 20;
 /// Texts that are tokenised between two looks at the watch.
 const TOKENISED_AT_ONCE: usize = 64;
 
+/// What an LLM's products are computed in while a projector is trained.
+pub fn training_precision() -> Precision {
+    if has_bf16() { Precision::Bf16 } else { Precision::F32 }
+}
+
 /// Trains a projector for the LLM that `encode` gives.
 ///
 /// # Errors
@@ -50,7 +55,7 @@ pub fn train(
     let tokenizer = Arc::new(LlmTokenizer::open(&files)?);
     let chat = Chat::open(&files, tokenizer.clone())?;
     let wording = Wording::new(tokenizer, chat, files.config());
-    let precision = if has_bf16() { Precision::Bf16 } else { Precision::F32 };
+    let precision = training_precision();
     let progress = Progress::default();
     let decoder = watched(watch, &progress, |stop| {
         match Differentiable::open_until(&files, precision, stop) {

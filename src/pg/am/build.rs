@@ -15,6 +15,7 @@ use crate::pg::service::{Documents, ModelRef, SituatedPassage};
 use crate::pg::situated::{self, PassageBridge};
 use crate::pg::sql::models::model_by_name;
 use crate::pg::store::RelationStore;
+use crate::pg::version;
 use crate::text::Span;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -350,6 +351,7 @@ pub unsafe extern "C-unwind" fn ambuild(
     index: pg_sys::Relation,
     info: *mut pg_sys::IndexInfo,
 ) -> *mut pg_sys::IndexBuildResult {
+    version::check();
     // SAFETY: the server's contract for ambuild.
     unsafe {
         let store = RelationStore::new(index);

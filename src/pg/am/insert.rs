@@ -15,6 +15,7 @@ use crate::pg::error::OrRaise;
 use crate::pg::service::Lane;
 use crate::pg::service::{Documents, SituatedPassage};
 use crate::pg::store::RelationStore;
+use crate::pg::version;
 use crate::text::Span;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -83,6 +84,7 @@ pub unsafe extern "C-unwind" fn aminsert(
     _unchanged: bool,
     _info: *mut pg_sys::IndexInfo,
 ) -> bool {
+    version::check();
     // SAFETY: the server's contract for aminsert.
     unsafe {
         let tid = kind::pack_tid(heap_tid);

@@ -14,6 +14,7 @@ use crate::pg::sql::query::Query;
 use crate::pg::sql::{gates, profiles};
 use crate::pg::store::RelationStore;
 use crate::pg::text_feedback;
+use crate::pg::version;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 
@@ -43,6 +44,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
     keys: std::ffi::c_int,
     order_bys: std::ffi::c_int,
 ) -> pg_sys::IndexScanDesc {
+    version::check();
     // SAFETY: the server's contract: `index` is open and locked for the scan's life. The state is leaked into the
     // current memory context, whose reset or deletion (also after an error) drops it.
     unsafe {

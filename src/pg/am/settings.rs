@@ -1,6 +1,6 @@
 //! Settings of the access method.
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 static PROBES: GucSetting<i32> = GucSetting::<i32>::new(0);
 static BUILD_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -19,8 +19,8 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"situ.build_threads",
-        c"Threads of an index build (0 = max_parallel_maintenance_workers + 1, at most the machine's).",
-        c"They cluster and assign vectors; they do not call into the server.",
+        c"Threads of an index build (0 = as many as the server grants: max_parallel_maintenance_workers + 1).",
+        c"They cluster and assign vectors; they do not call into the server. More than it grants are not taken.",
         &BUILD_THREADS,
         0,
         1024,
@@ -34,15 +34,23 @@ pub fn probes() -> u32 {
     PROBES.get().unsigned_abs()
 }
 
-/// Threads of an index build.
+/// Threads of an index build: what the server would give a parallel build of its own, the backend included, and no more than
+/// the machine has. The setting only lowers it.
 pub fn build_threads() -> usize {
     let machine = std::thread::available_parallelism().map_or(1, usize::from);
-    match usize::try_from(BUILD_THREADS.get()) {
-        Ok(threads) if threads > 0 => threads,
-        // SAFETY: a plain setting of this process.
-        _ => {
-            let workers = unsafe { pgrx::pg_sys::max_parallel_maintenance_workers };
-            (usize::try_from(workers).unwrap_or(0) + 1).min(machine)
-        }
+    let count = |number: i32| usize::try_from(number).unwrap_or(0);
+    // SAFETY: plain settings of this process.
+    let granted = unsafe {
+        let workers = [
+            pg_sys::max_parallel_maintenance_workers,
+            pg_sys::max_parallel_workers,
+            pg_sys::max_worker_processes,
+        ];
+        workers.map(count).into_iter().min().unwrap_or(0) + 1
+    };
+    let most = granted.min(machine);
+    match count(BUILD_THREADS.get()) {
+        0 => most,
+        threads => threads.min(most),
     }
 }

@@ -1,8 +1,15 @@
 //! What the worker and the registry take of the LLM runtime: the only file of this room that knows which one there is.
 
+use crate::bridge::xrag::training_precision;
+use crate::model::llm::gradient::Differentiable;
 pub use crate::model::llm::{Batcher, Event, Llm, LlmConfig, LlmFamily, Message, Piece, Prompt, Request, describe};
 use std::io::Read;
 use std::path::Path;
+
+/// Bytes of an LLM's weights where a projector is trained: as they are and transposed, unpacked, and the embeddings.
+pub fn training_bytes(config: &LlmConfig) -> u64 {
+    Differentiable::weight_bytes(config, training_precision())
+}
 
 /// Whether `path` holds an LLM: a GGUF file, a directory with one, or a directory with a causal language model that is not
 /// published as an encoder.

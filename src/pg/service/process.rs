@@ -49,3 +49,11 @@ pub fn resident_bytes() -> u64 {
     // SAFETY: no preconditions.
     pages.unwrap_or_default() * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(0) as u64
 }
+
+/// Bytes that processes can still take without swapping, as the system estimates; `None` where it does not say.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
+    kilobytes.checked_mul(1024)
+}

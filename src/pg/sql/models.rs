@@ -9,6 +9,7 @@ use crate::pg::error::OrRaise;
 use crate::pg::llm::runtime;
 use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask, models::resolve};
 use crate::pg::settings;
+use crate::pg::version;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, JsonB, pg_guard, pg_sys};
 use std::cell::RefCell;
@@ -128,6 +129,7 @@ fn read() -> Result<Registry, RegistryError> {
 
 /// Looks at the registered models. Cached per backend.
 fn with_models<T>(look: impl FnOnce(&[ModelRef]) -> T) -> Result<T, RegistryError> {
+    version::check();
     // Read outside of the borrow: reading can run the invalidation callback.
     if REGISTRY.with_borrow(Option::is_none) {
         let registry = read()?;
@@ -413,5 +415,5 @@ fn drop_model(name: &str) {
 /// `situ.version()`.
 #[pg_extern(immutable, strict, parallel_safe, sql = false)]
 fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
+    version::LIBRARY
 }

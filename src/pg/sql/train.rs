@@ -6,17 +6,17 @@ use crate::bridge::BridgeError;
 use crate::pg::bridges;
 use crate::pg::error::{OrRaise, raise};
 use crate::pg::fail::{fail, fail_with_hint};
-use crate::pg::service::shared;
-use crate::pg::training::jobs::{self, Report};
+use crate::pg::training::jobs::{self, Report, is_over};
 use crate::pg::training::material::bad;
-use crate::pg::training::{run, start};
+use crate::pg::training::{places, run, start};
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
 use serde_json::{Map, Value, json};
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 /// How long a waiting statement sleeps before it looks again.
-const LOOK_MS: i64 = 50;
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The options of the kind, as JSON, with the named arguments among them.
 fn options_of(options: Option<JsonB>, named: [(&str, Option<Value>); 3]) -> Map<String, Value> {
@@ -69,6 +69,7 @@ fn file_training(
     run::trainer(kind);
     // SAFETY: the current user of a running statement.
     start::check_role(unsafe { pg_sys::GetUserId() });
+    start::check_place();
     let replace = replace.unwrap_or(false);
     if !replace && bridges::exists(name) {
         fail_with_hint(
@@ -100,54 +101,79 @@ fn file_training(
     jobs::file(kind, name, arguments, &path)
 }
 
+/// The error for a job that is over.
+fn is_already(id: i64, state: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("training {id} is {state}"),
+        "CALL situ.train(...) files another.",
+    )
+}
+
 /// `situ.resume_training(id)`.
 #[pg_extern(sql = false, strict)]
 fn resume_training(id: i64) -> i32 {
     let job = jobs::own(id);
-    if job.is_over() && job.state != "failed" {
-        fail(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("training {id} is {}", job.state),
-        )
+    let state = jobs::ask(id, "run");
+    match &*state {
+        // What wrote that is on its way out, and must not be taken for a trainer that goes on.
+        "paused" | "failed" => {
+            start::await_exit(id);
+            jobs::requeue(id);
+        }
+        state if is_over(state) => is_already(id, state),
+        _ => {}
     }
-    jobs::ask(id, "run");
-    match job.worker {
-        Some(worker) if !job.is_over() && start::is_alive(worker) => worker,
-        _ => start::start(id, job.owner),
-    }
+    start::start(id, job.owner)
 }
 
 /// `situ.pause_training(id)`.
 #[pg_extern(sql = false, strict)]
 fn pause_training(id: i64) {
-    let job = jobs::own(id);
-    if job.is_over() {
-        fail(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("training {id} is {}", job.state),
-        )
+    jobs::own(id);
+    let state = jobs::ask(id, "pause");
+    if is_over(&state) {
+        is_already(id, &state)
     }
-    jobs::ask(id, "pause");
 }
 
 /// `situ.cancel_training(id)`.
 #[pg_extern(sql = false, strict)]
 fn cancel_training(id: i64) {
-    let job = jobs::own(id);
-    if job.is_over() {
-        return;
-    }
-    jobs::ask(id, "cancel");
-    if !job.worker.is_some_and(start::is_alive) {
+    jobs::own(id);
+    let state = jobs::ask(id, "cancel");
+    // A trainer that has written `paused` does not look again.
+    if !is_over(&state) && (state == "paused" || places::trainer(id).is_none()) {
         jobs::finish(id, "cancelled");
     }
 }
 
-/// `situ.await_training(id, worker)`: whether the training goes on, after a moment.
+/// `situ.drop_training(id)`.
 #[pg_extern(sql = false, strict)]
-fn await_training(id: i64, worker: i32) -> bool {
+fn drop_training(id: i64) {
+    jobs::own(id);
+    let state = jobs::ask(id, "cancel");
+    if !is_over(&state) && state != "paused" && places::trainer(id).is_some() {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("training {id} runs"),
+            "SELECT situ.cancel_training(id) ends it.",
+        )
+    }
+    jobs::remove(id);
+}
+
+/// `situ.training_worker(id)`: the process that trains a job of this database, 0 while it starts.
+#[pg_extern(sql = false, strict)]
+fn training_worker(id: i64) -> Option<i32> {
+    places::trainer(id)
+}
+
+/// `situ.await_training(id)`: whether the training goes on, after a moment.
+#[pg_extern(sql = false, strict)]
+fn await_training(id: i64) -> bool {
     // Looked at before the row: a worker that is gone has said before what it had to say.
-    let alive = start::is_alive(worker);
+    let trained = places::trainer(id).is_some();
     let job = jobs::own_latest(id);
     match (&*job.state, job.error) {
         ("done", _) => return false,
@@ -174,25 +200,17 @@ fn await_training(id: i64, worker: i32) -> bool {
         ("failed", None) => Err(BridgeError::Outside(format!("training {id} failed"))).or_raise(),
         _ => {}
     }
-    if !alive {
+    if !trained && job.state != "paused" {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
             format!("the worker of training {id} has ended"),
             "The server's log may say why. SELECT situ.resume_training(id) goes on from the last checkpoint.",
         )
     }
-    let wait = AssertUnwindSafe(|| {
-        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-        // SAFETY: this process's own latch.
-        unsafe {
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, LOOK_MS, shared::wait_event());
-            pg_sys::ResetLatch(pg_sys::MyLatch);
-        }
-        pgrx::check_for_interrupts!();
-    });
-    PgTryBuilder::new(wait)
+    PgTryBuilder::new(AssertUnwindSafe(|| start::doze(LOOK)))
         .catch_others(|error| {
-            start::interrupt(worker);
+            // The job was found to be the caller's above.
+            places::interrupt(id);
             error.rethrow()
         })
         .execute();

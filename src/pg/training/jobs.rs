@@ -21,8 +21,6 @@ pub struct Job {
     pub search_path: String,
     /// queued, running, paused, done, rejected, failed, cancelled.
     pub state: String,
-    /// The process that runs or ran it.
-    pub worker: Option<i32>,
     pub checkpoint: Option<Vec<u8>>,
     pub error: Option<Report>,
 }
@@ -36,11 +34,9 @@ pub struct Report {
     pub hint: Option<String>,
 }
 
-impl Job {
-    /// Whether nothing is left to do.
-    pub fn is_over(&self) -> bool {
-        matches!(&*self.state, "done" | "rejected" | "failed" | "cancelled")
-    }
+/// Whether a job of that state has nothing left to do.
+pub fn is_over(state: &str) -> bool {
+    matches!(state, "done" | "rejected" | "failed" | "cancelled")
 }
 
 fn spi<T>(result: Result<T, SpiError>) -> T {
@@ -81,7 +77,7 @@ pub fn load(id: i64, with_checkpoint: bool) -> Job {
         "NULL::pg_catalog.bytea"
     };
     let statement = format!(
-        "SELECT kind, name, owner::pg_catalog.oid, arguments, search_path, state, worker, {checkpoint}, errcode, error, \
+        "SELECT kind, name, owner::pg_catalog.oid, arguments, search_path, state, {checkpoint}, errcode, error, \
                 detail, hint \
            FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1"
     );
@@ -90,7 +86,7 @@ pub fn load(id: i64, with_checkpoint: bool) -> Job {
             let mut rows = client.select(&statement, Some(1), &[id.into()])?;
             let Some(row) = rows.next() else { return Ok(None) };
             let text = |place: usize| Ok::<_, SpiError>(row.get::<String>(place)?.unwrap_or_default());
-            let code = row.get::<i32>(9)?;
+            let code = row.get::<i32>(8)?;
             Ok(Some(Job {
                 id,
                 kind: text(1)?,
@@ -99,27 +95,20 @@ pub fn load(id: i64, with_checkpoint: bool) -> Job {
                 arguments: row.get::<JsonB>(4)?.map_or(Value::Null, |JsonB(value)| value),
                 search_path: text(5)?,
                 state: text(6)?,
-                worker: row.get::<i32>(7)?,
-                checkpoint: row.get::<Vec<u8>>(8)?,
+                checkpoint: row.get::<Vec<u8>>(7)?,
                 error: match code {
                     Some(code) => Some(Report {
                         code,
-                        message: text(10)?,
-                        detail: row.get::<String>(11)?,
-                        hint: row.get::<String>(12)?,
+                        message: text(9)?,
+                        detail: row.get::<String>(10)?,
+                        hint: row.get::<String>(11)?,
                     }),
                     None => None,
                 },
             }))
         }))
     });
-    job.unwrap_or_else(|| {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("training {id} does not exist"),
-            "SELECT id FROM situ.training lists yours.",
-        )
-    })
+    job.unwrap_or_else(|| gone(id))
 }
 
 /// The job, where the current user may decide over it.
@@ -148,23 +137,66 @@ pub fn own_latest(id: i64) -> Job {
     }
 }
 
-/// Asks the worker for something: run, pause or cancel.
-pub fn ask(id: i64, request: &str) {
+/// Asks the worker for something: run, pause or cancel; gives the state that the job has now. The row stays locked until the
+/// transaction ends, so the worker cannot write another meanwhile.
+pub fn ask(id: i64, request: &str) -> String {
+    let statement = "UPDATE situ.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1 RETURNING state";
+    changed(statement, &[id.into(), request.into()]).unwrap_or_else(|| gone(id))
+}
+
+/// Says of a job without a trainer that it is to get one. Its row is locked ([`ask`]).
+pub fn requeue(id: i64) {
     write(
-        "UPDATE situ.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1",
-        &[id.into(), request.into()],
+        "UPDATE situ.training_jobs SET state = 'queued' WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into()],
     );
 }
 
-/// This process has the job from now on.
-pub fn begin(id: i64) {
-    // SAFETY: a number of this process.
-    let worker = unsafe { pg_sys::MyProcPid };
+/// What a statement that changes at most one row returns of it.
+fn changed(statement: &str, arguments: &[DatumWithOid<'_>]) -> Option<String> {
+    as_owner(|| {
+        spi(Spi::connect_mut(|client| {
+            match client.update(statement, Some(1), arguments)?.next() {
+                Some(row) => row.get::<String>(1),
+                None => Ok(None),
+            }
+        }))
+    })
+}
+
+fn gone(id: i64) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        format!("training {id} does not exist"),
+        "SELECT id FROM situ.training lists yours.",
+    )
+}
+
+/// This process has the job from now on; `false` where that is over. Waits for whoever asks something of it in a transaction
+/// that is still open.
+pub fn begin(id: i64) -> bool {
+    let statement = "UPDATE situ.training_jobs SET state = 'running', started_at = pg_catalog.clock_timestamp(), \
+            updated_at = pg_catalog.clock_timestamp(), finished_at = NULL, first_step = NULL, errcode = NULL, error = NULL, \
+            detail = NULL, hint = NULL \
+          WHERE id OPERATOR(pg_catalog.=) $1 AND \
+                state OPERATOR(pg_catalog.=) ANY ('{queued,running,paused,failed}'::pg_catalog.text[]) \
+          RETURNING state";
+    changed(statement, &[id.into()]).is_some()
+}
+
+/// Marks the job as paused and keeps the state to go on from, where a pause is still what is asked for; whether it is.
+pub fn pause(id: i64, checkpoint: Option<&[u8]>) -> bool {
+    let statement = "UPDATE situ.training_jobs SET state = 'paused', checkpoint = coalesce($2, checkpoint), \
+            updated_at = pg_catalog.clock_timestamp() \
+          WHERE id OPERATOR(pg_catalog.=) $1 AND request OPERATOR(pg_catalog.=) 'pause' RETURNING state";
+    changed(statement, &[id.into(), checkpoint.map(<[u8]>::to_vec).into()]).is_some()
+}
+
+/// Removes a job with its checkpoint.
+pub fn remove(id: i64) {
     write(
-        "UPDATE situ.training_jobs SET state = 'running', worker = $2, started_at = pg_catalog.clock_timestamp(), \
-                updated_at = pg_catalog.clock_timestamp(), finished_at = NULL, first_step = NULL, errcode = NULL, error = NULL, detail = NULL, hint = NULL \
-          WHERE id OPERATOR(pg_catalog.=) $1",
-        &[id.into(), worker.into()],
+        "DELETE FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1",
+        &[id.into()],
     );
 }
 

@@ -1,18 +1,20 @@
 //! What a training reads: passages and pairs, as the caller, in one snapshot; and the encoder service as trainers know it.
+//!
+//! Relations are read some rows at a time, and what does not fit `situ.training_memory` is left out while they are read.
 
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, TokenStates, Vectors};
-use crate::eval::random::Random;
+use crate::bridge::train::drawn::Drawn;
 use crate::index::Meta;
 use crate::model::{Manifest, Role};
 use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text::TextIndex;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
-use crate::pg::llm::runtime::describe;
+use crate::pg::fail::{fail, fail_full, fail_with_hint};
+use crate::pg::llm::runtime::{describe, training_bytes};
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::service::models::resolve;
-use crate::pg::service::{Lane, ServiceError, readings};
+use crate::pg::service::{Lane, ServiceError, process, readings};
 use crate::pg::settings;
 use crate::pg::sql::evaluate::relations::{has_column, table_of};
 use crate::pg::sql::leaf::{kind_of, name_of};
@@ -21,7 +23,7 @@ use crate::pg::sql::profiles::qualified;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::spi::SpiError;
+use pgrx::spi::{SpiError, SpiHeapTupleData};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
@@ -68,11 +70,12 @@ impl Encode for Service {
         let path = resolve(&settings::model_dir(), &llm.path)
             .map_err(ServiceError::from)
             .or_raise();
-        let found = describe(&path)?.fingerprint;
-        match found == llm.fingerprint {
-            true => Ok(path),
-            false => Err(changed(&llm.name)),
+        let found = describe(&path)?;
+        if found.fingerprint != llm.fingerprint {
+            return Err(changed(&llm.name));
         }
+        check_llm_memory(&llm.name, training_bytes(&found.config));
+        Ok(path)
     }
 
     fn start(&mut self, _name: &str) -> Result<Vec<u8>, BridgeError> {
@@ -90,6 +93,38 @@ impl Encode for Service {
     }
 }
 
+/// Fails where an LLM takes more memory in a trainer than `situ.llm_memory` allows, or, without that, than the machine has to
+/// spare: the process would be killed, and the server would restart all others with it.
+fn check_llm_memory(name: &str, bytes: u64) {
+    let (allowed, what, hint) = match settings::llm_memory() {
+        0 => match process::available_bytes() {
+            Some(available) => (
+                available,
+                "the machine has to spare",
+                "Train with a smaller LLM, or when less is running.",
+            ),
+            None => return,
+        },
+        limit => (
+            limit as u64,
+            "situ.llm_memory allows",
+            "Train with a smaller LLM, or raise situ.llm_memory.",
+        ),
+    };
+    if bytes > allowed {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("training with LLM \"{name}\" takes more memory than {what}"),
+            format!(
+                "Its weights, unpacked and once more transposed, take {} MB of {} MB.",
+                bytes >> 20,
+                allowed >> 20
+            ),
+            hint.to_owned(),
+        )
+    }
+}
+
 fn changed(name: &str) -> BridgeError {
     BridgeError::Outside(format!(
         "the files of model \"{name}\" are not those that were registered"
@@ -104,9 +139,50 @@ pub fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
+/// How many rows are read at a time. Their texts are in memory twice for a moment.
+const ROWS: std::ffi::c_long = 64;
+
+/// Rows of a statement, some at a time, each batch in a session of its own so that the server frees the one before.
+fn each_row(statement: &str, mut take: impl FnMut(&SpiHeapTupleData<'_>) -> Result<(), SpiError>) {
+    let name = spi(Spi::connect(|client| {
+        Ok(client.try_open_cursor(statement, &[])?.detach_into_name())
+    }));
+    let mut batch = || {
+        Spi::connect(|client| {
+            let mut cursor = client.find_cursor(&name)?;
+            let table = cursor.fetch(ROWS)?;
+            let more = !table.is_empty();
+            for row in table {
+                take(&row)?;
+            }
+            match more {
+                // Otherwise it is closed here.
+                true => drop(cursor.detach_into_name()),
+                false => drop(cursor),
+            }
+            Ok::<bool, SpiError>(more)
+        })
+    };
+    while spi(batch()) {
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// What a training may hold of passages, and how they are drawn where there are more.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub memory: usize,
+    pub seed: u64,
+}
+
+/// Bytes that a passage takes while it trains.
+fn passage_bytes(passage: &Passage, dimensions: usize) -> usize {
+    size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
+}
+
 /// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column `embedding`
-/// where there is one. Vectors of other than `dimensions` numbers raise an error.
-pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passage> {
+/// where there is one; and how many there are that were left out. Vectors of other than `dimensions` numbers raise an error.
+pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize, bounds: Bounds) -> (Vec<Passage>, usize) {
     let vector = match has_column(relation, "embedding") {
         true => "embedding::pg_catalog.float4[]",
         false => "NULL::pg_catalog.float4[]",
@@ -116,47 +192,54 @@ pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize) -> Vec<Passag
            FROM {} WHERE id IS NOT NULL AND document IS NOT NULL AND body IS NOT NULL ORDER BY document, ordinal, id",
         qualified(relation)
     );
-    let mut documents: HashMap<String, u32> = HashMap::new();
-    let mut passages: Vec<Passage> = Vec::new();
-    spi(Spi::connect(|client| {
-        for row in client.select(&statement, None, &[])? {
-            let (key, document, text) = (row.get::<String>(1)?, row.get::<String>(2)?, row.get::<String>(3)?);
-            let (Some(key), Some(document), Some(text)) = (key, document, text) else {
-                continue;
-            };
-            let vector = row.get::<Vec<f32>>(4)?;
-            if let Some(found) = vector.as_ref().map(Vec::len)
-                && found != dimensions
-            {
-                bad(
-                    format!("the embedding of passage \"{key}\" has {found} dimensions, the model's have {dimensions}"),
-                    "The column embedding holds vectors of the model, situ.situate's for instance.",
-                )
-            }
-            let next = documents.len() as u32;
-            let document = *documents.entry(document).or_insert(next);
-            let ordinal = match passages.last() {
-                Some(last) if last.document == document => last.ordinal + 1,
-                _ => 0,
-            };
-            passages.push(Passage {
-                key,
-                document,
-                ordinal,
-                text,
-                vector,
-            });
+    let mut drawn = Drawn::new(bounds.memory, bounds.seed);
+    let (mut documents, mut last, mut next_ordinal) = (0, None, 0);
+    let (mut rows, mut without) = (0, 0);
+    each_row(&statement, |row| {
+        let (key, document, text) = (row.get::<String>(1)?, row.get::<String>(2)?, row.get::<String>(3)?);
+        let (Some(key), Some(document), Some(text)) = (key, document, text) else {
+            return Ok(());
+        };
+        let vector = row.get::<Vec<f32>>(4)?;
+        if let Some(found) = vector.as_ref().map(Vec::len)
+            && found != dimensions
+        {
+            bad(
+                format!("the embedding of passage \"{key}\" has {found} dimensions, the model's have {dimensions}"),
+                "The column embedding holds vectors of the model, situ.situate's for instance.",
+            )
         }
+        rows += 1;
+        without += usize::from(vector.is_none());
+        if last.as_ref() != Some(&document) {
+            (documents, next_ordinal, last) = (documents + 1, 0, Some(document));
+        }
+        let passage = Passage {
+            key,
+            document: documents - 1,
+            ordinal: next_ordinal,
+            text,
+            vector,
+        };
+        next_ordinal += 1;
+        let bytes = passage_bytes(&passage, dimensions);
+        drawn.add(u64::from(passage.document), passage, bytes);
         Ok(())
-    }));
-    let without = passages.iter().filter(|passage| passage.vector.is_none()).count();
-    if (1..passages.len()).contains(&without) {
+    });
+    if (1..rows).contains(&without) {
         bad(
-            format!("{without} of {} passages have no embedding", passages.len()),
+            format!("{without} of {rows} passages have no embedding"),
             "Fill the column embedding of all rows, or leave it out: bodies are then encoded.",
         )
     }
-    passages
+    kept(drawn)
+}
+
+/// What was drawn, and how many were left out.
+fn kept<T>(drawn: Drawn<T>) -> (Vec<T>, usize) {
+    let (items, found) = drawn.finish();
+    let out = found - items.len();
+    (items, out)
 }
 
 /// Passages that are longer than the model reads, cut in chunks of whole sentences that it does; they keep their key. In an
@@ -222,8 +305,9 @@ pub fn beside(mut passages: Vec<Passage>, searched: Vec<Passage>) -> Vec<Passage
     passages
 }
 
-/// The documents of a text index, cut as the index cuts them; a passage's key is the row's first column.
-pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
+/// The documents of a text index, cut as the index cuts them, and how many passages were left out; a passage's key is the
+/// row's first column.
+pub fn index_passages(index: pg_sys::Oid, bounds: Bounds) -> (ModelRef, Vec<Passage>, usize) {
     if kind_of(index) != KeyKind::Text {
         bad(
             format!("index \"{}\" is not over text", name_of(index)),
@@ -254,27 +338,30 @@ pub fn index_passages(index: pg_sys::Oid) -> (ModelRef, Vec<Passage>) {
         "SELECT ({key})::pg_catalog.text, ({body})::pg_catalog.text FROM {}",
         qualified(table)
     );
-    let rows: Vec<(String, String)> = spi(Spi::connect(|client| {
-        let mut rows = Vec::new();
-        for row in client.select(&statement, None, &[])? {
-            if let (Some(key), Some(body)) = (row.get::<String>(1)?, row.get::<String>(2)?) {
-                rows.push((key, body));
-            }
+    let (mut drawn, mut document) = (Drawn::new(bounds.memory, bounds.seed), 0);
+    let dimensions = text.model.dimensions;
+    each_row(&statement, |row| {
+        let (Some(key), Some(body)) = (row.get::<String>(1)?, row.get::<String>(2)?) else {
+            return Ok(());
+        };
+        let chunks =
+            client::chunk_document(&text.model, Lane::Bulk, &body, text.record.situate.chunk_tokens).or_raise();
+        for chunk in &chunks {
+            let passage = Passage {
+                key: key.clone(),
+                document,
+                ordinal: chunk.ordinal,
+                text: chunk.span.of(&body).unwrap_or_default().to_owned(),
+                vector: None,
+            };
+            let bytes = passage_bytes(&passage, dimensions);
+            drawn.add(u64::from(document), passage, bytes);
         }
-        Ok(rows)
-    }));
-    let mut passages = Vec::new();
-    for (document, (key, body)) in rows.iter().enumerate() {
-        let chunks = client::chunk_document(&text.model, Lane::Bulk, body, text.record.situate.chunk_tokens).or_raise();
-        passages.extend(chunks.iter().map(|chunk| Passage {
-            key: key.clone(),
-            document: document as u32,
-            ordinal: chunk.ordinal,
-            text: chunk.span.of(body).unwrap_or_default().to_owned(),
-            vector: None,
-        }));
-    }
-    (text.model, passages)
+        document += 1;
+        Ok(())
+    });
+    let (passages, out) = kept(drawn);
+    (text.model, passages, out)
 }
 
 /// An error where two passages have one key, so that a pair would not say which is meant.
@@ -289,6 +376,7 @@ pub fn each_key_once(passages: &[Passage]) {
 }
 
 /// A pair as it was read: the query, and the passages of the row that it names.
+#[derive(Debug)]
 struct Named {
     query: String,
     passages: Vec<u32>,
@@ -297,8 +385,14 @@ struct Named {
 
 /// Rows of (query, passage), and of a column `answer` where there is one. A pair whose passage the caller cannot see is
 /// left out. Where a row has several passages (`chunked`: an index's rows, and passages that were cut), the one nearest
-/// to the query is meant.
-pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, service: &mut Service) -> Vec<Pair> {
+/// to the query is meant. Of more pairs than fit, some are drawn; how many were left out for that comes second.
+pub fn read_pairs(
+    relation: pg_sys::Oid,
+    passages: &[Passage],
+    chunked: bool,
+    service: &mut Service,
+    bounds: Bounds,
+) -> (Vec<Pair>, usize) {
     if !chunked {
         each_key_once(passages);
     }
@@ -314,22 +408,26 @@ pub fn read_pairs(relation: pg_sys::Oid, passages: &[Passage], chunked: bool, se
         "SELECT query::pg_catalog.text, passage::pg_catalog.text, {answer} FROM {} ORDER BY 1, 2, 3",
         qualified(relation)
     );
-    let named: Vec<Named> = spi(Spi::connect(|client| {
-        let mut named = Vec::new();
-        for row in client.select(&statement, None, &[])? {
-            if let (Some(query), Some(key)) = (row.get::<String>(1)?, row.get::<String>(2)?)
-                && let Some(passages) = places.get(key.as_str())
-            {
-                named.push(Named {
-                    query,
-                    passages: passages.clone(),
-                    answer: row.get::<String>(3)?,
-                });
-            }
+    let vectors = COPIES * service.model.dimensions * size_of::<f32>();
+    let (mut drawn, mut number) = (Drawn::new(bounds.memory, bounds.seed), 0);
+    each_row(&statement, |row| {
+        if let (Some(query), Some(key)) = (row.get::<String>(1)?, row.get::<String>(2)?)
+            && let Some(passages) = places.get(key.as_str())
+        {
+            let pair = Named {
+                query,
+                passages: passages.clone(),
+                answer: row.get::<String>(3)?,
+            };
+            let answer = pair.answer.as_ref().map_or(0, String::len);
+            let bytes = size_of::<Named>() + pair.query.len() + 4 * pair.passages.len() + answer + vectors;
+            drawn.add(number, pair, bytes);
+            number += 1;
         }
-        Ok(named)
-    }));
-    nearest(named, passages, service)
+        Ok(())
+    });
+    let (named, out) = kept(drawn);
+    (nearest(named, passages, service), out)
 }
 
 /// One passage a pair.
@@ -378,34 +476,12 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
     pairs
 }
 
-/// As many documents, drawn by the seed, as fit into `memory` bytes with their vectors; the order stays.
-pub fn bounded(passages: Vec<Passage>, dimensions: usize, memory: usize, seed: u64) -> Vec<Passage> {
-    let bytes = |passage: &Passage| {
-        size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
-    };
-    if passages.iter().map(bytes).sum::<usize>() <= memory {
-        return passages;
+/// As many documents, drawn by the seed, as fit with their vectors, and how many passages were left out; the order stays.
+pub fn bounded(passages: Vec<Passage>, dimensions: usize, bounds: Bounds) -> (Vec<Passage>, usize) {
+    let mut drawn = Drawn::new(bounds.memory, bounds.seed);
+    for passage in passages {
+        let bytes = passage_bytes(&passage, dimensions);
+        drawn.add(u64::from(passage.document), passage, bytes);
     }
-    let mut of_document: HashMap<u32, usize> = HashMap::new();
-    let mut documents = Vec::new();
-    for passage in &passages {
-        let sum = of_document.entry(passage.document).or_insert_with(|| {
-            documents.push(passage.document);
-            0
-        });
-        *sum += bytes(passage);
-    }
-    Random::new(seed).shuffle(&mut documents);
-    let (mut used, mut kept) = (0, HashSet::new());
-    for document in documents {
-        used += of_document.get(&document).copied().unwrap_or_default();
-        if used > memory {
-            break;
-        }
-        kept.insert(document);
-    }
-    passages
-        .into_iter()
-        .filter(|passage| kept.contains(&passage.document))
-        .collect()
+    kept(drawn)
 }

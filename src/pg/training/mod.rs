@@ -1,6 +1,6 @@
 //! Training of bridges in a background worker of its own.
 //!
-//! `situ.train` files a job ([`jobs`]), commits, and starts a worker ([`start`]). The worker ([`worker`]) connects as the
+//! `situ.train` files a job ([`jobs`]), commits, claims a place ([`places`]) and starts a worker ([`start`]). The worker ([`worker`]) connects as the
 //! role that filed it, so privileges, row security and search path are the caller's; it reads its rows in one transaction
 //! ([`material`]), trains outside of any, and writes progress and checkpoints in short transactions ([`watch`]).
 //! Requests to pause and to cancel are fields of the job's row, which the worker looks at between steps; the statement
@@ -8,6 +8,7 @@
 
 pub mod jobs;
 pub mod material;
+pub mod places;
 pub mod run;
 pub mod start;
 pub mod watch;

@@ -2,7 +2,8 @@
 
 use super::jobs::{self, Job};
 use super::material::{
-    Service, bad, beside, bounded, cut_long, each_key_once, index_passages, read_pairs, relation_passages, unknown,
+    Bounds, Service, bad, beside, bounded, cut_long, each_key_once, index_passages, read_pairs, relation_passages,
+    unknown,
 };
 use super::watch::{Row, transaction};
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
@@ -23,6 +24,8 @@ pub enum Over {
     Accepted,
     Rejected,
     Cancelled,
+    /// The job says so already, and holds a checkpoint.
+    Paused,
     /// It was over before.
     Nothing,
 }
@@ -53,6 +56,8 @@ struct Material {
     /// Passages before some were left out for memory.
     found: usize,
     pairs: Option<Vec<Pair>>,
+    /// Pairs before some were left out for memory.
+    pairs_found: usize,
     index: Option<String>,
 }
 
@@ -66,31 +71,35 @@ fn read(job: &Job) -> Material {
     let text = |name: &str| job.arguments.get(name).and_then(Value::as_str);
     let options = job.arguments.get("options").cloned().unwrap_or_default();
     let index = relation(job, "index");
+    let bounds = Bounds {
+        memory: settings::training_memory(),
+        seed: options.get("seed").and_then(Value::as_u64).unwrap_or(1),
+    };
     let of_index = |index| {
-        let (of_index, passages) = index_passages(index);
+        let (of_index, passages, out) = index_passages(index, bounds);
         if text("model").is_some_and(|name| name != of_index.name) {
             bad(
                 format!("index \"{}\" has model \"{}\"", name_of(index), of_index.name),
                 "Leave model out: a bridge of an index is trained over its model.",
             )
         }
-        (of_index, passages)
+        (of_index, passages, out)
     };
     // `searched` are passages that no pair speaks of.
-    let (model, passages, searched) = match (index, relation(job, "passages")) {
+    let (model, passages, searched, out) = match (index, relation(job, "passages")) {
         (Some(index), None) => {
-            let (model, passages) = of_index(index);
-            (model, passages, Vec::new())
+            let (model, passages, out) = of_index(index);
+            (model, passages, Vec::new(), out)
         }
         (None, Some(passages)) => {
             let model = model_by_name(text("model")).or_raise();
-            let passages = relation_passages(passages, model.dimensions);
-            (model, passages, Vec::new())
+            let (passages, out) = relation_passages(passages, model.dimensions, bounds);
+            (model, passages, Vec::new(), out)
         }
         (Some(index), Some(passages)) if job.kind == adapter::KIND => {
-            let (model, searched) = of_index(index);
-            let passages = relation_passages(passages, model.dimensions);
-            (model, passages, searched)
+            let (model, searched, out_of_index) = of_index(index);
+            let (passages, out) = relation_passages(passages, model.dimensions, bounds);
+            (model, passages, searched, out + out_of_index)
         }
         _ => bad(
             "one of index and passages is needed".into(),
@@ -121,11 +130,12 @@ fn read(job: &Job) -> Material {
     } else {
         passages
     };
-    let found = passages.len();
-    let seed = options.get("seed").and_then(Value::as_u64).unwrap_or(1);
-    let passages = bounded(passages, service.model.dimensions, settings::training_memory(), seed);
+    let (passages, out_of_chunks) = bounded(passages, service.model.dimensions, bounds);
+    let found = passages.len() + out + out_of_chunks;
     let chunked = index.is_some() || cut;
-    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, chunked, &mut service));
+    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, chunked, &mut service, bounds));
+    let (pairs, pairs_out) = pairs.unzip();
+    let pairs_found = pairs.as_ref().map_or(0, Vec::len) + pairs_out.unwrap_or(0);
     if pairs.as_ref().is_some_and(Vec::is_empty) {
         Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()
     }
@@ -134,23 +144,23 @@ fn read(job: &Job) -> Material {
         passages,
         found,
         pairs,
+        pairs_found,
         index: index.map(qualified),
     }
 }
 
 /// Reads, trains and stores. Errors are raised.
 pub fn run(id: i64) -> Over {
-    let job = transaction(|| {
-        let job = jobs::load(id, true);
-        let runs = !job.is_over() || job.state == "failed";
-        runs.then(|| jobs::begin(id)).map(|()| job)
-    });
+    let begun = transaction(|| jobs::begin(id));
+    // In a transaction of its own, whose snapshot sees what the one before may have waited for.
+    let job = begun.then(|| transaction(|| jobs::load(id, true)));
     let Some(job) = job else { return Over::Nothing };
     let Material {
         mut service,
         passages,
         found,
         pairs,
+        pairs_found,
         index,
     } = transaction(|| {
         Spi::run_with_args(
@@ -171,13 +181,17 @@ pub fn run(id: i64) -> Over {
     let mut watch = Row::new(id);
     let checkpoint = job.checkpoint.as_deref();
     let mut trained = match trainer(&passages, &pairs, &options, &mut service, &mut watch, checkpoint) {
+        Err(BridgeError::Stopped) if watch.paused => return Over::Paused,
         Err(BridgeError::Stopped) => return Over::Cancelled,
         result => result.or_raise(),
     };
-    if found > passages.len()
-        && let Some(figures) = trained.figures.as_object_mut()
-    {
-        figures.insert("passages_found".to_owned(), json!(found));
+    if let Some(figures) = trained.figures.as_object_mut() {
+        if found > passages.len() {
+            figures.insert("passages_found".to_owned(), json!(found));
+        }
+        if pairs_found > pairs.len() {
+            figures.insert("pairs_found".to_owned(), json!(pairs_found));
+        }
     }
     let stamp = Map::from_iter([
         ("fingerprint".to_owned(), json!(model.fingerprint)),

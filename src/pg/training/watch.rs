@@ -3,7 +3,6 @@
 use super::jobs;
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Progress, Watch};
-use crate::pg::service::shared;
 use crate::pg::settings;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
@@ -31,6 +30,10 @@ pub struct Row {
     looked: Instant,
     written: Option<Instant>,
     kept: Instant,
+    /// The last checkpoint, where it was not kept yet: a pause keeps it.
+    offered: Option<Vec<u8>>,
+    /// Whether the training was ended by a pause.
+    pub paused: bool,
     /// Where the training's own allocations go; emptied between steps.
     memory: pg_sys::MemoryContext,
 }
@@ -53,6 +56,8 @@ impl Row {
             looked: now,
             written: None,
             kept: now,
+            offered: None,
+            paused: false,
             memory,
         };
         row.clear();
@@ -71,7 +76,7 @@ impl Row {
     fn look(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         self.looked = Instant::now();
         let due = self.written.is_none_or(|written| written.elapsed() >= WRITE);
-        let mut asked = transaction(|| match due {
+        let asked = transaction(|| match due {
             true => jobs::progress(self.id, progress, "running"),
             false => jobs::request(self.id),
         });
@@ -79,34 +84,17 @@ impl Row {
             self.written = Some(Instant::now());
         }
         if asked == "pause" {
-            transaction(|| jobs::progress(self.id, progress, "paused"));
-            while asked == "pause" {
-                sleep(LOOK);
-                asked = transaction(|| jobs::request(self.id));
-            }
             transaction(|| jobs::progress(self.id, progress, "running"));
+            // Nobody may have asked to go on meanwhile: then the process stays.
+            self.paused = transaction(|| jobs::pause(self.id, self.offered.as_deref()));
         }
         self.clear();
         match &*asked {
             "cancel" => Err(BridgeError::Stopped),
+            _ if self.paused => Err(BridgeError::Stopped),
             _ => Ok(()),
         }
     }
-}
-
-fn sleep(time: Duration) {
-    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: this process's own latch.
-    unsafe {
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            events as i32,
-            time.as_millis() as i64,
-            shared::wait_event(),
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
-    pgrx::check_for_interrupts!();
 }
 
 impl Watch for Row {
@@ -126,7 +114,16 @@ impl Watch for Row {
         if self.kept.elapsed() >= settings::training_checkpoint() {
             transaction(|| jobs::keep(self.id, bytes));
             self.kept = Instant::now();
+            self.offered = None;
             self.clear();
+        } else {
+            // Without the memory for a copy a pause goes back to the one that was kept.
+            let mut copy = self.offered.take().unwrap_or_default();
+            copy.clear();
+            self.offered = copy.try_reserve_exact(bytes.len()).is_ok().then(|| {
+                copy.extend_from_slice(bytes);
+                copy
+            });
         }
         Ok(())
     }

@@ -59,6 +59,20 @@ pub struct Differentiable {
 }
 
 impl Differentiable {
+    /// Bytes that the weights of a model take, about: products twice in `precision`, embeddings in 32 bits.
+    pub fn weight_bytes(config: &LlmConfig, precision: Precision) -> u64 {
+        let [hidden, width, between, layers] =
+            [config.hidden, config.head_width, config.intermediate, config.layers].map(|number| number as u64);
+        let (heads, key_heads) = (config.heads as u64, config.key_heads as u64);
+        let layer = hidden * (2 * heads * width + 2 * key_heads * width + 3 * between);
+        let vocabulary = config.vocabulary as u64 * hidden;
+        let number = match precision {
+            Precision::F32 => 4,
+            _ => 2,
+        };
+        2 * number * (layers * layer + vocabulary) + 4 * vocabulary
+    }
+
     /// Reads a model's tensors, whatever they are stored as, for products in `precision`.
     ///
     /// # Errors

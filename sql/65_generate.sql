@@ -113,3 +113,11 @@ CREATE VIEW situ.stat_llm AS
 COMMENT ON VIEW situ.stat_llm IS
     'the LLM worker: LLMs in memory (loaded says which, as of the last second), answers in progress, and counts since the server started; state is standby (nobody has asked yet), starting, running or not preloaded; models of other databases and the last error are for members of pg_read_all_stats';
 GRANT SELECT ON situ.stat_llm TO PUBLIC;
+
+CREATE FUNCTION situ.llm_endpoint() RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT nullif(pg_catalog.current_setting('situ.llm_endpoint', true), '')
+$$;
+COMMENT ON FUNCTION situ.llm_endpoint() IS
+    'the address of the LLM endpoint; who may execute this may send prompts to it (endpoint:model), so it is for superusers unless granted';
+REVOKE ALL ON FUNCTION situ.llm_endpoint() FROM PUBLIC;

@@ -18,12 +18,13 @@ static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
 static MAX_TRAININGS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static DEFAULT_LLM: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LLM_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
-static LLM_ENDPOINT_KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LLM_ENDPOINT_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LLM_ENDPOINT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
 static LLM_ENDPOINT_RETRIES: GucSetting<i32> = GucSetting::<i32>::new(2);
 static LLM_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LLM_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LLM_QUEUE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
+static BRIDGE_SPACE: GucSetting<i32> = GucSetting::<i32>::new(1024 * 1024);
 static BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 static DEVICES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
@@ -149,6 +150,16 @@ pub fn define(preload: bool) {
         GucFlags::default(),
     );
     number(
+        c"situ.bridge_space",
+        c"Most that the bridges of a role may take.",
+        c"A bridge counts 8 kB at least. Superusers are not counted. 0 means no limit.",
+        &BRIDGE_SPACE,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
+    );
+    number(
         c"situ.batch_tokens",
         c"Tokens that the encoder puts into a batch.",
         c"A query waits for the running batch. 0 means what the measured speed does in a twelfth of a second.",
@@ -194,12 +205,12 @@ pub fn define(preload: bool) {
         GucFlags::default(),
     );
     string(
-        c"situ.llm_endpoint_key",
-        c"Key of the endpoint, sent as a bearer token.",
-        c"Only superusers see it.",
-        &LLM_ENDPOINT_KEY,
+        c"situ.llm_endpoint_key_file",
+        c"File whose first line is the endpoint's key, which is sent as a bearer token.",
+        c"Relative to the data directory. Empty means the environment variable SITU_LLM_ENDPOINT_KEY of the server, if it is set.",
+        &LLM_ENDPOINT_KEY_FILE,
         GucContext::Suset,
-        GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL,
+        GucFlags::SUPERUSER_ONLY,
     );
     number(
         c"situ.llm_endpoint_timeout",
@@ -329,6 +340,11 @@ pub fn max_trainings() -> usize {
     usize::try_from(MAX_TRAININGS.get()).unwrap_or(0)
 }
 
+/// Bytes that a role's bridges may take, 0 for no limit.
+pub fn bridge_space() -> i64 {
+    i64::from(BRIDGE_SPACE.get().max(0)) * 1024
+}
+
 /// Threads of the encoder, 0 for the machine's.
 pub fn cpu_threads() -> usize {
     CPU_THREADS.get().max(0) as usize
@@ -418,9 +434,9 @@ pub fn llm_endpoint() -> Option<String> {
     text(&LLM_ENDPOINT)
 }
 
-/// `situ.llm_endpoint_key`, `None` where it is not set.
-pub fn llm_endpoint_key() -> Option<String> {
-    text(&LLM_ENDPOINT_KEY)
+/// `situ.llm_endpoint_key_file` as an absolute path, `None` where it is not set.
+pub fn llm_endpoint_key_file() -> Option<PathBuf> {
+    text(&LLM_ENDPOINT_KEY_FILE).map(|file| data_directory().join(file))
 }
 
 /// Longest time of an answer of the endpoint.

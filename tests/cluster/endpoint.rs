@@ -3,7 +3,7 @@
 
 use crate::data::document_table;
 use crate::generate::{give, register, smollm};
-use crate::support::{Cluster, Sql, eventually, shared};
+use crate::support::{Cluster, Sql, as_server, eventually, run, shared};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -53,8 +53,11 @@ fn answer(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     let text = String::from_utf8_lossy(&body).into_owned();
     seen.requests.lock().expect("unpoisoned").push(format!("{head}{text}"));
     let body: serde_json::Value = serde_json::from_str(&text)?;
-    if !head.contains("Bearer open sesame") {
-        return stream.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwrong key");
+    let key = head.split("Bearer ").nth(1).and_then(|rest| rest.lines().next());
+    if key != Some("open-sesame") {
+        // Some endpoints repeat what they were given.
+        let said = format!("no such key: {}", key.unwrap_or("none"));
+        return stream.write_all(format!("HTTP/1.1 401 No\r\nContent-Length: {}\r\n\r\n{said}", said.len()).as_bytes());
     }
     let last = body["messages"]
         .as_array()
@@ -81,9 +84,19 @@ fn answer(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     stream.write_all(b"0\r\n\r\n")
 }
 
+/// A file of the server's with a key, which nobody else can read.
+fn key_file(cluster: &Cluster, key: &str) -> String {
+    let name = format!("key-{key}");
+    cluster.write(&name, format!("{key}\n"));
+    let path = cluster.folder().join(name);
+    run(as_server("chmod").arg("600").arg(&path));
+    path.display().to_string()
+}
+
 fn set(client: &mut postgres::Client, address: &str) {
+    let file = key_file(shared(), "open-sesame");
     client.run(&format!(
-        "SET situ.llm_endpoint = '{address}'; SET situ.llm_endpoint_key = 'open sesame'; SET situ.default_llm = 'endpoint:parrot'"
+        "SET situ.llm_endpoint = '{address}'; SET situ.llm_endpoint_key_file = '{file}'; SET situ.default_llm = 'endpoint:parrot'"
     ));
 }
 
@@ -229,10 +242,19 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
         "vectors in a prompt",
     );
     fails("SELECT situ.generate(NULL, 'q', 0)", "22023", "max_tokens");
-    client.run("SET situ.llm_endpoint_key = 'wrong'");
+    let wrong = key_file(shared(), "never-mind");
+    client.run(&format!("SET situ.llm_endpoint_key_file = '{wrong}'"));
     let failure = client.failure("SELECT situ.generate(NULL, 'q')");
-    failure.is("38000", "status 401");
-    assert!(!format!("{failure:?}").contains("'wrong'"), "{failure:?}");
+    failure.is("38000", "status 401: no such key: [key]");
+    assert!(!format!("{failure:?}").contains("never-mind"), "{failure:?}");
+    run(as_server("chmod").arg("644").arg(&wrong));
+    let failure = client.failure("SELECT situ.generate(NULL, 'q')");
+    failure.is("F0000", "can be read by others");
+    for (file, part) in [("nothing_there", "cannot be read"), ("base", "no regular file")] {
+        client.run(&format!("SET situ.llm_endpoint_key_file = '{file}'"));
+        client.failure("SELECT situ.generate(NULL, 'q')").is("F0000", part);
+    }
+    client.run("RESET situ.llm_endpoint_key_file");
     client.run("SET situ.llm_endpoint = 'http://127.0.0.1:1/v1'; SET situ.llm_endpoint_retries = 1");
     client
         .failure("SELECT situ.generate(NULL, 'q')")
@@ -240,30 +262,65 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
 }
 
 #[test]
-fn the_key_is_for_superusers() {
-    let (address, _seen) = start();
-    let cluster = Cluster::with(&[
-        ("situ.llm_endpoint", &address),
-        ("situ.llm_endpoint_key", "open sesame"),
-    ]);
-    let mut admin = cluster.database("endpoint_key");
-    admin.run("CREATE ROLE plain LOGIN");
+fn the_key_is_in_no_setting_and_its_use_is_granted() {
+    let (address, seen) = start();
+    let cluster = Cluster::with_environment(&[("situ.llm_endpoint", &address)], |_| {
+        vec![("SITU_LLM_ENDPOINT_KEY".to_owned(), "open-sesame".to_owned())]
+    });
+    let mut admin = cluster.text_database("endpoint_key");
+    document_table(&mut admin);
+    admin.run(
+        "CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm');
+         CREATE ROLE plain LOGIN; CREATE ROLE auditor LOGIN; GRANT pg_read_all_settings TO auditor;
+         GRANT SELECT ON docs TO plain",
+    );
     let mut plain = cluster.connect_as("plain", "endpoint_key");
+    for statement in [
+        "SELECT situ.generate('endpoint:parrot', 'hello')",
+        "SELECT situ.generate_stream('endpoint:parrot', 'hello')",
+        "SET situ.default_llm = 'endpoint:parrot'; SELECT situ.generate(NULL, 'hello')",
+        "SELECT * FROM situ.rag('docs_body', 'bread', 1, model => 'endpoint:parrot')",
+    ] {
+        plain
+            .failure(statement)
+            .is("42501", "permission denied for the LLM endpoint");
+    }
+    assert!(seen.requests.lock().expect("unpoisoned").is_empty(), "nothing was sent");
+    admin.run("GRANT EXECUTE ON FUNCTION situ.llm_endpoint() TO plain");
+    let hello = "SELECT situ.generate('endpoint:parrot', 'hello')";
+    assert_eq!(plain.one::<String>(hello), "hello");
+    assert_eq!(plain.one::<String>("SELECT situ.llm_endpoint()"), address);
+    for setting in ["situ.llm_endpoint", "situ.llm_endpoint_key_file"] {
+        assert_eq!(plain.failure(&format!("SET {setting} = 'x'")).code, "42501");
+    }
+    assert_eq!(plain.failure("SHOW situ.llm_endpoint_key_file").code, "42501");
+    // No setting holds a key, so none can be asked for, stored or dumped.
+    assert_eq!(admin.failure("SET situ.llm_endpoint_key = 'open-sesame'").code, "42602");
     assert_eq!(
-        plain.one::<String>("SELECT situ.generate('endpoint:parrot', 'hello')"),
-        "hello"
+        admin
+            .failure("ALTER ROLE plain SET situ.llm_endpoint_key = 'open-sesame'")
+            .code,
+        "42602"
     );
-    assert_eq!(plain.failure("SHOW situ.llm_endpoint_key").code, "42501");
-    assert_eq!(plain.failure("SET situ.llm_endpoint_key = 'x'").code, "42501");
-    assert_eq!(
-        plain.failure("SET situ.llm_endpoint = 'http://127.0.0.1:1'").code,
-        "42501"
-    );
-    assert_eq!(
-        plain.one::<i64>("SELECT count(*) FROM pg_settings WHERE setting LIKE '%sesame%'"),
-        0
-    );
-    assert_eq!(admin.one::<String>("SHOW situ.llm_endpoint_key"), "open sesame");
+    let mut auditor = cluster.connect_as("auditor", "endpoint_key");
+    for client in [&mut auditor, &mut admin] {
+        assert_eq!(
+            client.one::<i64>(
+                "SELECT count(*) FROM pg_settings WHERE setting LIKE '%sesame%' OR reset_val LIKE '%sesame%'"
+            ),
+            0
+        );
+    }
+    // A file wins over the environment, and counts as soon as it is there.
+    let file = key_file(&cluster, "another");
+    cluster.set("situ.llm_endpoint_key_file", &file);
+    eventually("the setting is read", 10, || {
+        plain
+            .query_one(hello, &[])
+            .is_err_and(|error| error.code().is_some_and(|code| code.code() == "38000"))
+    });
+    cluster.write("key-another", "open-sesame\n");
+    assert_eq!(plain.one::<String>(hello), "hello");
 }
 
 /// llama.cpp's server over SmolLM2, ended with this value.
@@ -296,7 +353,7 @@ impl LlamaServer {
             .arg("-m")
             .arg(model)
             .args(["--host", "127.0.0.1", "--port", &port, "-c", "2048", "-np", "1"])
-            .args(["--api-key", "open sesame"])
+            .args(["--api-key", "open-sesame"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -325,8 +382,9 @@ fn llama_cpps_own_server_answers() {
     }
     let mut client = shared().text_database("endpoint_llama");
     register(&mut client);
+    let (right, wrong) = (key_file(shared(), "open-sesame"), key_file(shared(), "wrong"));
     client.run(&format!(
-        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_key = 'open sesame'",
+        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_key_file = '{right}'",
         server.address
     ));
     // Continued from the same words, both count on; a stop text ends both in the same place.
@@ -390,13 +448,13 @@ fn llama_cpps_own_server_answers() {
     });
     assert_eq!(failure.code, "57014");
     other.run(&format!(
-        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_timeout = '5s'; SET situ.llm_endpoint_key = 'wrong'",
+        "SET situ.llm_endpoint = '{}'; SET situ.llm_endpoint_timeout = '5s'; SET situ.llm_endpoint_key_file = '{wrong}'",
         server.address
     ));
     other
         .failure("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
         .is("38000", "status 401");
-    other.run("SET situ.llm_endpoint_key = 'open sesame'");
+    other.run(&format!("SET situ.llm_endpoint_key_file = '{right}'"));
     // Its only slot was given up with the answers that nobody waits for.
     assert!(
         !other

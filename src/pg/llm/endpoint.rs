@@ -116,6 +116,14 @@ fn read_event(event: &Value, figures: &mut Figures) -> String {
     text.unwrap_or_default().to_owned()
 }
 
+/// What an endpoint says, without the key: some repeat it where they refuse it.
+fn without_key(message: &str, key: Option<&str>) -> String {
+    match key {
+        Some(key) if !key.is_empty() => message.replace(key, "[key]"),
+        _ => message.to_owned(),
+    }
+}
+
 /// One attempt. `Ok(false)`: nothing was said yet, and another attempt may do better.
 fn attempt(
     endpoint: &Endpoint,
@@ -135,7 +143,7 @@ fn attempt(
     if status != 200 {
         let mut text = Vec::new();
         let _ = reply.take(4096).read_to_end(&mut text);
-        let message = String::from_utf8_lossy(&text).trim().to_owned();
+        let message = without_key(String::from_utf8_lossy(&text).trim(), key);
         return Err((
             status == 429 || status >= 500,
             EndpointError::Refused { status, message },
@@ -166,7 +174,7 @@ fn attempt(
                         false,
                         EndpointError::Refused {
                             status,
-                            message: error.to_string(),
+                            message: without_key(&error.to_string(), key),
                         },
                     ));
                 }

@@ -142,8 +142,9 @@ fn a_busy_endpoint_is_asked_again_and_a_refusal_is_not() {
     assert_eq!(ask(&endpoint, true), Err(refused(503, "busy")));
     assert_eq!(server.join().expect("served").len(), 3);
 
-    let (endpoint, server) = serve(vec!["HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno".to_owned()]);
-    assert_eq!(ask(&endpoint, true), Err(refused(401, "no")));
+    let no = "HTTP/1.1 401 No\r\nContent-Length: 15\r\n\r\nno: secret? no!".to_owned();
+    let (endpoint, server) = serve(vec![no]);
+    assert_eq!(ask(&endpoint, true), Err(refused(401, "no: [key]? no!")));
     assert_eq!(server.join().expect("served").len(), 1);
 }
 

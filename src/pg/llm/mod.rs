@@ -16,6 +16,7 @@
 //! | `target` | who answers a prompt: an LLM of this server, or of the endpoint |
 //! | `endpoint` | answers of an OpenAI-compatible endpoint |
 //! | `http` | a plain HTTP client |
+//! | `key` | the key of the endpoint, from a file or the environment |
 //! | `torch` | prompts as files of `torch.save` |
 //! | `loaded` | one LLM in memory and the answers it works on |
 
@@ -23,6 +24,7 @@ pub mod desk;
 pub mod endpoint;
 pub mod engine;
 pub mod http;
+pub mod key;
 pub mod loaded;
 pub mod pending;
 pub mod planner;

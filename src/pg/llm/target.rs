@@ -3,13 +3,14 @@
 use super::client::Answer;
 use super::endpoint::{Endpoint, EndpointError, Piece, Stream};
 use super::http::Address;
+use super::key::{self, KeyError};
 use super::wire::{Figures, Item, PromptForm, Sampling};
 use crate::pg::error::{Describe, OrRaise};
-use crate::pg::fail::fail_with_hint;
+use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::service::ModelRef;
 use crate::pg::settings;
 use crate::pg::sql::models::llm_by_name;
-use pgrx::PgSqlErrorCode;
+use pgrx::prelude::*;
 use std::time::Duration;
 
 /// What a name begins with that stands for a model of the endpoint.
@@ -53,7 +54,27 @@ impl Target {
     }
 }
 
+/// The function whose EXECUTE privilege is the right to use the endpoint.
+const RIGHT: &str = "situ.llm_endpoint()";
+
+/// Fails unless the current user may spend what the endpoint costs.
+fn check_right() {
+    let statement = "SELECT pg_catalog.has_function_privilege($1, 'EXECUTE')";
+    let may = Spi::get_one_with_args::<bool>(statement, &[RIGHT.into()]);
+    match may {
+        Ok(Some(true)) => {}
+        Ok(_) => fail_full(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied for the LLM endpoint".to_owned(),
+            "Prompts leave this machine through it, on the server's account there.".to_owned(),
+            format!("A superuser can GRANT EXECUTE ON FUNCTION {RIGHT} to the role."),
+        ),
+        Err(error) => fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()),
+    }
+}
+
 fn endpoint(model: &str) -> Endpoint {
+    check_right();
     let Some(text) = settings::llm_endpoint() else {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -68,9 +89,10 @@ fn endpoint(model: &str) -> Endpoint {
             "Use http://host:port/v1; where TLS is needed, a proxy on this machine.",
         )
     };
+    let variable = std::env::var(key::VARIABLE).ok();
     Endpoint {
         address,
-        key: settings::llm_endpoint_key(),
+        key: key::read(settings::llm_endpoint_key_file().as_deref(), variable.as_deref()).or_raise(),
         model: model.to_owned(),
         timeout: settings::llm_endpoint_timeout(),
         retries: settings::llm_endpoint_retries(),
@@ -133,10 +155,28 @@ impl Describe for EndpointError {
         let hint = match self {
             EndpointError::Unreachable(_) => "See situ.llm_endpoint, and whether the endpoint runs.",
             EndpointError::Refused { .. } | EndpointError::Malformed(_) => {
-                "The name behind endpoint: is the model's there; see situ.llm_endpoint and situ.llm_endpoint_key."
+                "The name behind endpoint: is the model's there; see situ.llm_endpoint and situ.llm_endpoint_key_file."
             }
             EndpointError::Timeout => "Raise situ.llm_endpoint_timeout, or lower max_tokens.",
             EndpointError::Vectors => "Register the LLM with situ.register_model, or use mode => 'text'.",
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl Describe for KeyError {
+    fn code(&self) -> PgSqlErrorCode {
+        PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR
+    }
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            KeyError::Unreadable(_) | KeyError::NoFile => {
+                "See situ.llm_endpoint_key_file: the server's operating-system user has to read the file."
+            }
+            KeyError::Open => "Take the rights of group and others from it, as from a private key: chmod 600.",
+            KeyError::Malformed => {
+                "The file's first line, or the variable SITU_LLM_ENDPOINT_KEY of the server, is the key and nothing else."
+            }
         };
         Some(hint.to_owned())
     }

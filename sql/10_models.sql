@@ -5,7 +5,7 @@ CREATE TABLE situ.model_registry (
     path text NOT NULL,
     fingerprint text NOT NULL,
     dimensions integer NOT NULL,
-    owner regrole NOT NULL,
+    owner situ.role NOT NULL,
     precision text,
     calibration jsonb,
     max_tokens integer NOT NULL,
@@ -19,6 +19,8 @@ CREATE TABLE situ.model_registry (
 );
 COMMENT ON TABLE situ.model_registry IS 'registered models; written by situ.register_model and situ.drop_model, dumped with the database';
 GRANT SELECT ON situ.model_registry TO PUBLIC;
+-- What restores a dump writes rows.
+GRANT INSERT ON situ.model_registry TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('situ.model_registry', '');
 
 CREATE FUNCTION situ.model_registry_changed() RETURNS trigger
@@ -43,20 +45,20 @@ COMMENT ON VIEW situ.models IS
 GRANT SELECT ON situ.models TO PUBLIC;
 
 CREATE FUNCTION situ.register_model(name text, path text, replace boolean DEFAULT false) RETURNS text
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'register_model_wrapper';
 COMMENT ON FUNCTION situ.register_model(text, text, boolean) IS
-    'registers the model directory, or LLM file, path (below situ.model_dir) under a name, measures an encoder in every precision of the processor, and returns the fingerprint of its files; replace: also where the name stands for other files';
+    'registers the model directory, or LLM file, path (below situ.model_dir) under a name, measures an encoder in every precision of the processor, and returns the fingerprint of its files; replace: also where the name stands for other files, of a model that the caller owns';
 REVOKE ALL ON FUNCTION situ.register_model(text, text, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.drop_model(name text) RETURNS void
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'drop_model_wrapper';
-COMMENT ON FUNCTION situ.drop_model(text) IS 'removes a model from the registry; its files stay';
+COMMENT ON FUNCTION situ.drop_model(text) IS 'removes a model from the registry; its files stay; for the model''s owner and superusers';
 REVOKE ALL ON FUNCTION situ.drop_model(text) FROM PUBLIC;
 
 CREATE FUNCTION situ.calibrate_model(name text) RETURNS text
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'calibrate_model_wrapper';
 COMMENT ON FUNCTION situ.calibrate_model(text) IS
     'measures a model again in every precision of this machine''s processor and returns the one that situ.cpu_precision = auto takes from now on; for the model''s owner and superusers';

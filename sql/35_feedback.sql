@@ -100,12 +100,13 @@ CREATE TABLE situ.feedback_gates (
     index text PRIMARY KEY,
     gate jsonb NOT NULL,
     figures jsonb NOT NULL,
-    tuned_by regrole NOT NULL,
+    tuned_by situ.role NOT NULL,
     tuned_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE situ.feedback_gates IS
     'gates of feedback => ''gated'' by index (schema-qualified); written by situ.tune_feedback and situ.drop_feedback_gate, dumped with the database';
 GRANT SELECT ON situ.feedback_gates TO PUBLIC;
+GRANT INSERT ON situ.feedback_gates TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('situ.feedback_gates', '');
 
 CREATE FUNCTION situ.feedback_gates_changed() RETURNS trigger

@@ -6,20 +6,23 @@ CREATE TABLE situ.bridges (
     model text NOT NULL,
     fingerprint text NOT NULL,
     dimensions integer NOT NULL,
-    owner regrole NOT NULL,
+    owner situ.role NOT NULL,
     state text NOT NULL CHECK (state IN ('accepted', 'rejected')),
     recipe jsonb NOT NULL,
     figures jsonb NOT NULL,
     hash text NOT NULL,
+    origin text NOT NULL DEFAULT 'trained' CHECK (origin IN ('trained', 'imported')),
     trained_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     weights bytea NOT NULL
 );
 -- Uncompressed, so that a query reads the few slices it needs.
 ALTER TABLE situ.bridges ALTER COLUMN weights SET STORAGE EXTERNAL;
 COMMENT ON TABLE situ.bridges IS
-    'trained bridges: kind, the model and the fingerprint of the encoder they were trained over, recipe, held-out figures and weights (safetensors); dumped with the database';
-GRANT SELECT (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, trained_at)
+    'trained bridges: kind, the model and the fingerprint of the encoder they were trained over, recipe, held-out figures and weights (safetensors), and whether it was trained here or imported, so that its figures are its importer''s; dumped with the database';
+GRANT SELECT (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, origin, trained_at)
     ON situ.bridges TO PUBLIC;
+-- What dumps the database reads all columns, what restores it writes rows.
+GRANT SELECT, INSERT ON situ.bridges TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('situ.bridges', '');
 
 CREATE FUNCTION situ.bridges_changed() RETURNS trigger
@@ -35,10 +38,12 @@ CREATE FUNCTION situ.import_bridge(
     model text DEFAULT NULL,
     replace boolean DEFAULT false
 ) RETURNS text
-    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_wrapper';
 COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, boolean) IS
-    'stores a bridge from the bytes of its safetensors file, for the model it was trained over, and returns its kind; replace: also where the caller owns one of that name';
+    'stores a bridge from the bytes of its safetensors file, for the model it was trained over, and returns its kind; replace: also where the caller owns one of that name; for superusers and the owner of the database unless granted';
+REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO pg_database_owner;
 
 CREATE FUNCTION situ.import_bridge(
     kind text,
@@ -49,20 +54,20 @@ CREATE FUNCTION situ.import_bridge(
     normalized boolean DEFAULT true,
     replace boolean DEFAULT false
 ) RETURNS text
-    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_file_wrapper';
 COMMENT ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) IS
     'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1';
 REVOKE ALL ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea
-    LANGUAGE c STABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'export_bridge_wrapper';
 COMMENT ON FUNCTION situ.export_bridge(text) IS
     'the bytes of a bridge''s safetensors file; for its owner and superusers';
 
 CREATE FUNCTION situ.drop_bridge(name text) RETURNS void
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'drop_bridge_wrapper';
 COMMENT ON FUNCTION situ.drop_bridge(text) IS 'removes a bridge; for its owner and superusers';
 

@@ -4,7 +4,7 @@ CREATE TABLE situ.training_jobs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind text NOT NULL,
     name text NOT NULL,
-    owner regrole NOT NULL,
+    owner situ.role NOT NULL,
     arguments jsonb NOT NULL,
     search_path text NOT NULL,
     state text NOT NULL DEFAULT 'queued'
@@ -66,7 +66,10 @@ CREATE FUNCTION situ.file_training(
 ) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'file_training_wrapper';
 COMMENT ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
-    'files a training and returns its number; a step of situ.train';
+    'files a training and returns its number; a step of situ.train; for superusers and the owner of the database unless granted';
+REVOKE ALL ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean)
+    TO pg_database_owner;
 
 CREATE FUNCTION situ.resume_training(id bigint) RETURNS integer
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_training_wrapper';

@@ -145,13 +145,14 @@ CREATE TABLE situ.profiles (
     options jsonb NOT NULL,
     measure text NOT NULL,
     figures jsonb NOT NULL,
-    tuned_by regrole NOT NULL,
+    tuned_by situ.role NOT NULL,
     tuned_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (index, name)
 );
 COMMENT ON TABLE situ.profiles IS
     'options for situ.query(..., profile => name) by index (schema-qualified); written by situ.tune and situ.drop_profile, dumped with the database';
 GRANT SELECT ON situ.profiles TO PUBLIC;
+GRANT INSERT ON situ.profiles TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('situ.profiles', '');
 
 CREATE FUNCTION situ.tune(

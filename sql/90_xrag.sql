@@ -13,10 +13,12 @@ CREATE FUNCTION situ.import_xrag(
     normalized boolean DEFAULT true,
     "replace" boolean DEFAULT false
 ) RETURNS text
-    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_xrag_wrapper';
 COMMENT ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) IS
-    'stores a projector as a bridge of kind xrag from the bytes of a safetensors file with the published names (projector.projector.0 and .2, weight and bias), which leads from vectors of model to llm; normalized: it was trained on vectors of length 1';
+    'stores a projector as a bridge of kind xrag from the bytes of a safetensors file with the published names (projector.projector.0 and .2, weight and bias), which leads from vectors of model to llm; normalized: it was trained on vectors of length 1; for superusers and the owner of the database unless granted';
+REVOKE ALL ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) TO pg_database_owner;
 
 CREATE FUNCTION situ.xrag_prompt(
     question text,

@@ -8,9 +8,11 @@ use super::error::OrRaise;
 use super::fail::{fail, fail_full, fail_with_hint};
 use super::lexsem;
 use super::llm::projector::{self, Projector};
+pub(super) use super::owner::as_owner;
+use super::owner::{current_user, has_rights_of, table};
 use super::service::client::ModelRef;
+use super::settings;
 use super::sql::models::model_by_name;
-use super::version;
 use crate::bridge::adapter::{self, Adapter, Side};
 use crate::bridge::file;
 use crate::bridge::text_feedback::{self, TextFeedback};
@@ -50,33 +52,10 @@ pub struct Entry<'a> {
     pub recipe: Value,
     pub figures: Value,
     pub accepted: bool,
+    /// It was made elsewhere: what its file says of itself was not measured here.
+    pub imported: bool,
     /// Bytes of the safetensors file.
     pub weights: &'a [u8],
-}
-
-/// Does something as the owner of the registry. The search path stays the caller's, so its statements name the schema of
-/// everything, operators too: an operator of the caller's must not run as the owner. After an error the abort of the transaction gives the user back.
-pub(super) fn as_owner<T>(work: impl FnOnce() -> T) -> T {
-    version::check();
-    let owner = Spi::get_one::<pg_sys::Oid>(
-        "SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         WHERE c.relname OPERATOR(pg_catalog.=) 'bridges' AND n.nspname OPERATOR(pg_catalog.=) 'situ'",
-    );
-    let Ok(Some(owner)) = owner else {
-        fail(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            "the extension situ is not installed in this database".into(),
-        )
-    };
-    // SAFETY: the user is set back below, with what was read here.
-    unsafe {
-        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
-        let result = work();
-        pg_sys::SetUserIdAndSecContext(user, context);
-        result
-    }
 }
 
 /// The first column of the first row.
@@ -125,10 +104,9 @@ pub fn weights(name: &str) -> Vec<u8> {
     as_owner(|| one::<Vec<u8>>(statement, &[name.into()])).unwrap_or_default()
 }
 
-/// Fails unless `user` owns the bridge, or is a superuser.
-pub fn check_owner(bridge: &Registered, user: pg_sys::Oid) {
-    // SAFETY: in a transaction.
-    if !unsafe { pg_sys::has_privs_of_role(user, bridge.owner) } {
+/// Fails unless the current user owns the bridge, or is a superuser.
+pub fn check_owner(bridge: &Registered) {
+    if !has_rights_of(bridge.owner) {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("must be owner of bridge \"{}\"", bridge.name),
@@ -191,14 +169,52 @@ pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
     Ok(description)
 }
 
-/// Stores a bridge as `user`'s. One of that name is replaced where `replace` says so and `user` owns it.
-pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
+/// Bytes that a bridge counts at least: rows and their entries in indexes take room too.
+const LEAST_BYTES: i64 = 8192;
+
+/// Fails where the current user's bridges would take more than `situ.bridge_space` with one of `bytes` bytes by that name. Superusers
+/// are not counted.
+fn check_space(name: &str, bytes: usize) {
+    let (user, most) = (current_user(), settings::bridge_space());
+    // SAFETY: a catalog look-up.
+    if most == 0 || unsafe { pg_sys::superuser_arg(user) } {
+        return;
+    }
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).max(LEAST_BYTES);
+    if let Some(registry) = table(c"bridges") {
+        // One at a time of each role, to the end of the transaction: what another session has just stored counts.
+        // SAFETY: a lock of the server's own kind, released when the transaction ends.
+        unsafe { pg_sys::LockDatabaseObject(registry, user, 0, pg_sys::ExclusiveLock as pg_sys::LOCKMODE) };
+    }
+    let statement = "SELECT coalesce(pg_catalog.sum(CASE WHEN pg_catalog.octet_length(weights) OPERATOR(pg_catalog.<) $3 \
+                     THEN $3 ELSE pg_catalog.octet_length(weights) END), 0)::pg_catalog.int8 FROM situ.bridges \
+                     WHERE owner::pg_catalog.oid OPERATOR(pg_catalog.=) $1 AND name OPERATOR(pg_catalog.<>) $2";
+    let arguments = [user.into(), name.into(), LEAST_BYTES.into()];
+    // Not read-only: under a snapshot that is taken behind the lock.
+    let taken = as_owner(|| {
+        Spi::connect_mut(|client| client.update(statement, Some(1), &arguments)?.first().get_one::<i64>())
+            .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+    });
+    let all = taken.unwrap_or_default().saturating_add(bytes);
+    if all > most {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("bridge \"{name}\" does not fit the space for bridges of its owner"),
+            format!("With its {bytes} bytes they would take {all}, and situ.bridge_space allows {most}."),
+            "Drop bridges that are not used with situ.drop_bridge, or have a superuser raise situ.bridge_space.".into(),
+        )
+    }
+}
+
+/// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user owns it.
+pub fn store(entry: Entry<'_>, replace: bool) -> String {
     if entry.name.is_empty() {
         fail(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "the name of a bridge is empty".into(),
         )
     }
+    check_space(entry.name, entry.weights.len());
     let description = check_file(entry.weights).or_raise();
     if description.dimensions != entry.model.dimensions {
         Err(BridgeError::Vectors {
@@ -208,13 +224,14 @@ pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
         .or_raise()
     }
     let statement = "INSERT INTO situ.bridges AS b \
-           (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, weights) \
-         VALUES ($1, $2, $3, $4, $5, $6::pg_catalog.oid::pg_catalog.regrole, \
-                 CASE WHEN $7 THEN 'accepted' ELSE 'rejected' END, $8, $9, $10, $11) \
+           (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, weights, origin) \
+         VALUES ($1, $2, $3, $4, $5, $6::pg_catalog.oid::situ.role, \
+                 CASE WHEN $7 THEN 'accepted' ELSE 'rejected' END, $8, $9, $10, $11, \
+                 CASE WHEN $13 THEN 'imported' ELSE 'trained' END) \
          ON CONFLICT (name) DO UPDATE SET (kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, \
-           weights, trained_at) = (excluded.kind, excluded.model, excluded.fingerprint, excluded.dimensions, \
+           weights, origin, trained_at) = (excluded.kind, excluded.model, excluded.fingerprint, excluded.dimensions, \
            excluded.owner, excluded.state, excluded.recipe, excluded.figures, excluded.hash, excluded.weights, \
-           pg_catalog.now()) \
+           excluded.origin, pg_catalog.now()) \
          WHERE $12 AND pg_catalog.pg_has_role($6::pg_catalog.oid, b.owner::pg_catalog.oid, 'USAGE') \
          RETURNING kind";
     let arguments = [
@@ -223,13 +240,14 @@ pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
         entry.model.name.as_str().into(),
         entry.model.fingerprint.as_str().into(),
         (entry.model.dimensions as i32).into(),
-        user.into(),
+        current_user().into(),
         entry.accepted.into(),
         JsonB(entry.recipe).into(),
         JsonB(entry.figures).into(),
         file::hash(entry.weights).into(),
         entry.weights.to_vec().into(),
         replace.into(),
+        entry.imported.into(),
     ];
     let stored = as_owner(|| {
         Spi::connect_mut(|client| match client.update(statement, None, &arguments)?.next() {
@@ -239,8 +257,7 @@ pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
         .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
     });
     if stored.is_none() {
-        let there = find(entry.name);
-        check_owner(&there, user);
+        check_owner(&find(entry.name));
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             format!("bridge \"{}\" already exists", entry.name),
@@ -250,10 +267,9 @@ pub fn store(entry: Entry<'_>, user: pg_sys::Oid, replace: bool) -> String {
     description.kind
 }
 
-/// Removes a bridge that `user` owns.
-pub fn remove(name: &str, user: pg_sys::Oid) {
-    let bridge = find(name);
-    check_owner(&bridge, user);
+/// Removes a bridge that the current user owns.
+pub fn remove(name: &str) {
+    check_owner(&find(name));
     let statement = "DELETE FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
     if let Err(error) = as_owner(|| Spi::run_with_args(statement, &[name.into()])) {
         fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())

@@ -18,6 +18,8 @@ pub mod fail;
 #[cfg(feature = "pg")]
 pub mod lexsem;
 #[cfg(feature = "pg")]
+pub mod owner;
+#[cfg(feature = "pg")]
 pub mod settings;
 #[cfg(feature = "pg")]
 pub mod situated;

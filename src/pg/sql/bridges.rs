@@ -4,6 +4,7 @@ use super::models::model_by_name;
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::owner::table;
 use crate::pg::vector::{Vector, read_vector};
 use pgrx::datum::AnyElement;
 use pgrx::prelude::*;
@@ -24,23 +25,11 @@ pub extern "C-unwind" fn pg_finfo_situ_bridges_changed() -> *const pg_sys::Pg_fi
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn situ_bridges_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: catalog look-ups with constant names inside a transaction; a relation that exists.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"situ".as_ptr(), true);
-        if schema != pg_sys::InvalidOid {
-            let relation = pg_sys::get_relname_relid(c"bridges".as_ptr(), schema);
-            if relation != pg_sys::InvalidOid {
-                pg_sys::CacheInvalidateRelcacheByRelid(relation);
-            }
-        }
+    if let Some(relation) = table(c"bridges") {
+        // SAFETY: a relation that exists.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
     }
     pg_sys::Datum::from(0)
-}
-
-/// The role that called the outermost function: the functions of the registry run as the extension's owner.
-fn caller() -> pg_sys::Oid {
-    // SAFETY: in a transaction.
-    unsafe { pg_sys::GetOuterUserId() }
 }
 
 fn needed<T>(name: &str, value: Option<T>) -> T {
@@ -83,22 +72,23 @@ pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, 
         recipe: said("recipe").unwrap_or_else(|| json!({})),
         figures: said("figures").unwrap_or_else(|| json!({})),
         accepted: said("accepted") != Some(Value::Bool(false)),
+        imported: true,
         weights,
     };
-    bridges::store(entry, caller(), replace.unwrap_or(false))
+    bridges::store(entry, replace.unwrap_or(false))
 }
 
 /// `situ.export_bridge(name)`.
 #[pg_extern(strict, stable, parallel_safe, sql = false)]
 fn export_bridge(name: &str) -> Vec<u8> {
-    bridges::check_owner(&bridges::find(name), caller());
+    bridges::check_owner(&bridges::find(name));
     bridges::weights(name)
 }
 
 /// `situ.drop_bridge(name)`.
 #[pg_extern(strict, sql = false)]
 fn drop_bridge(name: &str) {
-    bridges::remove(name, caller());
+    bridges::remove(name);
 }
 
 /// `situ.apply_bridge(name, embedding, text)`.

@@ -3,10 +3,11 @@
 //! A gate is found under the qualified name of its index, or of the partitioned index it belongs to, because a dump
 //! restores tables before indexes exist. Each backend keeps the gates it read until the table or the index changes.
 
-use super::profiles::{as_owner, check_owner, qualified};
+use super::profiles::{check_owner, qualified, write};
 use crate::bridge::feedback::{Gate, Method, Options, Plan};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail;
+use crate::pg::owner::{self, current_user};
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use std::cell::RefCell;
@@ -39,15 +40,7 @@ unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: 
 }
 
 fn table() -> Option<pg_sys::Oid> {
-    // SAFETY: catalog look-ups with constant names, inside a transaction.
-    let relation = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"situ".as_ptr(), true);
-        match schema == pg_sys::InvalidOid {
-            true => pg_sys::InvalidOid,
-            false => pg_sys::get_relname_relid(c"feedback_gates".as_ptr(), schema),
-        }
-    };
-    (relation != pg_sys::InvalidOid).then_some(relation)
+    owner::table(c"feedback_gates")
 }
 
 /// What is to be done for a scan of `index`.
@@ -108,18 +101,16 @@ fn read(index: pg_sys::Oid) -> Option<Gate> {
 /// Stores the gate of an index that the current user owns; an older one is replaced.
 pub fn store(index: pg_sys::Oid, gate: &Gate, figures: serde_json::Value) {
     check_owner(index);
-    // SAFETY: the current user of a running statement.
-    let user = unsafe { pg_sys::GetUserId() };
-    as_owner(
+    write(
         "INSERT INTO situ.feedback_gates AS g (index, gate, figures, tuned_by) \
-         VALUES ($1, $2, $3, $4::pg_catalog.regrole) \
+         VALUES ($1, $2, $3, $4::pg_catalog.oid::situ.role) \
          ON CONFLICT (index) DO UPDATE SET (gate, figures, tuned_by, tuned_at) = \
          (excluded.gate, excluded.figures, excluded.tuned_by, pg_catalog.now())",
         &[
             qualified(index).into(),
             pgrx::JsonB(serde_json::to_value(gate).unwrap_or_default()).into(),
             pgrx::JsonB(figures).into(),
-            user.into(),
+            current_user().into(),
         ],
     );
 }
@@ -128,7 +119,7 @@ pub fn store(index: pg_sys::Oid, gate: &Gate, figures: serde_json::Value) {
 #[pg_extern(strict, sql = false)]
 fn drop_feedback_gate(index: pg_sys::Oid) {
     check_owner(index);
-    as_owner(
+    write(
         "DELETE FROM situ.feedback_gates WHERE index OPERATOR(pg_catalog.=) $1",
         &[qualified(index).into()],
     );

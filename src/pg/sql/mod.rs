@@ -13,6 +13,7 @@ pub mod profiles;
 pub mod prompt;
 pub mod query;
 pub mod rag;
+pub mod role;
 pub mod search;
 pub mod stat_index;
 pub mod stat_llm;

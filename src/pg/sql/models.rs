@@ -6,10 +6,13 @@
 use crate::model::calibrate::Calibration;
 use crate::model::{Manifest, ModelError, Precision};
 use crate::pg::error::OrRaise;
+use crate::pg::fail::fail;
 use crate::pg::llm::runtime;
+use crate::pg::owner::{as_owner, current_user, has_rights_of, table};
 use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask, models::resolve};
 use crate::pg::settings;
 use crate::pg::version;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, JsonB, pg_guard, pg_sys};
 use std::cell::RefCell;
@@ -73,15 +76,7 @@ unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: 
 }
 
 fn registry_relation() -> Option<pg_sys::Oid> {
-    // SAFETY: catalog look-ups with constant names, inside a transaction.
-    let relation = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"situ".as_ptr(), true);
-        match schema == pg_sys::InvalidOid {
-            true => pg_sys::InvalidOid,
-            false => pg_sys::get_relname_relid(c"model_registry".as_ptr(), schema),
-        }
-    };
-    (relation != pg_sys::InvalidOid).then_some(relation)
+    table(c"model_registry")
 }
 
 fn read() -> Result<Registry, RegistryError> {
@@ -228,11 +223,9 @@ fn variant<T: serde::Serialize>(value: T) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Fails unless the role that called the outermost function owns the model, or is a superuser.
+/// Fails unless the current user owns the model, or is a superuser.
 pub fn check_owner(model: &ModelRef) -> Result<(), RegistryError> {
-    // SAFETY: in a transaction. The outer user: the functions of the registry run as the extension's owner.
-    let may = unsafe { pg_sys::has_privs_of_role(pg_sys::GetOuterUserId(), model.owner.into()) };
-    match may {
+    match has_rights_of(model.owner.into()) {
         true => Ok(()),
         false => Err(RegistryError::NotOwner(model.name.clone())),
     }
@@ -300,6 +293,16 @@ fn describe(path: &Path) -> Result<Described, ModelError> {
     })
 }
 
+/// Runs a statement on the registry as its owner. The current user's right to it was checked before.
+fn write(what: &str, statement: &str, arguments: &[DatumWithOid<'_>]) {
+    if let Err(error) = as_owner(|| Spi::run_with_args(statement, arguments)) {
+        fail(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("cannot {what}: {error}"),
+        )
+    }
+}
+
 /// `situ.register_model(name, path, replace)`.
 #[pg_extern(sql = false)]
 fn register_model(name: &str, path: &str, replace: bool) -> String {
@@ -326,9 +329,9 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
         if same && known.path == path && (known.calibrated.is_some() || known.kind == ModelKind::Llm) {
             return found.fingerprint;
         }
+        check_owner(&known).or_raise();
     }
-    // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
-    let owner = unsafe { pg_sys::GetOuterUserId() };
+    let owner = current_user();
     let calibration = match found.kind {
         ModelKind::Encoder => calibrate(&ModelRef {
             name: name.to_owned(),
@@ -348,14 +351,15 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
     };
     let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
                      calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+                     VALUES ($1, $2, $3, $4, $5::pg_catalog.oid::situ.role, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                      ON CONFLICT (name) DO UPDATE SET (path, fingerprint, dimensions, owner, precision, calibration, \
                      max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, registered_at) = \
                      (excluded.path, excluded.fingerprint, excluded.dimensions, excluded.owner, excluded.precision, \
                      excluded.calibration, excluded.max_tokens, excluded.family, excluded.pooling, \
                      excluded.normalize, excluded.query_prefix, excluded.passage_prefix, excluded.kind, \
                      pg_catalog.now())";
-    let result = Spi::run_with_args(
+    write(
+        "register the model",
         statement,
         &[
             name.into(),
@@ -374,9 +378,6 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             kind.into(),
         ],
     );
-    if let Err(error) = result {
-        pgrx::error!("cannot register the model: {error}");
-    }
     found.fingerprint
 }
 
@@ -389,27 +390,27 @@ fn calibrate_model(name: &str) -> &'static str {
         Report::Calibrated(calibration) => calibration,
         _ => return Precision::F32.name(),
     };
-    let result = Spi::run_with_args(
-        "UPDATE situ.model_registry SET (precision, calibration) = ($2, $3) WHERE name = $1",
+    write(
+        "store the calibration",
+        "UPDATE situ.model_registry SET (precision, calibration) = ($2, $3) WHERE name OPERATOR(pg_catalog.=) $1",
         &[
             name.into(),
             calibration.precision.name().into(),
             to_json(&calibration).into(),
         ],
     );
-    if let Err(error) = result {
-        pgrx::error!("cannot store the calibration: {error}");
-    }
     calibration.precision.name()
 }
 
 /// `situ.drop_model(name)`.
 #[pg_extern(sql = false)]
 fn drop_model(name: &str) {
-    any_by_name(name).or_raise();
-    if let Err(error) = Spi::run_with_args("DELETE FROM situ.model_registry WHERE name = $1", &[name.into()]) {
-        pgrx::error!("cannot drop the model: {error}");
-    }
+    check_owner(&any_by_name(name).or_raise()).or_raise();
+    write(
+        "drop the model",
+        "DELETE FROM situ.model_registry WHERE name OPERATOR(pg_catalog.=) $1",
+        &[name.into()],
+    );
 }
 
 /// `situ.version()`.

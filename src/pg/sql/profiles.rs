@@ -6,6 +6,7 @@
 
 use super::leaf::name_of;
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
+use crate::pg::owner::{as_owner, current_user};
 use crate::pg::sql::query::Query;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -93,7 +94,7 @@ pub fn qualified(relation: pg_sys::Oid) -> String {
 /// Fails unless the current user owns the index (as the owner of its table does) or is a superuser.
 pub fn check_owner(index: pg_sys::Oid) {
     // SAFETY: a catalog look-up.
-    let owns = unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, index, pg_sys::GetUserId()) };
+    let owns = unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, index, current_user()) };
     if !owns {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -103,41 +104,19 @@ pub fn check_owner(index: pg_sys::Oid) {
     }
 }
 
-/// Runs a statement on the extension's tables as the owner of that table, who alone may write it. The current user has been
-/// checked before. The search path stays the caller's, so the statement names the schema of everything, operators too.
-/// After an error the abort of the transaction gives the user back.
-pub fn as_owner(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
-    // SAFETY: the user is set back below, with what was read here.
-    unsafe {
-        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-        let owner = Spi::get_one::<pg_sys::Oid>(
-            "SELECT relowner FROM pg_catalog.pg_class \
-             WHERE oid OPERATOR(pg_catalog.=) 'situ.profiles'::pg_catalog.regclass::pg_catalog.oid",
-        );
-        let Ok(Some(owner)) = owner else {
-            fail(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                "the extension situ is not installed in this database".into(),
-            )
-        };
-        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
-        let result = Spi::run_with_args(statement, arguments);
-        pg_sys::SetUserIdAndSecContext(user, context);
-        if let Err(error) = result {
-            fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
-        }
+/// Runs a statement on the extension's tables as their owner. The current user has been checked before.
+pub fn write(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
+    if let Err(error) = as_owner(|| Spi::run_with_args(statement, arguments)) {
+        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
     }
 }
 
 /// Stores a profile of an index that the current user owns; one of that name is replaced.
 pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figures: &serde_json::Value) {
     check_owner(index);
-    // SAFETY: the current user of a running statement.
-    let user = unsafe { pg_sys::GetUserId() };
-    as_owner(
+    write(
         "INSERT INTO situ.profiles AS p (index, name, options, measure, figures, tuned_by) \
-         VALUES ($1, $2, $3::pg_catalog.jsonb, $4, $5, $6::pg_catalog.regrole) \
+         VALUES ($1, $2, $3::pg_catalog.jsonb, $4, $5, $6::pg_catalog.oid::situ.role) \
          ON CONFLICT (index, name) DO UPDATE SET (options, measure, figures, tuned_by, tuned_at) = \
          (excluded.options, excluded.measure, excluded.figures, excluded.tuned_by, pg_catalog.now())",
         &[
@@ -146,7 +125,7 @@ pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figur
             options.into(),
             measure.into(),
             pgrx::JsonB(figures.clone()).into(),
-            user.into(),
+            current_user().into(),
         ],
     );
 }
@@ -155,7 +134,7 @@ pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figur
 #[pg_extern(strict, sql = false)]
 fn drop_profile(index: pg_sys::Oid, name: &str) {
     check_owner(index);
-    as_owner(
+    write(
         "DELETE FROM situ.profiles WHERE index OPERATOR(pg_catalog.=) $1 AND name OPERATOR(pg_catalog.=) $2",
         &[qualified(index).into(), name.into()],
     );

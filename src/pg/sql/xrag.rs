@@ -19,7 +19,6 @@ use crate::pg::vector::{Vector, read_vector, read_vectors};
 use crate::pg::xrag;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
-use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, json};
 use std::fs::File;
@@ -70,11 +69,10 @@ fn import(weights: &[u8], import: Import<'_>) -> String {
         recipe: json!({"imported": true, "llm": llm.name}),
         figures: json!({}),
         accepted: true,
+        imported: true,
         weights: &weights,
     };
-    // SAFETY: in a transaction. The role that calls, not the one that this function runs as.
-    let caller = unsafe { pg_sys::GetOuterUserId() };
-    bridges::store(entry, caller, import.replace.unwrap_or(false))
+    bridges::store(entry, import.replace.unwrap_or(false))
 }
 
 /// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.

@@ -52,7 +52,7 @@ pub fn file(kind: &str, name: &str, arguments: Value, search_path: &str) -> i64 
     // SAFETY: the current user of a running statement.
     let owner = unsafe { pg_sys::GetUserId() };
     let statement = "INSERT INTO situ.training_jobs (kind, name, owner, arguments, search_path) \
-                     VALUES ($1, $2, $3::pg_catalog.oid::pg_catalog.regrole, $4, $5) RETURNING id";
+                     VALUES ($1, $2, $3::pg_catalog.oid::situ.role, $4, $5) RETURNING id";
     let arguments = [
         kind.into(),
         name.into(),

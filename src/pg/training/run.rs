@@ -113,7 +113,7 @@ fn read(job: &Job) -> Material {
     });
     let start = options.get("start").and_then(Value::as_str).map(|name| {
         let bridge = bridges::find(name);
-        bridges::check_owner(&bridge, job.owner);
+        bridges::check_owner(&bridge);
         bridges::check_trained_over(&bridge, &model);
         bridges::weights(name)
     });
@@ -209,9 +209,10 @@ pub fn run(id: i64) -> Over {
             recipe,
             figures: trained.figures,
             accepted: trained.accepted,
+            imported: false,
             weights: &weights,
         };
-        bridges::store(entry, job.owner, replace);
+        bridges::store(entry, replace);
     });
     match trained.accepted {
         true => Over::Accepted,

@@ -241,7 +241,8 @@ mod candidates {
     pub struct Bridge {
         name: String,
         kind: String,
-        /// What its training measured on held-out queries.
+        /// What its training here measured on held-out queries; nothing of one that was imported, whose figures say what its
+        /// importer wrote.
         figures: Value,
     }
 
@@ -294,7 +295,8 @@ mod candidates {
             Some(model) if there == Ok(Some(true)) => model,
             _ => return Vec::new(),
         };
-        let statement = "SELECT name, kind, figures FROM situ.bridges WHERE state = 'accepted' AND fingerprint = $1 \
+        let statement = "SELECT name, kind, CASE origin WHEN 'trained' THEN figures END FROM situ.bridges \
+                         WHERE state = 'accepted' AND fingerprint = $1 \
                          AND kind IN ('adapter', 'lexsem', 'feedback') \
                          AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
         let bridges = Spi::connect(|client| {

@@ -1,6 +1,40 @@
 -- Everything of situ but its operators and operator classes lives in this schema.
 
-CREATE SCHEMA situ;
+DO $$
+DECLARE
+    home oid := (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = 'situ');
+BEGIN
+    IF pg_catalog.getdatabaseencoding() <> 'UTF8' THEN
+        RAISE feature_not_supported USING
+            MESSAGE = pg_catalog.format('situ needs a database in UTF8, this one is in %s', pg_catalog.getdatabaseencoding()),
+            DETAIL = 'Models and passages are Unicode; the bytes of a body that spans name are those of UTF8.',
+            HINT = 'CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0, and dump and restore into it.';
+    END IF;
+    IF home IS NULL THEN
+        CREATE SCHEMA situ;
+        RETURN;
+    END IF;
+    -- A schema that is there is taken over only where nobody but superusers can have put, or can put, anything into it.
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+                WHERE n.oid = home AND NOT r.rolsuper)
+       OR EXISTS (SELECT FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
+                   WHERE n.oid = home AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner)
+       OR EXISTS (SELECT FROM pg_catalog.pg_depend d
+                   WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = home
+                     AND d.classid <> 'pg_catalog.pg_extension'::pg_catalog.regclass
+                     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e
+                                      WHERE e.classid = d.classid AND e.objid = d.objid AND e.deptype = 'e'))
+    THEN
+        RAISE duplicate_schema USING
+            MESSAGE = 'schema "situ" already exists',
+            DETAIL = 'It is not empty, or roles other than superusers own it or may create in it.',
+            HINT = 'ALTER SCHEMA situ RENAME TO another name, or drop it; the extension makes its own.';
+    END IF;
+    -- The schema that the extension is installed in cannot be a part of it.
+    IF '@extschema@' <> 'situ' THEN
+        ALTER EXTENSION situ ADD SCHEMA situ;
+    END IF;
+END $$;
 COMMENT ON SCHEMA situ IS 'retrieval inside PostgreSQL: models, passages, search';
 GRANT USAGE ON SCHEMA situ TO PUBLIC;
 

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Once;
 
 /// The folder with the cases; none, said once, where it is not there.
-fn folder() -> Option<PathBuf> {
+pub fn folder() -> Option<PathBuf> {
     static SAID: Once = Once::new();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cases");
     if folder.is_dir() {

@@ -221,7 +221,8 @@ fn a_pause_is_cancelled_and_a_training_is_dropped_by_its_owner() {
     client.run(
         "DROP ROLE IF EXISTS train_dropper, train_stranger;
          CREATE ROLE train_dropper LOGIN; CREATE ROLE train_stranger LOGIN;
-         GRANT SELECT ON passages, pairs TO train_dropper",
+         GRANT SELECT ON passages, pairs TO train_dropper;
+         GRANT EXECUTE ON FUNCTION situ.file_training TO train_dropper",
     );
     let mut owner = shared().connect_as("train_dropper", "train_drop");
     owner.run(&long("slow", 400, false));

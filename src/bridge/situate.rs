@@ -6,7 +6,7 @@
 
 use super::BridgeError;
 use crate::model::{Encoder, Read, Role, Sequence, Tokens};
-use crate::text::{self, Chunk, Span};
+use crate::text::{self, Chunk, Place, Span};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -96,7 +96,7 @@ const LATE_WEIGHT: f32 = 0.25;
 
 /// Cuts a text and plans what has to be encoded.
 ///
-/// `headings` is the path in force at the start of `text`. Chunks are at most `chunk_tokens` tokens and never more
+/// `place` says what stands before `text` in its document. Chunks are at most `chunk_tokens` tokens and never more
 /// than the model reads at once beside their header.
 ///
 /// # Errors
@@ -105,7 +105,7 @@ const LATE_WEIGHT: f32 = 0.25;
 pub fn plan(
     encoder: &Encoder,
     title: Option<&str>,
-    headings: &[String],
+    place: &Place,
     text: &str,
     options: &SituateOptions,
 ) -> Result<Plan, BridgeError> {
@@ -118,7 +118,7 @@ pub fn plan(
     };
     let chunk_tokens = (options.chunk_tokens as usize).min(room - header).max(1);
     let tokens = encoder.tokenize(text)?;
-    let chunks = text::chunks(text, headings, chunk_tokens, &tokens.spans);
+    let chunks = text::chunks(text, place, chunk_tokens, &tokens.spans);
     plan_of(encoder, title, text, &tokens, chunks, options)
 }
 
@@ -151,6 +151,7 @@ pub fn plan_chunks(
         chunks.push(Chunk {
             span: *span,
             tokens: (last - first) as u32,
+            encoded_end: span.end,
             headings: Vec::new(),
         });
     }
@@ -252,8 +253,7 @@ impl Plan {
     fn alone(&mut self, encoder: &Encoder, text: &str) -> Result<(), BridgeError> {
         let first = self.reads();
         for (number, chunk) in self.chunks.iter().enumerate() {
-            let passage = chunk.span.of(text).unwrap_or_default();
-            self.sequences.push(encoder.text(Role::Passage, passage)?);
+            self.sequences.push(encoder.text(Role::Passage, chunk.encoded(text))?);
             self.parts[number].alone = Some(first + number);
         }
         Ok(())
@@ -264,7 +264,7 @@ impl Plan {
         let first = self.reads();
         let mut before = None;
         for (number, chunk) in self.chunks.iter().enumerate() {
-            let own = chunk.span.of(text).unwrap_or_default();
+            let own = chunk.encoded(text);
             self.sequences
                 .push(encoder.text(Role::Passage, &place::text(title, before, own))?);
             self.parts[number].situated = Some(first + number);
@@ -295,7 +295,7 @@ impl Plan {
                     ids
                 }
             };
-            ids.extend(encoder.tokenize(chunk.span.of(text).unwrap_or_default())?.ids);
+            ids.extend(encoder.tokenize(chunk.encoded(text))?.ids);
             let (sequence, _) = encoder.assemble(Role::Passage, &ids)?;
             self.sequences.push(sequence);
             self.parts[number].alone = Some(number);
@@ -316,7 +316,7 @@ impl Plan {
             .iter()
             .map(|chunk| {
                 let first = spans.partition_point(|token| token.start < chunk.span.start);
-                let end = spans.partition_point(|token| token.start < chunk.span.end);
+                let end = spans.partition_point(|token| token.start < chunk.encoded_end);
                 // A chunk that the caller cut may be longer than any window: its tail is not read, as when it is alone.
                 first..end.min(first + window_tokens.max(1))
             })

@@ -4,7 +4,7 @@ use super::BridgeError;
 use super::situate::{Situate, SituateOptions, SituatedChunk, finish, plan, plan_chunks};
 use crate::compute::Pool;
 use crate::model::{Encoder, Role};
-use crate::text::Span;
+use crate::text::{Place, Span};
 use std::path::PathBuf;
 
 fn encoder() -> Option<Encoder> {
@@ -32,7 +32,11 @@ fn options(mode: Situate, weight: f32) -> SituateOptions {
 
 fn run(encoder: &Encoder, title: Option<&str>, text: &str, options: &SituateOptions) -> Vec<SituatedChunk> {
     let pool = Pool::new(2).unwrap();
-    let plan = plan(encoder, title, &["Setup".to_string()], text, options).unwrap();
+    let place = Place {
+        headings: vec!["Setup".to_string()],
+        code: false,
+    };
+    let plan = plan(encoder, title, &place, text, options).unwrap();
     let vectors = encoder.encode(&pool, &plan.sequences).unwrap();
     finish(plan, &vectors).unwrap()
 }
@@ -69,7 +73,14 @@ fn header_reads_title_and_path_before_the_chunk() {
     assert_eq!(first.vector, embed(&encoder, &with));
     // A header longer than the model reads never cuts the chunk.
     let title = "word ".repeat(1000);
-    let plan = plan(&encoder, Some(&title), &[], TEXT, &options(Situate::Header, 0.5)).unwrap();
+    let plan = plan(
+        &encoder,
+        Some(&title),
+        &Place::default(),
+        TEXT,
+        &options(Situate::Header, 0.5),
+    )
+    .unwrap();
     for (chunk, sequence) in plan.chunks.iter().zip(&plan.sequences) {
         let own = encoder.tokenize(chunk.span.of(TEXT).unwrap()).unwrap().ids;
         let end = sequence.ids.len() - 1;
@@ -111,7 +122,7 @@ fn windows_read_about_twice_the_text_and_stay_in_the_limit() {
             window_tokens,
             ..options(Situate::Late, 1.0)
         };
-        let plan = plan(&encoder, None, &[], &text, &options).unwrap();
+        let plan = plan(&encoder, None, &Place::default(), &text, &options).unwrap();
         let limit = if window_tokens == 0 {
             256
         } else {
@@ -159,7 +170,7 @@ fn a_chunk_longer_than_the_model_reads_loses_its_tail_in_every_mode() {
 fn bad_options_and_wrong_vectors_are_errors() {
     let Some(encoder) = encoder() else { return };
     for bad in [-0.1, 1.5, f32::NAN] {
-        let error = plan(&encoder, None, &[], TEXT, &options(Situate::Late, bad))
+        let error = plan(&encoder, None, &Place::default(), TEXT, &options(Situate::Late, bad))
             .err()
             .unwrap();
         assert!(
@@ -173,9 +184,16 @@ fn bad_options_and_wrong_vectors_are_errors() {
             "{error}"
         );
     }
-    let empty = plan(&encoder, Some("T"), &[], " \n\t ", &options(Situate::Header, 0.5)).unwrap();
+    let empty = plan(
+        &encoder,
+        Some("T"),
+        &Place::default(),
+        " \n\t ",
+        &options(Situate::Header, 0.5),
+    )
+    .unwrap();
     assert!(empty.chunks.is_empty() && empty.sequences.is_empty());
-    let plan = plan(&encoder, None, &[], TEXT, &options(Situate::None, 0.5)).unwrap();
+    let plan = plan(&encoder, None, &Place::default(), TEXT, &options(Situate::None, 0.5)).unwrap();
     assert!(matches!(finish(plan, &[]), Err(BridgeError::Vectors { found: 0, .. })));
 }
 
@@ -195,7 +213,7 @@ fn chunks_of_books() {
         let book: serde_json::Value = serde_json::from_str(line).unwrap();
         let text = book["text"].as_str().unwrap();
         let text = &text[..text.floor_char_boundary(60_000)];
-        let plan = plan(&encoder, None, &[], text, &options(Situate::None, 0.0)).unwrap();
+        let plan = plan(&encoder, None, &Place::default(), text, &options(Situate::None, 0.0)).unwrap();
         let mut end = 0;
         for chunk in &plan.chunks {
             let passage = chunk.span.of(text).expect("on character borders");

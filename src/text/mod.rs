@@ -1,7 +1,12 @@
 //! Text without models and without Postgres: byte spans, sentences, headings, segments and chunks.
+#![forbid(unsafe_code)]
 
 mod blocks;
 mod chunks;
+mod lines;
+mod markdown;
+mod noise;
+mod rows;
 mod segments;
 mod sentences;
 
@@ -40,8 +45,16 @@ impl Span {
 pub struct Segment {
     /// Bytes of the document that the segment covers.
     pub span: Span,
-    /// Heading path in force at the start of the segment, outermost first.
+    pub place: Place,
+}
+
+/// What a piece of a document has to know of what stands before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Heading path in force at its start, outermost first.
     pub headings: Vec<String>,
+    /// Whether it begins inside code, and is code to its end.
+    pub code: bool,
 }
 
 /// A passage that is embedded on its own.
@@ -51,8 +64,21 @@ pub struct Chunk {
     pub span: Span,
     /// Tokens that begin inside the span.
     pub tokens: u32,
+    /// Where what is encoded ends: with the span, but of a run of noise (base64, minified code) only the first tokens are.
+    pub encoded_end: u32,
     /// Heading path in force at the chunk, outermost first.
     pub headings: Vec<String>,
+}
+
+impl Chunk {
+    /// What is encoded of the chunk, which lies in `text`.
+    pub fn encoded<'a>(&self, text: &'a str) -> &'a str {
+        let encoded = Span {
+            end: self.encoded_end,
+            ..self.span
+        };
+        encoded.of(text).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

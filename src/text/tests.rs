@@ -1,5 +1,9 @@
 use super::*;
 
+mod any;
+mod markdown;
+mod scripts;
+
 /// Tokens for tests: runs of letters and digits, and single other characters.
 fn words(text: &str) -> Vec<Span> {
     let mut found: Vec<Span> = Vec::new();
@@ -20,6 +24,13 @@ fn words(text: &str) -> Vec<Span> {
         }
     }
     found
+}
+
+fn under(heading: &str) -> Place {
+    Place {
+        headings: vec![heading.to_owned()],
+        code: false,
+    }
 }
 
 fn texts<'a>(text: &'a str, spans: &[Span]) -> Vec<&'a str> {
@@ -46,14 +57,14 @@ fn sentences_end_at_terminators_but_not_at_abbreviations() {
 
 #[test]
 fn blank_lines_lists_code_and_cjk_end_sentences() {
-    let text =
-        "One line\nwrapped here\n\n- first item\n- second item\n\n    code(1);\n    code(2);\n\n今日は。元気？はい";
+    let text = "One line\nwrapped here\n\n- first item\n- second item\n\nThen:\n\n    code(1);\n    code(2);\n\n今日は。元気？はい";
     assert_eq!(
         texts(text, &sentences(text)),
         [
             "One line\nwrapped here",
             "- first item",
             "- second item",
+            "Then:",
             "code(1);",
             "code(2);",
             "今日は。",
@@ -67,7 +78,7 @@ fn blank_lines_lists_code_and_cjk_end_sentences() {
 fn headings_of_both_kinds_give_the_path() {
     let text =
         "# A\n\nIntro text.\n\n## B\n\nUnder b.\n\nC\n---\n\nUnder c.\n\n# D\n\nUnder d.\n```\n# no heading\n```\n";
-    let cut = chunks(text, &["Book".into()], 100, &words(text));
+    let cut = chunks(text, &under("Book"), 100, &words(text));
     let paths: Vec<String> = cut.iter().map(|chunk| chunk.headings.join(" > ")).collect();
     assert_eq!(paths, ["A", "A > B", "A > C", "D"]);
     assert!(cut[1].span.of(text).is_some_and(|chunk| chunk.starts_with("## B")));
@@ -77,7 +88,7 @@ fn headings_of_both_kinds_give_the_path() {
 #[test]
 fn chunks_pack_sentences_up_to_the_limit() {
     let text = "a b c. d e f. g h i. j k l.";
-    let cut = chunks(text, &[], 8, &words(text));
+    let cut = chunks(text, &Place::default(), 8, &words(text));
     assert_eq!(
         texts(text, &cut.iter().map(|chunk| chunk.span).collect::<Vec<_>>()),
         ["a b c. d e f.", "g h i. j k l."]
@@ -88,7 +99,7 @@ fn chunks_pack_sentences_up_to_the_limit() {
 #[test]
 fn a_long_sentence_is_split_at_white_space() {
     let text = "one two three four five six seven";
-    let cut = chunks(text, &[], 4, &words(text));
+    let cut = chunks(text, &Place::default(), 4, &words(text));
     assert_eq!(
         texts(text, &cut.iter().map(|chunk| chunk.span).collect::<Vec<_>>()),
         ["one two three four", "five six seven"]
@@ -100,78 +111,7 @@ fn nothing_gives_nothing() {
     for text in ["", " ", "\r\n\t \u{3000}\n"] {
         assert!(sentences(text).is_empty());
         assert!(segments(text, 100).is_empty());
-        assert!(chunks(text, &[], 10, &words(text)).is_empty());
-    }
-}
-
-/// The properties that hold for any text.
-fn check(text: &str, limit: usize, max_bytes: usize) {
-    let covered = |spans: &[Span]| {
-        let mut last = 0;
-        for span in spans {
-            assert!(span.start as usize >= last, "overlap");
-            assert!(text[last..span.start as usize].trim().is_empty(), "text between spans");
-            assert!(span.of(text).is_some_and(|piece| !piece.trim().is_empty()));
-            last = span.end as usize;
-        }
-        assert!(text[last..].trim().is_empty(), "text after the last span");
-    };
-    covered(&sentences(text));
-    let tokens = words(text);
-    let cut = chunks(text, &[], limit, &tokens);
-    covered(&cut.iter().map(|chunk| chunk.span).collect::<Vec<_>>());
-    assert_eq!(
-        cut.iter().map(|chunk| chunk.tokens as usize).sum::<usize>(),
-        tokens.len()
-    );
-    for chunk in &cut {
-        assert!(chunk.tokens as usize <= limit);
-        let inside = tokens
-            .iter()
-            .filter(|token| token.start >= chunk.span.start && token.start < chunk.span.end)
-            .count();
-        assert_eq!(inside, chunk.tokens as usize);
-    }
-    let pieces = segments(text, max_bytes);
-    covered(&pieces.iter().map(|segment| segment.span).collect::<Vec<_>>());
-    assert!(pieces.iter().all(|segment| segment.span.len() <= max_bytes));
-}
-
-#[test]
-fn any_text_is_covered_without_overlap() {
-    let pieces = [
-        "Hello world. ",
-        "\r\n",
-        "\n\n",
-        "# Head\n",
-        "naïve café! ",
-        "日本語。",
-        "😀👩\u{200d}👩\u{200d}👧 ",
-        "e\u{301}e\u{301} ",
-        "    code # x\n",
-        "T\n===\n",
-        "```\n",
-        "[SEP] ",
-        "a.b.c ",
-        "...",
-        "\u{a0}",
-        "- item\n",
-        "1. item\n",
-        "x",
-        "\t",
-    ];
-    let mut state = 7u64;
-    for _ in 0..400 {
-        let mut text = String::new();
-        for _ in 0..40 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            text.push_str(pieces[(state >> 33) as usize % pieces.len()]);
-        }
-        for limit in [1, 3, 17] {
-            check(&text, limit, 16 + (state >> 40) as usize % 100);
-        }
+        assert!(chunks(text, &Place::default(), 10, &words(text)).is_empty());
     }
 }
 
@@ -184,9 +124,9 @@ fn segments_carry_the_path_at_their_start() {
     );
     let cut = segments(&text, 200);
     assert!(cut.len() > 2);
-    assert!(cut[0].headings.is_empty());
+    assert!(cut[0].place.headings.is_empty());
     assert_eq!(
-        cut.last().map(|segment| segment.headings.join("/")),
+        cut.last().map(|segment| segment.place.headings.join("/")),
         Some("A/B".to_owned())
     );
 }

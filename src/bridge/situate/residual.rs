@@ -41,7 +41,7 @@ impl Plan {
             };
             let from = tokens.spans.partition_point(|token| token.start < start);
             let to = tokens.spans.partition_point(|token| token.start < end);
-            let own = encoder.tokenize(chunk.span.of(text).unwrap_or_default())?.ids;
+            let own = encoder.tokenize(chunk.encoded(text))?.ids;
             let Some(sequence) = encoder.in_context(&own, &tokens.ids[from..to]) else {
                 continue;
             };

@@ -8,7 +8,7 @@ use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
 use crate::model::{Precision, Role};
 use crate::pg::settings;
-use crate::text::Span;
+use crate::text::{Place, Span};
 
 pub use super::documents::{Documents, PassageSink};
 
@@ -28,10 +28,13 @@ pub(super) fn title_of(title: Option<&str>) -> Option<String> {
     title.map(|title| cut(title, MOST_TITLE).to_owned())
 }
 
-/// Headings as they are sent.
-pub(super) fn headings_of(headings: &[String]) -> Vec<String> {
-    let headings = headings.iter().map(|heading| cut(heading, MOST_HEADING).to_owned());
-    headings.collect()
+/// What stands before a piece, as it is sent.
+pub(super) fn place_of(place: &Place) -> Place {
+    let headings = place.headings.iter();
+    Place {
+        headings: headings.map(|heading| cut(heading, MOST_HEADING).to_owned()).collect(),
+        code: place.code,
+    }
 }
 
 /// What a registered model is for.
@@ -256,7 +259,7 @@ pub fn chunk_document(
     let segments = super::documents::segments(body)?;
     let mut parts = vec![Vec::new(); segments.len()];
     let mut items = segments.iter().map(|segment| Item::Chunks {
-        headings: headings_of(&segment.headings),
+        place: place_of(&segment.place),
         text: segment.span.of(body).unwrap_or_default().to_owned(),
         chunk_tokens,
     });
@@ -297,7 +300,7 @@ pub fn situate_chunks(
         }
         Item::Situate {
             title: title_of(title),
-            headings: Vec::new(),
+            place: Place::default(),
             text,
             options: options.clone(),
             chunks: spans,

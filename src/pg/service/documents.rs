@@ -1,6 +1,6 @@
 //! Many documents through the service at once.
 
-use super::client::{headings_of, title_of};
+use super::client::{place_of, title_of};
 use super::line::Line;
 use super::wire::Passage;
 use super::{Item, Lane, ModelRef, Reply, ServiceError, SituatedPassage};
@@ -109,7 +109,7 @@ impl Documents {
             let text = segment.span.of(body).unwrap_or_default().to_owned();
             let item = Item::Situate {
                 title: title_of(title),
-                headings: headings_of(&segment.headings),
+                place: place_of(&segment.place),
                 text,
                 options: self.options.clone(),
                 chunks: Vec::new(),

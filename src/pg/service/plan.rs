@@ -54,14 +54,14 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
         Item::Embed { role, text } => Ok(Ok(Planned::One(encoder.text(*role, text)?))),
         Item::Situate {
             title,
-            headings,
+            place,
             text,
             options,
             chunks,
         } => {
             let title = title.as_deref();
             let plan = match chunks.is_empty() {
-                true => situate::plan(encoder, title, headings, text, options),
+                true => situate::plan(encoder, title, place, text, options),
                 false => situate::plan_chunks(encoder, title, text, chunks, options),
             };
             let plan = plan.map_err(|error| Failure::from(&error))?;
@@ -71,12 +71,12 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
             })
         }
         Item::Chunks {
-            headings,
+            place,
             text,
             chunk_tokens,
         } => {
             let tokens = encoder.tokenize(text)?;
-            let chunks = text::chunks(text, headings, *chunk_tokens as usize, &tokens.spans);
+            let chunks = text::chunks(text, place, *chunk_tokens as usize, &tokens.spans);
             let passages = chunks.into_iter().map(|chunk| Passage {
                 span: chunk.span,
                 tokens: chunk.tokens,

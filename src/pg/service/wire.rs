@@ -8,7 +8,7 @@ use super::ring::Ring;
 use crate::bridge::situate::SituateOptions;
 use crate::model::calibrate::Calibration;
 use crate::model::{Precision, Role};
-use crate::text::Span;
+use crate::text::{Place, Span};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -37,7 +37,8 @@ pub enum Item {
     /// A piece of a document of at most about 32 kB: answered by [`Reply::Passages`].
     Situate {
         title: Option<String>,
-        headings: Vec<String>,
+        /// What stands before it in the document.
+        place: Place,
         text: String,
         options: SituateOptions,
         /// Chunks that the caller has cut; empty: the worker cuts them.
@@ -45,7 +46,8 @@ pub enum Item {
     },
     /// The chunks of such a piece without their vectors: answered by [`Reply::Passages`] with empty vectors.
     Chunks {
-        headings: Vec<String>,
+        /// What stands before it in the document.
+        place: Place,
         text: String,
         chunk_tokens: u32,
     },
@@ -79,10 +81,10 @@ impl Item {
     pub fn bytes(&self) -> usize {
         match self {
             Item::Embed { text, .. } => text.len(),
-            Item::Situate {
-                title, headings, text, ..
-            } => title.as_ref().map_or(0, String::len) + lengths(headings) + text.len(),
-            Item::Chunks { headings, text, .. } => lengths(headings) + text.len(),
+            Item::Situate { title, place, text, .. } => {
+                title.as_ref().map_or(0, String::len) + lengths(&place.headings) + text.len()
+            }
+            Item::Chunks { place, text, .. } => lengths(&place.headings) + text.len(),
             Item::States { text } | Item::FirstState { text } | Item::Vocabulary { text, .. } => text.len(),
             Item::Tokens { texts, .. } => lengths(texts),
             Item::Feedback { query, passages, .. } => query.len() + lengths(passages),

@@ -6,7 +6,7 @@ use crate::compute::Pool;
 use crate::model::tests::families::{END, Sizes, qwen3};
 use crate::model::tests::maker::Maker;
 use crate::model::{Encoder, ModelError, Read, Role, Sequence};
-use crate::text::Span;
+use crate::text::{Place, Span};
 use serde_json::json;
 
 const TEXT: &str = "The tin soldier stood at the gate. Nobody came by for days. He waited for the girl. At last it began to \
@@ -33,7 +33,7 @@ fn options(chunk_tokens: u32, weight: f32) -> SituateOptions {
 }
 
 fn run(encoder: &Encoder, text: &str, options: &SituateOptions) -> Vec<SituatedChunk> {
-    let plan = plan(encoder, None, &[], text, options).unwrap();
+    let plan = plan(encoder, None, &Place::default(), text, options).unwrap();
     let vectors = encoder.encode(&Pool::new(1).unwrap(), &plan.sequences).unwrap();
     finish(plan, &vectors).unwrap()
 }
@@ -45,7 +45,7 @@ fn encode(encoder: &Encoder, sequence: Sequence) -> Vec<Vec<f32>> {
 #[test]
 fn one_causal_encoder_reads_chunk_separator_instruction_context_end() {
     let encoder = mixed(4096);
-    let plan = plan(&encoder, None, &[], TEXT, &options(40, -1.0)).unwrap();
+    let plan = plan(&encoder, None, &Place::default(), TEXT, &options(40, -1.0)).unwrap();
     assert!(plan.chunks.len() > 4 && plan.sequences.len() == plan.chunks.len());
     let ids = |text: &str| encoder.tokenize(text).unwrap().ids;
     for (number, sequence) in plan.sequences.iter().enumerate() {
@@ -145,7 +145,7 @@ fn the_context_is_cut_at_its_tail_and_never_the_chunk() {
 fn a_text_with_the_separators_name_moves_no_read_out() {
     let encoder = mixed(4096);
     let text = "He said <|endoftext|> and left. Then <|endoftext|> again.";
-    let plan = plan(&encoder, None, &[], text, &options(40, -1.0)).unwrap();
+    let plan = plan(&encoder, None, &Place::default(), text, &options(40, -1.0)).unwrap();
     for sequence in &plan.sequences {
         assert_eq!(sequence.ids.iter().filter(|id| **id == END).count(), 2);
         let Read::Spans(spans) = &sequence.read else {
@@ -267,7 +267,9 @@ fn templates_that_do_not_fit_are_refused() {
         assert!(matches!(unfit(template), ModelError::Invalid { .. }));
     }
     let plain = Encoder::open(Maker::new().write().path()).unwrap();
-    let error = plan(&plain, None, &[], "red", &options(8, -1.0)).err().unwrap();
+    let error = plan(&plain, None, &Place::default(), "red", &options(8, -1.0))
+        .err()
+        .unwrap();
     assert!(matches!(error, BridgeError::Option { name: "situate", .. }), "{error}");
     let spans = [Span { start: 0, end: 3 }, Span { start: 2, end: 3 }];
     assert!(plan_chunks(&plain, None, "red", &spans, &options(8, -1.0)).is_err());

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Converts a published ANCE or ANCE-PRF checkpoint to a model directory that situ.register_model takes.
 
-Usage: convert_ance.py CHECKPOINT OUT [VOCABULARY]
+Usage: convert_ance.py CHECKPOINT OUT [VOCABULARY] [--reads K --of ENCODER]
 
 CHECKPOINT holds pytorch_model.bin and config.json, and vocab.json and merges.txt unless VOCABULARY (roberta-base's folder)
 has them. OUT gets config.json, model.safetensors and a tokenizer.json that lower-cases, because these models were trained
-on lower-cased text. Needs nothing but Python; of the pickle in pytorch_model.bin only tensors are read, nothing in it is run.
+on lower-cased text. An ANCE-PRF checkpoint is told how many passages it reads (the published one: 3) and of which encoder:
+ENCODER is the converted directory of that ANCE, or its fingerprint as situ.models shows it. Both go into feedback.json. Needs nothing but Python; of the pickle in pytorch_model.bin only tensors are read, nothing in it is run.
 """
 
+import argparse
 import collections
+import hashlib
 import json
 import pathlib
 import pickle
 import struct
-import sys
 import zipfile
 
 #: Storage classes of PyTorch: safetensors' name, and bytes of a number.
@@ -110,11 +112,32 @@ def tokenizer(vocabulary, merges):
     }
 
 
+def fingerprint(folder):
+    """The fingerprint that situ gives a directory that this script has written: SHA-256 over name, length and content."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        digest.update(struct.pack("<Q", len(name)) + name.encode() + struct.pack("<Q", len(content)))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def arguments():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("vocabulary", type=pathlib.Path, nargs="?")
+    parser.add_argument("--reads", type=int, choices=range(1, 21), metavar="K")
+    parser.add_argument("--of", metavar="ENCODER")
+    given = parser.parse_args()
+    if (given.reads is None) != (given.of is None):
+        parser.error("--reads and --of belong together")
+    return given
+
+
 def main():
-    if len(sys.argv) not in (3, 4):
-        raise SystemExit(__doc__)
-    checkpoint, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    words = pathlib.Path(sys.argv[3]) if len(sys.argv) == 4 else checkpoint
+    given = arguments()
+    checkpoint, out, words = given.checkpoint, given.out, given.vocabulary or given.checkpoint
     named = {renamed(name): tensor for name, tensor in tensors(checkpoint / "pytorch_model.bin").items()}
     named.pop(None, None)
     for name in ("embeddingHead.weight", "norm.weight", "roberta.embeddings.word_embeddings.weight"):
@@ -128,6 +151,10 @@ def main():
     (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (out / "tokenizer.json").write_text(json.dumps(tokenizer(vocabulary, merges), ensure_ascii=False), encoding="utf-8")
     write_safetensors(out / "model.safetensors", named)
+    if given.of is not None:
+        encoder = fingerprint(pathlib.Path(given.of)) if pathlib.Path(given.of).is_dir() else given.of
+        reads = {"encoder": encoder, "passages": given.reads}
+        (out / "feedback.json").write_text(json.dumps(reads), encoding="utf-8")
     print(f"{out}: {len(named)} tensors")
 
 

@@ -1,4 +1,6 @@
 //! The trained and untrained parts beside the frozen encoder.
+#![forbid(unsafe_code)]
+
 pub mod adapter;
 mod eigen;
 pub mod evidence;

@@ -9,6 +9,7 @@
 //! * [`choice`]: choosing among candidates by few queries, and what the choice is worth on others;
 //! * [`trec`]: runs and judgements in the format of TREC;
 //! * [`tasks`]: questions that a corpus itself answers: spans, keywords, sentences.
+#![forbid(unsafe_code)]
 
 pub mod bootstrap;
 pub mod choice;

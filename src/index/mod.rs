@@ -2,6 +2,7 @@
 //!
 //! [`Build`] makes an index, [`insert`] adds a row, [`Scan`] answers a query, [`bulk_delete`] and [`cleanup`] serve
 //! vacuum, [`Meta`] says what an index is. All reach their pages through [`store::PageStore`] alone.
+#![forbid(unsafe_code)]
 
 mod build;
 mod calibrate;

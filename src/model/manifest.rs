@@ -8,7 +8,7 @@ use super::config::Config;
 use super::files::{fingerprint, read_optional_json, required};
 use super::modules::{Modules, Prompts};
 use super::weights::{self, Weights};
-use super::{ModelError, adapter, embedding_head, network, situated};
+use super::{ModelError, adapter, embedding_head, feedback, network, situated};
 use crate::compute::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -153,5 +153,6 @@ pub fn content(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     paths.extend(weights::files(dir)?);
     paths.extend(adapter::files(dir)?.into_iter().flatten());
     paths.extend(situated::files(dir)?);
+    paths.extend(feedback::file(dir)?);
     Ok(paths)
 }

@@ -7,7 +7,7 @@
 use super::bridges::{self, Registered};
 use super::copies;
 use super::error::OrRaise;
-use super::fail::fail_with_hint;
+use super::fail::{fail_full, fail_with_hint};
 use super::service::client::ModelRef;
 use super::service::models::resolve;
 use super::service::{Kind, Lane, ServiceError, readings};
@@ -18,6 +18,7 @@ use super::sql::query::Query;
 use crate::bridge::feedback::{Method, Options};
 use crate::bridge::text_feedback::{KIND, MOST_PASSAGES, Reading, TextFeedback};
 use crate::model::Manifest;
+use crate::model::feedback::Reads;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 
@@ -75,20 +76,66 @@ fn copy(bridge: &Registered, model: &ModelRef) -> Copy {
     copy
 }
 
-/// The reader of that name for queries whose vectors have `dimensions` numbers; `encoder` is the index's model, where it
-/// is known. Anything that does not fit is an error.
-fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader {
+/// A registered model as a reader. One that was made to read says for which encoder and how many passages; any other is
+/// no reader but of its own vectors, which it reads as it is, untrained: `usual` passages, or as many as `depth` says.
+fn registered(name: &str, encoders: &[ModelRef], depth: Option<i32>, usual: usize) -> Reader {
+    let model = model_by_name(Some(name)).or_raise();
+    let directory = resolve(&settings::model_dir(), &model.path)
+        .map_err(ServiceError::from)
+        .or_raise();
+    let reads = Reads::read(&directory).or_raise();
+    let own = reads.as_ref().map_or(&model.fingerprint, |reads| &reads.encoder);
+    if let Some(other) = encoders.iter().find(|encoder| encoder.fingerprint != *own) {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("model \"{name}\" does not read for model \"{}\"", other.name),
+            format!(
+                "Its vectors are compared with those of fingerprint {own}, the index's model has {}.",
+                other.fingerprint
+            ),
+            "Name a reader of the index's model: a bridge of kind feedback, or a registered model whose feedback.json \
+             names that encoder."
+                .into(),
+        )
+    }
+    let reading = match reads {
+        Some(reads) => Reading {
+            passages: reads.passages,
+            passage_tokens: reads.passage_tokens,
+        },
+        None => Reading {
+            passages: depth
+                .and_then(|depth| usize::try_from(depth).ok())
+                .unwrap_or(usual.min(MOST_PASSAGES)),
+            passage_tokens: 0,
+        },
+    };
+    check_depth("model", name, &reading, depth);
+    Reader {
+        model,
+        reading,
+        copied: None,
+    }
+}
+
+/// An error where the query asks for another number of passages than the reader was made for.
+fn check_depth(what: &str, name: &str, reading: &Reading, depth: Option<i32>) {
+    if let Some(depth) = depth
+        && usize::try_from(depth) != Ok(reading.passages)
+    {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("{what} \"{name}\" reads {} passages, not {depth}", reading.passages),
+            "Leave feedback_depth out.",
+        )
+    }
+}
+
+/// The reader of that name; `encoders` are the models of the index, where they are known. Anything that does not fit is an
+/// error.
+fn reader(name: &str, encoders: &[ModelRef], depth: Option<i32>) -> Reader {
     if !bridges::exists(name) {
-        let model = model_by_name(Some(name)).or_raise();
-        let passages = depth.and_then(|depth| usize::try_from(depth).ok()).unwrap_or(PASSAGES);
-        return Reader {
-            model,
-            reading: Reading {
-                passages,
-                passage_tokens: 0,
-            },
-            copied: None,
-        };
+        return registered(name, encoders, depth, PASSAGES);
     }
     let bridge = bridges::find(name);
     if bridge.kind != KIND {
@@ -100,19 +147,12 @@ fn reader(name: &str, encoder: Option<&ModelRef>, depth: Option<i32>) -> Reader 
         )
     }
     let base = model_by_name(Some(&bridge.model)).or_raise();
-    bridges::check_usable(&bridge, encoder.unwrap_or(&base));
+    bridges::check_usable(&bridge, &base);
+    encoders
+        .iter()
+        .for_each(|encoder| bridges::check_trained_over(&bridge, encoder));
     let Copy { fingerprint, reading } = copy(&bridge, &base);
-    if depth.is_some_and(|depth| usize::try_from(depth) != Ok(reading.passages)) {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!(
-                "bridge \"{name}\" reads {} passages, not {}",
-                reading.passages,
-                depth.unwrap_or_default()
-            ),
-            "Leave feedback_depth out.",
-        )
-    }
+    check_depth("bridge", name, &reading, depth);
     Reader {
         model: ModelRef {
             name: name.to_owned(),
@@ -159,12 +199,13 @@ fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
 }
 
 /// The query of the second round over these leaf indexes: the same with the vector that the reader gives it. A query
-/// that does not ask for feedback of texts is left as it is. The leaves are those of `index`.
-pub fn second_round(query: Query, leaves: &[pg_sys::Oid], index: pg_sys::Oid) -> Query {
+/// that does not ask for feedback of texts is left as it is.
+pub fn second_round(query: Query, leaves: &[pg_sys::Oid]) -> Query {
     let Some(options) = asked(&query) else { return query };
     let name = options.model.as_deref().unwrap_or_else(|| nameless());
-    let encoder = model_of(index, &query);
-    let reader = reader(name, encoder.as_ref(), options.depth);
+    // Each leaf's own: partitions may have been indexed with different models.
+    let encoders: Vec<ModelRef> = leaves.iter().filter_map(|leaf| model_of(*leaf, &query)).collect();
+    let reader = reader(name, &encoders, options.depth);
     let plain = Query {
         feedback: None,
         ..query.clone()
@@ -196,10 +237,9 @@ pub fn second_round(query: Query, leaves: &[pg_sys::Oid], index: pg_sys::Oid) ->
 
 /// What a reader makes of a query and passages, nearest first.
 pub fn vector(name: &str, query: &str, passages: &[String]) -> Vec<f32> {
-    let count = i32::try_from(passages.len().min(MOST_PASSAGES)).ok();
     let reader = match bridges::exists(name) {
-        true => reader(name, None, None),
-        false => reader(name, None, count),
+        true => reader(name, &[], None),
+        false => registered(name, &[], None, passages.len()),
     };
     read(&reader, query, passages)
 }

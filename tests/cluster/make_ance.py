@@ -1,4 +1,4 @@
-"""Writes a tiny random checkpoint in the layout of the published ANCE: make_ance.py FOLDER.
+"""Writes a tiny random checkpoint in the layout of the published ANCE: make_ance.py FOLDER [SEED].
 
 The archive is what torch.save writes, made without PyTorch: stand-ins with its names are pickled.
 """
@@ -29,7 +29,7 @@ class FloatStorage:
 _rebuild_tensor_v2.__module__, FloatStorage.__module__ = "torch._utils", "torch"
 utils._rebuild_tensor_v2, torch.FloatStorage = _rebuild_tensor_v2, FloatStorage
 HIDDEN, INNER, POSITIONS = 24, 40, 66
-DRAWN = random.Random(5)
+DRAWN = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 5)
 
 
 class Storage:

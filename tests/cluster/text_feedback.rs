@@ -164,7 +164,7 @@ fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
         cluster.folder().join("checkpoint"),
         cluster.folder().join("models/ance"),
     );
-    let python = |script: &str, arguments: &[&std::path::Path]| {
+    let python = |script: &str, arguments: &[&std::ffi::OsStr]| {
         let output = std::process::Command::new("python3")
             .arg(root.join(script))
             .args(arguments)
@@ -172,8 +172,8 @@ fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
         let output = output.expect("python3 starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    python("tests/cluster/make_ance.py", &[&checkpoint]);
-    python("scripts/convert_ance.py", &[&checkpoint, &model]);
+    python("tests/cluster/make_ance.py", &[checkpoint.as_ref()]);
+    python("scripts/convert_ance.py", &[checkpoint.as_ref(), model.as_ref()]);
     let mut client = cluster.database("ance");
     client.run("SELECT situ.register_model('ance', 'ance')");
     assert!(client.one::<bool>("SELECT pooling = 'cls' AND NOT normalize AND dimensions = 24 FROM situ.models"));
@@ -194,7 +194,51 @@ fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
         "CREATE TABLE t AS SELECT n AS id, 'the fox number ' || n || ' is red' AS body FROM generate_series(1, 60) n;
          CREATE INDEX t_index ON t USING situ (body) WITH (model = 'ance')",
     );
-    let rows: i64 =
-        client.one("SELECT count(*) FROM situ.search('t_index', situ.query('fox 7', feedback_model => 'ance'), 10)");
-    assert_eq!(rows, 10);
+    let search =
+        |options: &str| format!("SELECT count(*) FROM situ.search('t_index', situ.query('fox 7', {options}), 10)");
+    assert_eq!(client.one::<i64>(&search("feedback_model => 'ance'")), 10);
+
+    // A reader is bound to its encoder and to its k.
+    let (other, reader, stranger) = (
+        cluster.folder().join("other"),
+        cluster.folder().join("models/prf"),
+        cluster.folder().join("models/stranger"),
+    );
+    python("tests/cluster/make_ance.py", &[other.as_ref(), "6".as_ref()]);
+    let reads = |out: &std::path::Path, of: &std::path::Path| {
+        let bound = ["--reads".as_ref(), "3".as_ref(), "--of".as_ref(), of.as_ref()];
+        python(
+            "scripts/convert_ance.py",
+            &[&[other.as_ref(), out.as_ref()], &bound[..]].concat(),
+        );
+    };
+    reads(&reader, &model);
+    python("scripts/convert_ance.py", &[other.as_ref(), stranger.as_ref()]);
+    client.run("SELECT situ.register_model('prf', 'prf'), situ.register_model('stranger', 'stranger')");
+    assert_eq!(client.one::<i64>(&search("feedback_model => 'prf'")), 10);
+    assert_eq!(
+        client.one::<i64>(&search("feedback_model => 'prf', feedback_depth => 3")),
+        10
+    );
+    let failure = client.failure(&search("feedback_model => 'prf', feedback_depth => 2"));
+    assert_eq!(failure.code, "22023", "{failure:#?}");
+    // Vectors of as many numbers, of another encoder.
+    let failure = client.failure(&search("feedback_model => 'stranger'"));
+    assert_eq!(failure.code, "55000", "{failure:#?}");
+    client.run("CREATE INDEX s_index ON t USING situ (body) WITH (model = 'stranger')");
+    let failure = client.failure(&search("feedback_model => 'prf'").replace("t_index", "s_index"));
+    assert_eq!(failure.code, "55000", "{failure:#?}");
+    client.run("SET enable_seqscan = off; DROP INDEX t_index");
+    let failure =
+        client.failure("SELECT id FROM t ORDER BY body <=> situ.query('fox', feedback_model => 'prf') LIMIT 3");
+    assert_eq!(failure.code, "55000", "{failure:#?}");
+    // Of more passages than it was made for, the first ones are read.
+    assert!(client.one::<bool>(
+        "SELECT situ.feedback_text('red', '{a,b,c,d}', 'prf')::text = situ.feedback_text('red', '{a,b,c}', 'prf')::text"
+    ));
+    for bad in ["{\"encoder\": \"x\", \"passages\": 0}", "{\"passages\": 3}", "{"] {
+        std::fs::write(reader.join("feedback.json"), bad).expect("written");
+        let failure = client.failure("SELECT situ.register_model('bad', 'prf')");
+        assert_eq!(failure.code, "22000", "{bad}: {failure:#?}");
+    }
 }

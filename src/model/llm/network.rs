@@ -1,4 +1,6 @@
 //! The forward pass of a decoder over new tokens of several sequences, each with what it has kept.
+// Heads and rows are written by several tasks at once, each into its own part of one buffer.
+#![allow(unsafe_code)]
 
 use super::cache::Cache;
 use super::config::LlmConfig;

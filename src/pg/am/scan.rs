@@ -94,7 +94,7 @@ unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key:
             };
         };
         let resolved = profiles::resolve(&asked, (*index).rd_id);
-        let query = text_feedback::second_round(resolved, &[(*index).rd_id], (*index).rd_id);
+        let query = text_feedback::second_round(resolved, &[(*index).rd_id]);
         let probes = query.probes.unwrap_or(0);
         let feedback = query
             .feedback

@@ -15,7 +15,7 @@ use pgrx::prelude::*;
 /// The k nearest rows of an index, or of all partitions of a partitioned one, nearest first.
 pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<Found> {
     let leaves = leaves(index);
-    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves, index);
+    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves);
     let mut found: Vec<Found> = leaves
         .into_iter()
         .flat_map(|leaf| search_leaf(leaf, &query, k, want))

@@ -71,6 +71,7 @@ const PROMPTS: [&str; 20] = [
 ];
 
 #[test]
+#[allow(unsafe_code)] // an environment variable that candle reads
 fn logits_and_greedy_tokens_are_candles() {
     let (Some(path), Some(llm)) = (file(), llm()) else {
         return;

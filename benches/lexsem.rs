@@ -200,7 +200,7 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "accepted {}, {seconds:.1} s, {} tokens encoded, {} bytes",
-        trained.accepted,
+        trained.verdict.accepts(),
         encode.tokens,
         trained.weights.len()
     );

@@ -7,7 +7,7 @@ CREATE TABLE situ.bridges (
     fingerprint text NOT NULL,
     dimensions integer NOT NULL,
     owner situ.role NOT NULL,
-    state text NOT NULL CHECK (state IN ('accepted', 'rejected')),
+    state text NOT NULL CHECK (state IN ('accepted', 'accepted (made queries)', 'rejected')),
     recipe jsonb NOT NULL,
     figures jsonb NOT NULL,
     hash text NOT NULL,
@@ -51,13 +51,13 @@ CREATE FUNCTION situ.import_bridge(
     name text DEFAULT NULL,
     model text DEFAULT NULL,
     llm text DEFAULT NULL,
-    normalized boolean DEFAULT true,
+    normalized boolean DEFAULT false,
     replace boolean DEFAULT false
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_file_wrapper';
 COMMENT ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) IS
-    'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1';
+    'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1, and not, as the published ones, on vectors as they are; warns where the model''s vectors are others';
 REVOKE ALL ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea

@@ -165,7 +165,7 @@ class Run:
         self.line("training_seconds", seconds, "s", stage=stage, state=state, trained_on=own["trained_on"], **about)
         self.line("passages_per_second", seen / seconds, "passages/s", stage=stage, **about)
         # A rejected projector is refused everywhere; what it does is of interest all the same.
-        if state != "accepted":
+        if not state.startswith("accepted"):
             self.db.run(f"UPDATE situ.bridges SET state = 'accepted' WHERE name = '{name}';")
         return figures
 

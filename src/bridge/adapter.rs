@@ -47,6 +47,12 @@ impl Adapter {
         }
     }
 
+    /// The map that goes `strength` of the way: `x + strength x M`.
+    pub fn weakened(mut self, strength: f32) -> Adapter {
+        self.map.iter_mut().for_each(|m| *m *= strength);
+        self
+    }
+
     /// Reads a bridge's bytes.
     ///
     /// # Errors

@@ -16,13 +16,14 @@ use super::sql::models::model_by_name;
 use crate::bridge::adapter::{self, Adapter, Side};
 use crate::bridge::file;
 use crate::bridge::text_feedback::{self, TextFeedback};
+use crate::bridge::train::judged::Verdict;
 use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -40,7 +41,7 @@ pub struct Registered {
     pub kind: String,
     pub model: String,
     pub fingerprint: String,
-    pub accepted: bool,
+    pub verdict: Verdict,
     pub hash: String,
     pub owner: pg_sys::Oid,
 }
@@ -51,7 +52,7 @@ pub struct Entry<'a> {
     pub model: &'a ModelRef,
     pub recipe: Value,
     pub figures: Value,
-    pub accepted: bool,
+    pub verdict: Verdict,
     /// It was made elsewhere: what its file says of itself was not measured here.
     pub imported: bool,
     /// Bytes of the safetensors file.
@@ -70,7 +71,7 @@ fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(statement: &str, arguments: &[Datum
 /// The bridge of that name; one that does not exist is an error.
 pub fn find(name: &str) -> Registered {
     let statement = "SELECT pg_catalog.jsonb_build_object('kind', kind, 'model', model, 'fingerprint', fingerprint, \
-                     'accepted', state OPERATOR(pg_catalog.=) 'accepted', 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
+                     'state', state, 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
                      FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
     let Some(JsonB(row)) = as_owner(|| one::<JsonB>(statement, &[name.into()])) else {
         fail_with_hint(
@@ -86,7 +87,7 @@ pub fn find(name: &str) -> Registered {
         kind: text("kind"),
         model: text("model"),
         fingerprint: text("fingerprint"),
-        accepted: row.get("accepted").and_then(Value::as_bool).unwrap_or_default(),
+        verdict: Verdict::from_name(&text("state")).unwrap_or(Verdict::Rejected),
         hash: text("hash"),
         owner: u32::try_from(owner).unwrap_or_default().into(),
     }
@@ -117,7 +118,7 @@ pub fn check_owner(bridge: &Registered) {
 
 /// Fails unless the bridge was accepted.
 pub fn check_accepted(bridge: &Registered) {
-    if !bridge.accepted {
+    if !bridge.verdict.accepts() {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("bridge \"{}\" was rejected", bridge.name),
@@ -226,7 +227,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
     let statement = "INSERT INTO situ.bridges AS b \
            (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, weights, origin) \
          VALUES ($1, $2, $3, $4, $5, $6::pg_catalog.oid::situ.role, \
-                 CASE WHEN $7 THEN 'accepted' ELSE 'rejected' END, $8, $9, $10, $11, \
+                 $7, $8, $9, $10, $11, \
                  CASE WHEN $13 THEN 'imported' ELSE 'trained' END) \
          ON CONFLICT (name) DO UPDATE SET (kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, \
            weights, origin, trained_at) = (excluded.kind, excluded.model, excluded.fingerprint, excluded.dimensions, \
@@ -241,7 +242,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
         entry.model.fingerprint.as_str().into(),
         (entry.model.dimensions as i32).into(),
         current_user().into(),
-        entry.accepted.into(),
+        entry.verdict.name().into(),
         JsonB(entry.recipe).into(),
         JsonB(entry.figures).into(),
         file::hash(entry.weights).into(),
@@ -265,6 +266,32 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
         )
     }
     description.kind
+}
+
+/// Takes back what made queries had accepted, since judged questions show that the bridge loses; `judged` is what they showed.
+/// A row that has been replaced meanwhile is left alone.
+pub fn overturn(bridge: &Registered, judged: Value) {
+    let mark = Map::from_iter([("accepted".to_owned(), Value::Bool(false))]);
+    let bytes = file::stamp(&weights(&bridge.name), mark).or_raise();
+    let statement = "UPDATE situ.bridges SET state = $3, hash = $4, weights = $5, \
+           figures = figures OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('judged', $6) \
+         WHERE name OPERATOR(pg_catalog.=) $1 AND hash OPERATOR(pg_catalog.=) $2";
+    let arguments = [
+        bridge.name.as_str().into(),
+        bridge.hash.as_str().into(),
+        Verdict::Rejected.name().into(),
+        file::hash(&bytes).into(),
+        bytes.into(),
+        JsonB(judged).into(),
+    ];
+    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &arguments)) {
+        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
+    }
+}
+
+/// Whether the current user may change the bridge.
+pub fn owns(bridge: &Registered) -> bool {
+    has_rights_of(bridge.owner)
 }
 
 /// Removes a bridge that the current user owns.

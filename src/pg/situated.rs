@@ -10,6 +10,7 @@ use super::service::client::ModelRef;
 use crate::bridge::BridgeError;
 use crate::bridge::adapter::{Adapter, Side};
 use crate::bridge::situate::bridge::{Bridge, KIND};
+use crate::bridge::train::judged::Verdict;
 use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -106,7 +107,7 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
         )
     };
     let [kind, state, fingerprint, hash] = row.texts;
-    if state != "accepted" {
+    if !Verdict::from_name(&state).is_some_and(Verdict::accepts) {
         fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("bridge \"{name}\" was rejected"),

@@ -82,6 +82,14 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         assert_eq!(failure.code, code, "{statement}: {failure:#?}");
     }
     client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), 'minilm')");
+    // A bridge that was accepted by made queries may be used, and keeps the name of what it was accepted by.
+    client.run("SELECT situ.import_bridge('own_words', adapter_file(', \"accepted\": true, \"made_queries\": true'), 'minilm')");
+    let state = client.one::<String>("SELECT state FROM situ.bridges WHERE name = 'own_words'");
+    assert_eq!(state, "accepted (made queries)");
+    assert_eq!(
+        client.one::<f64>(&bridged.replace("'double'", "'own_words'")),
+        client.one::<f64>(&bridged)
+    );
     let failure = client.failure(&bridged.replace("'double'", "'bad'"));
     assert_eq!(failure.code, "55000", "{failure:#?}");
     client.run("DROP ROLE IF EXISTS bridges_other; CREATE ROLE bridges_other; GRANT USAGE ON SCHEMA situ TO bridges_other; SET ROLE bridges_other");
@@ -109,6 +117,54 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
 }
 
 #[test]
+fn judged_questions_overturn_what_made_queries_accepted() {
+    let mut client = shared().text_database("bridges_overturned");
+    // Adapters that turn a query round: what is nearest comes last.
+    client.run(LITTLE);
+    client.run(&FILE.replace(
+        "decode('0000803f', 'hex')
+           || decode(repeat('00', 384 * 384 * 4 - 4), 'hex')",
+        "substr(decode(repeat('000000c0' || repeat('00', 384 * 4), 384), 'hex'), 1, 384 * 384 * 4)",
+    ));
+    client.run(
+        "CREATE TABLE facts AS SELECT n AS id, 'The ' || w || ' of the town is open on day ' || n || '.' AS fact, 'When is the ' || w || ' open?' AS text
+           FROM unnest(ARRAY['bakery','museum','harbour','library','stadium','cinema','market','castle','theatre','station','school','church',
+             'hospital','prison','garden','bridge']) WITH ORDINALITY w(w, n);
+         ALTER TABLE facts ADD PRIMARY KEY (id);
+         CREATE INDEX facts_fact ON facts USING situ (fact) WITH (model = 'minilm');
+         CREATE TABLE judged AS SELECT id AS query_id, id AS document_id, 1 AS grade FROM facts;
+         SELECT situ.import_bridge('given', adapter_file(', \"accepted\": true'), 'minilm');
+         SELECT situ.import_bridge('made', adapter_file(', \"accepted\": true, \"made_queries\": true'), 'minilm');
+         DROP ROLE IF EXISTS bridges_judge; CREATE ROLE bridges_judge; GRANT USAGE ON SCHEMA situ TO bridges_judge;
+         GRANT SELECT ON ALL TABLES IN SCHEMA public TO bridges_judge; ALTER TABLE facts OWNER TO bridges_judge",
+    );
+    let tune = "SELECT count(*) FROM situ.tune('facts_fact', 'facts', 'judged')";
+    let states = "SELECT string_agg(name || ' ' || state, ', ' ORDER BY name) FROM situ.bridges";
+    let search = "SELECT count(*) FROM situ.search('facts_fact', situ.query('the museum', bridge => 'made'), 3)";
+    // Whoever tunes his index changes no bridge of another.
+    client.run("SET ROLE bridges_judge");
+    client.one::<i64>(tune);
+    client.run("RESET ROLE");
+    assert_eq!(
+        client.one::<String>(states),
+        "given accepted, made accepted (made queries)"
+    );
+    assert_eq!(client.one::<i64>(search), 3);
+    client.one::<i64>(tune);
+    assert_eq!(client.one::<String>(states), "given accepted, made rejected");
+    assert_eq!(client.failure(search).code, "55000");
+    assert!(client.one::<bool>(
+        "SELECT (figures->'judged'->>'high')::float8 < 0 AND figures->'judged'->>'measure' = 'ndcg@10' FROM situ.bridges WHERE name = 'made'"
+    ));
+    // The file says so as well.
+    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), 'minilm')");
+    assert_eq!(
+        client.one::<String>("SELECT state FROM situ.bridges WHERE name = 'again'"),
+        "rejected"
+    );
+}
+
+#[test]
 fn an_adapter_is_trained_from_rows() {
     let mut client = shared().text_database("bridges_train");
     client.run(
@@ -119,7 +175,7 @@ fn an_adapter_is_trained_from_rows() {
            FROM generate_series(0, 599) n",
     );
     client.run("CALL situ.train('adapter', 'houses', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 2}')");
-    let row = "SELECT (figures->>'queries') || ' ' || (state = CASE WHEN (figures->'ndcg@10'->>'gain')::float8 > 0 THEN 'accepted' ELSE 'rejected' END)
+    let row = "SELECT (figures->>'queries') || ' ' || (state = CASE WHEN (figures->'ndcg@10'->>'low')::float8 > 0 THEN 'accepted' ELSE 'rejected' END)
                  FROM situ.bridges WHERE name = 'houses'";
     assert_eq!(client.one::<String>(row), "given true");
     assert_eq!(client.failure("CALL situ.train('adapter', 'houses', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')").code, "42710");
@@ -129,6 +185,11 @@ fn an_adapter_is_trained_from_rows() {
         client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"),
         "made"
     );
+    // The state says that nobody asked those queries, and so does the file that leaves the server.
+    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), 'minilm')");
+    let states = "SELECT CASE WHEN (figures->'ndcg@10'->>'low')::float8 > 0 THEN 'accepted (made queries)' ELSE 'rejected' END = ALL (
+                    SELECT state FROM situ.bridges WHERE name IN ('made', 'again')) FROM situ.bridges WHERE name = 'made'";
+    assert!(client.one::<bool>(states));
     client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader LOGIN; GRANT EXECUTE ON FUNCTION situ.file_training TO bridges_reader; SET ROLE bridges_reader");
     assert_eq!(
         client
@@ -152,7 +213,7 @@ fn a_situate_bridge_is_trained_from_rows() {
         "CALL situ.train('situate', 'rooms', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')",
     );
     let row = "SELECT kind || ' ' || (figures->>'pairs') || ' ' || (state = CASE
-                        WHEN greatest((figures->>'control')::float8, (figures->>'bridge')::float8) > (figures->>'plain')::float8
+                        WHEN (figures->>'low')::float8 > 0
                         THEN 'accepted' ELSE 'rejected' END)
                  FROM situ.bridges WHERE name = 'rooms'";
     assert_eq!(client.one::<String>(row), "situate given true");

@@ -73,6 +73,9 @@ fn a_query_is_corrected_by_the_stored_rows_of_its_tokens() {
     );
     let trained = "SELECT kind || ' ' || (recipe->'options'->>'scheme') FROM situ.bridges WHERE name = 'learned'";
     assert_eq!(client.one::<String>(trained), "lexsem slr");
+    // Nobody's questions have judged it.
+    let state = "SELECT state IN ('accepted (made queries)', 'rejected') AND (figures->>'strength')::float8 = 0.5 FROM situ.bridges";
+    assert!(client.one::<bool>(state));
     // What made-up goods teach is not the matter here: rows that certainly move a query take its place.
     let learned = client.one::<Vec<u8>>("SELECT situ.export_bridge('learned')");
     client

@@ -259,3 +259,42 @@ fn more_passages_than_fit_are_drawn_and_said() {
     let said = "SELECT (figures->>'passages_found') || ' ' || ((figures->>'passages')::int BETWEEN 400 AND 900) FROM situ.bridges";
     assert_eq!(client.one::<String>(said), "1200 true");
 }
+
+/// What the vectors of an index hold of a row's title, a bridge over that index is trained with.
+#[test]
+fn a_bridge_of_an_index_is_trained_over_the_vectors_that_the_index_holds() {
+    let mut client = shared().text_database("train_stored");
+    // No body says whose it is; the titles do.
+    client.run(
+        "CREATE TABLE people (id int PRIMARY KEY, title text, body text);
+         INSERT INTO people SELECT n, 'The ' || (ARRAY['baker','judge','pilot','nurse','sailor','painter','farmer','banker','miner','priest',
+             'tailor','singer','hunter','doctor','teacher','soldier','butcher','plumber','actor','poet'])[1 + n % 20] || ' of '
+             || (ARRAY['Lisbon','Cairo','Oslo','Lima','Tokyo','Rome','Delhi','Paris','Quito','Sydney','Dublin','Moscow','Nairobi','Havana',
+             'Athens'])[1 + n / 20], 'Lives in the third house behind the old bridge and keeps two dogs.' FROM generate_series(0, 299) n;
+         CREATE INDEX people_body ON people USING situ (body, title situ_title_ops) WITH (model = 'minilm');
+         CREATE TABLE asked AS SELECT 'Where does ' || lower(left(title, 1)) || substr(title, 2) || ' live?' AS query, id AS passage FROM people;
+         CALL situ.train('adapter', 'people', index => 'people_body', pairs => 'asked', options => '{\"epochs\": 1, \"held_out\": 0.4}')",
+    );
+    let plain =
+        client.one::<f64>("SELECT (figures->'ndcg@10'->>'plain')::float8 FROM situ.bridges WHERE name = 'people'");
+    assert!(plain > 0.5, "{plain}");
+    assert_eq!(
+        client.one::<String>("SELECT recipe->>'vectors' FROM situ.bridges"),
+        "index"
+    );
+    // What changes passages is trained over the chunks alone, as it will be used.
+    client.run(
+        "CALL situ.train('adapter', 'passages', index => 'people_body', pairs => 'asked', options => '{\"epochs\": 1, \"held_out\": 0.4, \"side\": \"passage\"}')",
+    );
+    let vectors = "SELECT recipe->>'vectors' FROM situ.bridges WHERE name = 'passages'";
+    assert_eq!(client.one::<String>(vectors), "encoded");
+    // Rows that the index leaves out are none of its passages.
+    client.run(
+        "CREATE INDEX some_body ON people USING situ (body, title situ_title_ops) WITH (model = 'minilm') WHERE id < 200;
+         CALL situ.train('adapter', 'some', index => 'some_body', pairs => 'asked', options => '{\"epochs\": 1, \"held_out\": 0.4}')",
+    );
+    assert_eq!(
+        client.one::<i32>("SELECT (recipe->>'passages')::int FROM situ.bridges WHERE name = 'some'"),
+        200
+    );
+}

@@ -167,7 +167,7 @@ fn a_turn_is_learned_on_both_sides_and_resumed_to_the_same_bytes() {
         );
         println!("{side}: {plain} -> {bridge}");
         assert!(
-            whole.accepted && plain < 0.2 && bridge > 0.8,
+            whole.verdict.accepts() && plain < 0.2 && bridge > 0.8,
             "{side}: {plain} {bridge}"
         );
         assert_eq!(whole.figures["queries"], "given");
@@ -212,7 +212,7 @@ fn noise_is_rejected() {
     let options = json!({"rate": 0.02, "threads": 2});
     let mut encode = Turned { dimensions: 16 };
     let trained = train(&passages, &pairs, &options, &mut encode, &mut Seen::default(), None).unwrap();
-    assert!(!trained.accepted, "{}", trained.figures);
+    assert!(!trained.verdict.accepts(), "{}", trained.figures);
     assert!(trained.figures["ndcg@10"]["bridge"].as_f64().unwrap() < 0.1);
 }
 

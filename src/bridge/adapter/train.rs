@@ -8,8 +8,9 @@ use super::fit::{Fit, Passages, Stage};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::loss::Groups;
-use crate::bridge::train::parts::{Judged, Part, embed, made_pairs, part};
+use crate::bridge::train::parts::{Part, embed, made_pairs, part, passage_directions};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::eval::random::Random;
@@ -46,6 +47,8 @@ pub struct AdapterOptions {
     pub ridge: f64,
     /// Whether the map is trained once more on all pairs, for the epochs that the held-out ones chose.
     pub refit: bool,
+    /// How far the stored map goes, above 0 to 1; without it half the way where the queries are made, else all of it.
+    pub strength: Option<f32>,
     pub seed: u64,
     /// Threads, 0 for the machine's.
     pub threads: usize,
@@ -65,6 +68,7 @@ impl Default for AdapterOptions {
             whiten: 0.25,
             ridge: 0.1,
             refit: true,
+            strength: None,
             seed: 1,
             threads: 0,
         }
@@ -78,8 +82,8 @@ impl AdapterOptions {
             value,
             range,
         };
-        let names = "side, rate, tau, decay, epochs, batch, held_out, candidates, whiten, ridge, refit, seed, \
-            threads";
+        let names = "side, rate, tau, decay, epochs, batch, held_out, candidates, whiten, ridge, refit, strength, \
+            seed, threads";
         let options: AdapterOptions =
             serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
         let numbers = [options.rate, options.tau];
@@ -94,6 +98,12 @@ impl AdapterOptions {
                 format!("{options:?}"),
                 "epochs at least 1, batch 2 to 8192, candidates at least 2",
             ));
+        }
+        if options
+            .strength
+            .is_some_and(|strength| !(0.01..=1.0).contains(&strength))
+        {
+            return Err(bad(format!("{:?}", options.strength), "strength 0.01 to 1"));
         }
         if !(0.05..=0.8).contains(&options.held_out) {
             return Err(bad(options.held_out.to_string(), "held_out 0.05 to 0.8"));
@@ -114,7 +124,7 @@ pub(super) struct Queries {
 
 /// Trains an adapter. Without pairs, a sentence of each passage is its query; the figures say which it was
 /// (`queries`: given or made). The bridge is accepted where it raises nDCG@10 on the judged held-out queries by more than
-/// chance ([`Judged::helps`]).
+/// chance ([`Verdict::of`]).
 ///
 /// # Errors
 /// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few pairs,
@@ -135,8 +145,7 @@ pub fn train(
         threads => threads.min(1024),
     };
     let pool = Pool::new(threads)?;
-    let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let (dimensions, vectors) = embed(encode, watch, Role::Passage, &texts)?;
+    let (dimensions, vectors) = passage_directions(encode, watch, passages)?;
     let texts: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
     let (_, query_vectors) = embed(encode, watch, Role::Query, &texts)?;
 
@@ -181,9 +190,13 @@ pub fn train(
     judged.resume(checkpoint)?;
     judged.run(watch)?;
     let plain = judged.scores(&identity, &judging)?;
-    let trained = judged.scores(&judged.best, &judging)?;
-    let verdict = Judged::of(&plain, &trained, options.seed);
-    let (accepted, trained_on) = (verdict.helps(), judged.trained_on());
+    // Of what made queries gain half is believed (`bridge/evidence.rs`), so half the way is gone.
+    let usual = if made.is_some() { 0.5 } else { 1.0 };
+    let strength = options.strength.unwrap_or(usual);
+    let trained = judged.scores(&judged.best.clone().weakened(strength), &judging)?;
+    let gained = Judged::of(&plain, &trained, options.seed);
+    let verdict = Verdict::of(&[gained.difference], made.is_some());
+    let trained_on = judged.trained_on();
     let mut figures = json!({
         "queries": if made.is_some() { "made" } else { "given" },
         "trained_on": trained_on,
@@ -191,8 +204,9 @@ pub fn train(
         "passages": passages.len(),
         "epochs": judged.epoch,
         "best_epoch": judged.best_epoch,
+        "strength": strength,
     });
-    let refit = options.refit && accepted && judged.best_epoch > 0;
+    let refit = options.refit && verdict.accepts() && judged.best_epoch > 0;
     let stored = match refit {
         false => judged.best,
         true => {
@@ -205,15 +219,15 @@ pub fn train(
             all.whole()?
         }
     };
-    let interval = verdict.gain_interval;
+    let interval = gained.gain_interval;
     figures["ndcg@10"] = json!({
-        "plain": verdict.base, "bridge": verdict.with, "gain": verdict.gain,
+        "plain": gained.base, "bridge": gained.with, "gain": gained.gain,
         "low": interval.map(|interval| interval.low), "high": interval.map(|interval| interval.high),
     });
     let more = Map::from_iter([("figures".to_owned(), figures.clone())]);
     Ok(Trained {
-        weights: stored.write(more)?,
-        accepted,
+        weights: stored.weakened(strength).write(more)?,
+        verdict,
         figures,
     })
 }

@@ -1,5 +1,5 @@
 //! A bridge as bytes: a safetensors file whose metadata entry `situ` is a JSON object with `kind`, `scheme`, `fusion`,
-//! `dimensions` and what the trainer adds. `rows` is row-major by token, so that one token's row is one slice of the file
+//! `dimensions`, `strength` (1 where there is none) and what the trainer adds. `rows` is row-major by token, so that one token's row is one slice of the file
 //! ([`Layout`]) and a query reads only those that it uses.
 //!
 //! | tensor | type | shape | |
@@ -54,6 +54,7 @@ pub fn write(bridge: &LexSem, more: Map<String, Value>) -> Result<Vec<u8>, Bridg
         ("scheme", json!(bridge.scheme)),
         ("fusion", json!(bridge.fusion)),
         ("dimensions", json!(bridge.dimensions)),
+        ("strength", json!(bridge.strength)),
     ] {
         metadata.insert(name.to_owned(), value);
     }
@@ -92,6 +93,7 @@ pub struct Layout {
     pub scheme: Scheme,
     pub fusion: Fusion,
     pub dimensions: usize,
+    pub strength: f32,
     /// The metadata's JSON object.
     pub metadata: Map<String, Value>,
     /// Bytes of the file that each tensor has, and its shape.
@@ -136,6 +138,11 @@ impl Layout {
         let scheme = Scheme::from_name(text("scheme")).ok_or_else(|| unknown("scheme"))?;
         let fusion = Fusion::from_name(text("fusion")).ok_or_else(|| unknown("fusion"))?;
         let dimensions = metadata.get("dimensions").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let strength = metadata.get("strength").map_or(Some(1.0), Value::as_f64);
+        let strength = strength
+            .map(|strength| strength as f32)
+            .filter(|strength| *strength > 0.0 && *strength <= 1.0)
+            .ok_or_else(|| unknown("strength"))?;
         let mut tensors = HashMap::new();
         for (name, info) in header.tensors() {
             let (from, to) = info.data_offsets;
@@ -150,6 +157,7 @@ impl Layout {
             scheme,
             fusion,
             dimensions,
+            strength,
             metadata,
             tensors,
         };
@@ -269,6 +277,7 @@ impl Layout {
             rarity: numbers("rarity")?.unwrap_or_default(),
             rows: Vec::new(),
             tokens,
+            strength: self.strength,
             gate: Gate {
                 scale: numbers("scale")?
                     .and_then(|scale| scale.first().copied())

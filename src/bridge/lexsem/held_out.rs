@@ -4,11 +4,13 @@ use super::queries::{Made, Maker, Part, Random};
 use super::{LexSem, Readings, entries};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::Pair;
+use crate::bridge::train::judged::Judged;
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::{Judged, mean};
+use crate::bridge::train::parts::mean;
 use crate::compute::Pool;
 use crate::eval::bootstrap::Interval;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Words of the pieces.
 const LONG_SPAN: usize = 16;
@@ -17,6 +19,12 @@ const SHORT_SPAN: usize = 8;
 const KEYWORDS: usize = 4;
 /// Fewest words of a sentence.
 const SENTENCE_WORDS: usize = 6;
+/// Fewest words of a sentence without its rare words, and before they are taken out.
+const COMMON_WORDS: usize = 4;
+/// What the names of tasks about documents begin with that training does not see.
+const UNSEEN: &str = "unseen_";
+/// The task of the user's pairs.
+const PAIRS: &str = "pairs";
 /// Queries of a task by which the best epoch is chosen, and by which the bridge is judged.
 const CHOOSING: usize = 500;
 const JUDGING: usize = 1500;
@@ -95,7 +103,7 @@ pub struct TaskTexts {
 }
 
 /// Queries from the held-out words of the passages at `from` (positions), which all are candidates.
-pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 4], random: &mut Random) -> Vec<TaskTexts> {
+pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 5], random: &mut Random) -> Vec<TaskTexts> {
     let mut tasks = Vec::new();
     for (kind, name) in names.into_iter().enumerate() {
         let mut order = from.to_vec();
@@ -107,13 +115,14 @@ pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 4], random:
                 0 => maker.span(passage, part, LONG_SPAN, random),
                 1 => maker.span(passage, part, SHORT_SPAN, random),
                 2 => maker.keyword_query(passage, part, KEYWORDS, number % 2 == 1, random),
-                _ => maker.sentence(passage, part, SENTENCE_WORDS, random),
+                3 => maker.sentence(passage, part, SENTENCE_WORDS, random),
+                _ => maker.common_sentence(passage, part, COMMON_WORDS, random),
             });
             if found.len() == CHOOSING + JUDGING {
                 break;
             }
         }
-        let measure = if kind == 3 { Measure::Ndcg10 } else { Measure::Recall1 };
+        let measure = if kind >= 3 { Measure::Ndcg10 } else { Measure::Recall1 };
         tasks.extend(task(name, measure, found));
     }
     tasks
@@ -130,7 +139,7 @@ pub fn pairs(pairs: &[Pair], random: &mut Random) -> Option<TaskTexts> {
         .collect();
     random.shuffle(&mut found);
     found.truncate(CHOOSING + JUDGING);
-    task("pairs", Measure::Ndcg10, found)
+    task(PAIRS, Measure::Ndcg10, found)
 }
 
 /// A quarter is for choosing, the rest for judging.
@@ -180,19 +189,23 @@ pub fn corrected(bridge: &LexSem, queries: &Encoded) -> Result<Vec<f32>, BridgeE
 
 /// What a bridge makes of the tasks.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct Measured {
     /// Mean relative gain over the tasks whose queries share words with their passage.
     pub gain: f64,
-    /// Whether that is more than chance, with the gain's 95 % interval over all of those tasks' queries.
-    pub helps: bool,
+    /// The gain's 95 % interval over all of those tasks' queries.
     pub interval: Option<Interval>,
-    /// Smallest relative gain of the tasks that are to be kept: sentences and pairs.
+    /// The 95 % interval of the difference over those tasks' queries.
+    pub difference: Option<Interval>,
+    /// The 95 % interval of the difference over the user's pairs.
+    pub pairs: Option<Interval>,
+    /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over all
+    /// documents, and what shares words with documents that training does not see.
     pub guard: f64,
     /// By task: measure, plain, with the bridge, gain, queries.
     pub figures: Map<String, Value>,
 }
 
-impl Verdict {
+impl Measured {
     /// Of the gain, from its interval as that of a normal distribution.
     pub fn standard_error(&self) -> f64 {
         self.interval.map_or(0.0, |ends| (ends.high - ends.low) / (2.0 * 1.96))
@@ -207,9 +220,11 @@ pub fn measure(
     tasks: &[Task],
     judging: bool,
     seed: u64,
-) -> Result<Verdict, BridgeError> {
-    let (mut gains, mut guard, mut figures) = (Vec::new(), f64::INFINITY, Map::new());
-    let (mut all_plain, mut all_with) = (Vec::new(), Vec::new());
+) -> Result<Measured, BridgeError> {
+    let (mut gains, mut figures) = (Vec::new(), Map::new());
+    // Before and with the bridge: of what has to be gained, and of each kind of what is to be kept.
+    let mut gained = Paired::default();
+    let mut kept: BTreeMap<&str, Paired> = BTreeMap::new();
     for task in tasks {
         let (queries, plain_values) = match judging {
             true => (&task.judging, &task.plain[1]),
@@ -220,28 +235,64 @@ pub fn measure(
         let values = task.measure.of(&ranks);
         let score = mean(&values);
         let gain = if plain > 0.0 { score / plain - 1.0 } else { 0.0 };
+        let kind = task.name.strip_prefix(UNSEEN);
         match task.measure {
             Measure::Recall1 => {
                 gains.push(gain);
                 // Over the task's plain measure, so that tasks count alike where they have as many queries.
                 if plain > 0.0 {
-                    all_plain.extend(plain_values.iter().map(|value| value / plain));
-                    all_with.extend(values.iter().map(|value| value / plain));
+                    gained.add(plain_values, &values, plain);
+                    if kind.is_some() {
+                        kept.entry(UNSEEN).or_default().add(plain_values, &values, plain);
+                    }
                 }
             }
-            Measure::Ndcg10 => guard = guard.min(gain),
+            Measure::Ndcg10 => {
+                let all = kept.entry(kind.unwrap_or(task.name)).or_default();
+                all.add(plain_values, &values, 1.0);
+            }
         }
         let entry = json!({
             "measure": task.measure.name(), "plain": plain, "bridge": score, "gain": gain, "queries": ranks.len(),
         });
         figures.insert(task.name.to_owned(), entry);
     }
-    let judged = Judged::of(&all_plain, &all_with, seed);
-    Ok(Verdict {
-        helps: judged.helps(),
+    let pairs = kept.get(PAIRS).and_then(|pairs| pairs.judged(seed).difference);
+    let guard = kept.values().map(Paired::gain).min_by(f64::total_cmp);
+    let judged = gained.judged(seed);
+    Ok(Measured {
         interval: judged.gain_interval,
+        difference: judged.difference,
+        pairs,
         gain: gains.iter().sum::<f64>() / gains.len().max(1) as f64,
-        guard: if guard.is_finite() { guard } else { 0.0 },
+        guard: guard.unwrap_or(0.0),
         figures,
     })
+}
+
+/// Queries' values without the bridge and with it.
+#[derive(Default)]
+struct Paired {
+    plain: Vec<f64>,
+    with: Vec<f64>,
+}
+
+impl Paired {
+    fn add(&mut self, plain: &[f64], with: &[f64], over: f64) {
+        self.plain.extend(plain.iter().map(|value| value / over));
+        self.with.extend(with.iter().map(|value| value / over));
+    }
+
+    fn judged(&self, seed: u64) -> Judged {
+        Judged::of(&self.plain, &self.with, seed)
+    }
+
+    fn gain(&self) -> f64 {
+        let plain = mean(&self.plain);
+        if plain > 0.0 {
+            mean(&self.with) / plain - 1.0
+        } else {
+            0.0
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod options;
 pub mod queries;
 pub mod readings;
 mod steps;
+mod topics;
 mod train;
 pub mod weigh;
 
@@ -22,6 +23,7 @@ pub use options::Options;
 pub use train::train;
 
 use super::{BridgeError, whiten};
+use crate::compute::pooling::normalize;
 use serde::{Deserialize, Serialize};
 
 /// How a query's tokens become vocabulary weights.
@@ -82,6 +84,8 @@ pub struct LexSem {
     pub rows: Vec<f32>,
     /// Parameters of the scheme.
     pub gate: Gate,
+    /// How far a query's vector goes from what it is to what the bridge makes of it, above 0 to 1.
+    pub strength: f32,
 }
 
 /// Parameters of a scheme's weights, beside `W` and `b`.
@@ -130,6 +134,7 @@ impl LexSem {
             tokens,
             rarity,
             gate,
+            strength: 1.0,
         }
     }
 
@@ -196,9 +201,16 @@ impl LexSem {
             }
             z.iter_mut().zip(row).for_each(|(sum, number)| *sum += weight * number);
         }
-        let fused = fuse::forward(self.fusion, &start, &z);
-        match fused.output.iter().all(|number| number.is_finite()) {
-            true => Ok(fused.output),
+        let mut output = fuse::forward(self.fusion, &start, &z).output;
+        if self.strength < 1.0 {
+            let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            let kept = (1.0 - self.strength) / length;
+            let mixed = output.iter_mut().zip(vector);
+            mixed.for_each(|(x, own)| *x = kept * own + self.strength * *x);
+            normalize(&mut output);
+        }
+        match output.iter().all(|number| number.is_finite()) {
+            true => Ok(output),
             false => Err(BridgeError::NotFinite { what: "lexsem vector" }),
         }
     }

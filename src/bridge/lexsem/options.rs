@@ -13,8 +13,12 @@ pub struct Options {
     pub fusion: Fusion,
     /// Share of each document's words, the last ones, that training does not see.
     pub held_out: f64,
-    /// Share of the documents that training does not see.
-    pub unseen: f64,
+    /// Share of the documents that training does not see, of one topic; without it a fifth where there are no pairs, else
+    /// none.
+    pub unseen: Option<f64>,
+    /// How far a query goes from its own vector to what the bridge makes of it; without it half the way where there are no
+    /// pairs, else all of it.
+    pub strength: Option<f32>,
     /// Pieces and keyword sets made of each passage.
     pub spans: usize,
     pub keywords: usize,
@@ -46,13 +50,31 @@ pub struct Options {
     pub threads: usize,
 }
 
+/// Share of the documents that is left out, and how far a query goes, where only made queries can judge.
+const UNSEEN_OF_MADE: f64 = 0.2;
+const STRENGTH_OF_MADE: f32 = 0.5;
+
+impl Options {
+    /// Share of the documents that training does not see. `made`: no pairs judge.
+    pub fn unseen(&self, made: bool) -> f64 {
+        self.unseen.unwrap_or(if made { UNSEEN_OF_MADE } else { 0.0 })
+    }
+
+    /// How far a query goes to what the bridge makes of it. Of what made queries gain half is believed
+    /// (`bridge/evidence.rs`), so half the way is gone.
+    pub fn strength(&self, made: bool) -> f32 {
+        self.strength.unwrap_or(if made { STRENGTH_OF_MADE } else { 1.0 })
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
             scheme: Scheme::Bag,
             fusion: Fusion::Sum,
             held_out: 0.4,
-            unseen: 0.0,
+            unseen: None,
+            strength: None,
             spans: 6,
             keywords: 3,
             most_queries: 400_000,
@@ -120,9 +142,11 @@ impl Options {
                 "bag, slr, slr_paper, llr or clr can be trained",
             );
         }
-        let numbers: [(&'static str, f64, f64, f64, &'static str); 11] = [
+        let strength = f64::from(options.strength.unwrap_or(1.0));
+        let numbers: [(&'static str, f64, f64, f64, &'static str); 12] = [
             ("held_out", options.held_out, 0.05, 0.9, "0.05 to 0.9"),
-            ("unseen", options.unseen, 0.0, 0.9, "0 to 0.9"),
+            ("unseen", options.unseen.unwrap_or(0.0), 0.0, 0.9, "0 to 0.9"),
+            ("strength", strength, 0.01, 1.0, "0.01 to 1"),
             ("rate", f64::from(options.rate), 1e-8, 1.0, "1e-8 to 1"),
             ("tau", f64::from(options.tau), 1e-3, 10.0, "0.001 to 10"),
             ("decay", f64::from(options.decay), 0.0, 10.0, "0 to 10"),

@@ -12,6 +12,9 @@ const SHORTEST_KEYWORD: usize = 3;
 /// Share of the passages above which a word is no keyword, and passages below which that is not asked.
 const COMMON: f64 = 0.1;
 const FEW_PASSAGES: usize = 20;
+/// Share of the passages up to which a word is rare, and how many they are at least.
+const RARE: f64 = 0.01;
+const FEWEST_HOLDING: f64 = 2.0;
 
 /// A sequence of pseudo-random numbers (SplitMix64, Steele, Lea and Flood 2014).
 #[derive(Clone, Debug)]
@@ -243,6 +246,26 @@ impl<'a> Maker<'a> {
         let chosen = sentences.get(random.below(sentences.len()))?;
         let text = self.between(passage, words.get(chosen.clone())?);
         Maker::made(passage, text.to_owned())
+    }
+
+    /// A sentence of the part without its rare words, those of few passages: what is left is what a person would say who does
+    /// not know the text's own words. Of at least `fewest` words, one of them a keyword.
+    pub fn common_sentence(&self, passage: usize, part: Part, fewest: usize, random: &mut Random) -> Option<Made> {
+        let sentence = self.sentence(passage, part, fewest, random)?;
+        let few = (RARE * self.passages.len() as f64).max(FEWEST_HOLDING);
+        let holding = |word: &str| f64::from(self.holding.get(word).copied().unwrap_or(0));
+        let mut keywords = 0;
+        let left = sentence.text.split_whitespace().filter(|word| match keyword(word) {
+            None => true,
+            Some(word) => {
+                let common = holding(&word) > few;
+                keywords += usize::from(common);
+                common
+            }
+        });
+        let left: Vec<&str> = left.collect();
+        let enough = left.len() >= fewest && keywords > 0;
+        Maker::made(passage, left.join(" ")).filter(|_| enough)
     }
 
     /// Queries for training: of each passage `spans` pieces of 5 to 48 words, shorter ones more often, and `keywords`

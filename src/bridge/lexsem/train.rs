@@ -1,14 +1,15 @@
 //! Training: made queries and the user's pairs against all passages, early stopping on what is held out.
 
-use super::held_out::{self, Encoded, Reading, Task, Verdict};
+use super::held_out::{self, Encoded, Measured, Reading, Task};
 use super::options::Options;
 use super::queries::{Made, Maker, Part, Random};
 use super::steps::{Optimiser, step};
-use super::{LexSem, Scheme, file, weigh};
+use super::{LexSem, Scheme, file, topics, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::judged::{Verdict, is_above_chance};
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::Choice;
+use crate::bridge::train::parts::{Choice, passage_directions};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::model::Role;
@@ -69,10 +70,12 @@ pub fn train(
             .map_or(0, |passage| passage.document);
         !document.is_multiple_of(HELD_OUT_DOCUMENTS)
     });
-    let material = material(passages, &used, &maker, &options, encode, watch)?;
+    let made = kept.is_empty();
+    let material = material(passages, &used, made, &maker, &options, encode, watch)?;
     let candidates = Candidates::new(&pool, material.passages.clone(), material.dimensions, options.batch)?;
     let tasks = tasks(&pool, passages, &kept, &maker, &material, &candidates, &options, encode)?;
-    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options, watch)?;
+    let strength = options.strength(made);
+    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options, strength, watch)?;
     if let Some(bytes) = checkpoint {
         training.resume(bytes)?;
     }
@@ -142,51 +145,26 @@ fn readings(
 fn material(
     passages: &[Passage],
     pairs: &[Pair],
+    judged_by_made: bool,
     maker: &Maker<'_>,
     options: &Options,
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
 ) -> Result<Material, BridgeError> {
+    // A passage's length says nothing here: the index compares by angle.
+    let (dimensions, vectors) = passage_directions(encode, watch, passages)?;
     let mut random = Random::new(options.seed);
-    let unseen = |passage: &Passage| {
-        // Documents, not passages: neighbours share their words.
-        let share = f64::from(passage.document.wrapping_mul(2_654_435_769) >> 8) / f64::from(1u32 << 24);
-        share < options.unseen
-    };
-    let known: Vec<usize> = (0..passages.len()).filter(|place| !unseen(&passages[*place])).collect();
-    let is_known: Vec<bool> = passages.iter().map(|passage| !unseen(passage)).collect();
+    let share = options.unseen(judged_by_made);
+    let left_out = topics::left_out(passages, &vectors, dimensions, share, options.seed);
+    let known: Vec<usize> = (0..passages.len()).filter(|place| !left_out[*place]).collect();
     let mut made = maker.training(options.spans, options.keywords, &mut random);
     made.extend(pairs.iter().map(|pair| Made {
         passage: pair.passage,
         text: pair.query.clone(),
     }));
-    made.retain(|made| is_known.get(made.passage as usize).copied().unwrap_or(false));
+    made.retain(|made| left_out.get(made.passage as usize) == Some(&false));
     random.shuffle(&mut made);
     made.truncate(options.most_queries);
-    let (mut vectors, mut dimensions) = (Vec::new(), 0);
-    for (number, part) in passages.chunks(ENCODED_AT_ONCE).enumerate() {
-        let texts: Vec<&str> = part.iter().map(|passage| passage.text.as_str()).collect();
-        let found = encode.embed(Role::Passage, &texts)?;
-        if number > 0 && found.dimensions != dimensions {
-            return Err(BridgeError::Vectors {
-                expected: dimensions,
-                found: found.dimensions,
-            });
-        }
-        dimensions = found.dimensions;
-        vectors.extend(found.values);
-        watch.step(&Progress::default())?;
-    }
-    if dimensions == 0 || vectors.len() != passages.len() * dimensions {
-        return Err(BridgeError::Vectors {
-            expected: passages.len() * dimensions,
-            found: vectors.len(),
-        });
-    }
-    // A passage's length says nothing here: the index compares by angle.
-    for vector in vectors.chunks_exact_mut(dimensions) {
-        crate::compute::pooling::normalize(vector);
-    }
     let mut training = Encoded::default();
     for part in made.chunks(ENCODED_AT_ONCE) {
         let found = encode_made(part, dimensions, options.scheme, encode)?;
@@ -258,13 +236,19 @@ fn tasks(
     encode: &mut dyn Encode,
 ) -> Result<Vec<Task>, BridgeError> {
     let mut random = Random::new(options.seed ^ 0x5eed);
-    let names = ["span16", "span8", "keyword", "sentence"];
+    let names = ["span16", "span8", "keyword", "sentence", "sentence_common"];
     let mut texts = held_out::made(maker, &material.known, names, &mut random);
     let unseen: Vec<usize> = (0..passages.len())
         .filter(|place| material.known.binary_search(place).is_err())
         .collect();
     if !unseen.is_empty() {
-        let names = ["unseen_span16", "unseen_span8", "unseen_keyword", "unseen_sentence"];
+        let names = [
+            "unseen_span16",
+            "unseen_span8",
+            "unseen_keyword",
+            "unseen_sentence",
+            "unseen_sentence_common",
+        ];
         texts.extend(held_out::made(maker, &unseen, names, &mut random));
     }
     texts.extend(held_out::pairs(pairs, &mut random));
@@ -294,7 +278,7 @@ struct Training<'a> {
     best: LexSem,
     best_epoch: usize,
     /// Of the best.
-    verdict: Verdict,
+    measured: Measured,
     /// Of gains on the choosing queries.
     choice: Choice,
 }
@@ -306,6 +290,7 @@ impl<'a> Training<'a> {
         candidates: &'a Candidates,
         tasks: &'a [Task],
         options: &'a Options,
+        strength: f32,
         watch: &mut dyn Watch,
     ) -> Result<Training<'a>, BridgeError> {
         let mut bridge = LexSem::identity(
@@ -315,8 +300,9 @@ impl<'a> Training<'a> {
             material.tokens.clone(),
             material.rarity.clone(),
         );
+        bridge.strength = strength;
         let measure = |bridge: &LexSem| held_out::measure(pool, candidates, bridge, tasks, false, options.seed);
-        let mut verdict = measure(&bridge)?;
+        let mut measured = measure(&bridge)?;
         if options.map_rate > 0.0 {
             bridge.map = Some(vec![0.0; material.dimensions * material.dimensions]);
         }
@@ -333,7 +319,7 @@ impl<'a> Training<'a> {
             let whitened = measure(&bridge)?;
             // Without the rows it need not be better yet, but it must not lose what is to be kept.
             if whitened.guard >= -options.guard {
-                verdict = whitened;
+                measured = whitened;
             } else {
                 bridge.metric = None;
             }
@@ -355,8 +341,8 @@ impl<'a> Training<'a> {
             epoch: 0,
             loss: 0.0,
             best_epoch: 0,
-            choice: Choice::new(verdict.gain),
-            verdict,
+            choice: Choice::new(measured.gain),
+            measured,
         })
     }
 
@@ -385,19 +371,19 @@ impl<'a> Training<'a> {
                         step: (self.epoch * batches + number + 1) as u64,
                         steps: (self.options.epochs * batches) as u64,
                         loss: loss / (number + 1) as f64,
-                        held_out: Some(self.verdict.gain),
+                        held_out: Some(self.measured.gain),
                     })?;
                 }
             }
             self.epoch += 1;
             self.loss = loss / batches.max(1) as f64;
             let seed = self.options.seed;
-            let verdict = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false, seed)?;
-            let within = self.choice.keeps(verdict.gain, verdict.standard_error());
-            if verdict.guard >= -self.options.guard && within {
+            let measured = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false, seed)?;
+            let within = self.choice.keeps(measured.gain, measured.standard_error());
+            if measured.guard >= -self.options.guard && within {
                 self.best = self.bridge.clone();
                 self.best_epoch = self.epoch;
-                self.verdict = verdict;
+                self.measured = measured;
             }
             watch.checkpoint(&self.checkpoint()?)?;
         }
@@ -408,7 +394,7 @@ impl<'a> Training<'a> {
     fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
         let state = json!({
             "epoch": self.epoch, "loss": self.loss, "best_epoch": self.best_epoch,
-            "gain": self.verdict.gain, "guard": self.verdict.guard, "most_gain": self.choice.most,
+            "gain": self.measured.gain, "guard": self.measured.guard, "most_gain": self.choice.most,
         });
         let entry = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
         let bridge = file::write(&self.bridge, entry("training", state))?;
@@ -450,8 +436,8 @@ impl<'a> Training<'a> {
         self.epoch = number("epoch")? as usize;
         self.best_epoch = number("best_epoch")? as usize;
         self.loss = number("loss")?;
-        self.verdict.gain = number("gain")?;
-        self.verdict.guard = number("guard")?;
+        self.measured.gain = number("gain")?;
+        self.measured.guard = number("guard")?;
         self.choice.most = number("most_gain")?;
         Ok(())
     }
@@ -459,14 +445,16 @@ impl<'a> Training<'a> {
     /// Judges the best epoch on queries that chose nothing.
     fn finish(self, pairs: usize) -> Result<Trained, BridgeError> {
         let seed = self.options.seed;
-        let verdict = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
-        let accepted = verdict.helps && verdict.guard >= -self.options.guard;
+        let measured = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
+        // Made queries judge it alone, where the user's pairs do not show a gain themselves.
+        let made = !is_above_chance(measured.pairs);
+        let verdict = Verdict::of(&[measured.difference], made).provided(measured.guard >= -self.options.guard);
         let figures = json!({
-            "tasks": verdict.figures,
-            "gain": verdict.gain,
-            "low": verdict.interval.map(|interval| interval.low),
-            "high": verdict.interval.map(|interval| interval.high),
-            "guard": verdict.guard,
+            "tasks": measured.figures,
+            "gain": measured.gain,
+            "low": measured.interval.map(|interval| interval.low),
+            "high": measured.interval.map(|interval| interval.high),
+            "guard": measured.guard,
             "epoch": self.best_epoch,
             "epochs": self.epoch,
             "loss": self.loss,
@@ -476,6 +464,7 @@ impl<'a> Training<'a> {
             "rows": self.best.tokens.len(),
             "whiten": self.best.metric.is_some(),
             "held_out": self.options.held_out,
+            "strength": self.best.strength,
         });
         let more = Map::from_iter([
             ("options".to_owned(), json!(self.options)),
@@ -484,7 +473,7 @@ impl<'a> Training<'a> {
         Ok(Trained {
             weights: file::write(&self.best, more)?,
             figures,
-            accepted,
+            verdict,
         })
     }
 }

@@ -15,7 +15,8 @@ use super::options::{Options, Random};
 use super::{made, place};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::parts::{Choice, Judged, Part, mean, standard_error};
+use crate::bridge::train::judged::{Judged, Verdict};
+use crate::bridge::train::parts::{Choice, Part, mean, standard_error};
 use crate::eval::bootstrap::{Draws, of_mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -109,7 +110,7 @@ pub fn train(
         .filter(|bridge| bridge.best_figure > control.best_figure);
     let used = better.is_some();
     let better = better.unwrap_or(&control);
-    let (figures, accepted) = material.figures(&control, bridge.as_ref(), used, made);
+    let (figures, verdict) = material.figures(&control, bridge.as_ref(), used, made);
     let mut more = Map::new();
     more.insert("figures".to_owned(), figures.clone());
     more.insert("recipe".to_owned(), json!(material.options));
@@ -124,15 +125,15 @@ pub fn train(
     };
     Ok(Trained {
         weights: stored.write(more)?,
-        accepted,
+        verdict,
         figures,
     })
 }
 
 impl Material {
     /// What the judging pairs say of plain vectors, control and bridge, each with its 95 % interval, of the bridge against
-    /// the control, and of what is stored against plain vectors; and whether that helps.
-    fn figures(&self, control: &State, bridge: Option<&State>, used: bool, made: bool) -> (Value, bool) {
+    /// the control, and of what is stored against plain vectors; and the verdict on that.
+    fn figures(&self, control: &State, bridge: Option<&State>, used: bool, made: bool) -> (Value, Verdict) {
         let judge = |numbers: &[f32], context| self.values(numbers, context, Part::Judging);
         let plain = judge(&vec![0.0; self.shape.parameters()], false);
         let with_control = judge(&control.best, false);
@@ -147,10 +148,10 @@ impl Material {
             .as_ref()
             .map(|values| Judged::of(&with_control, values, seed));
         let stored = with_bridge.as_ref().filter(|_| used).unwrap_or(&with_control);
-        let verdict = Judged::of(&plain, stored, seed);
+        let gained = Judged::of(&plain, stored, seed);
         let figures = json!({
             "measure": "nDCG@10 of held-out pairs among the passages of their documents",
-            "plain": verdict.base, "control": mean(&with_control), "bridge": with_bridge.as_deref().map(mean),
+            "plain": gained.base, "control": mean(&with_control), "bridge": with_bridge.as_deref().map(mean),
             "intervals": {
                 "plain": ends(&plain), "control": ends(&with_control), "bridge": with_bridge.as_deref().and_then(ends),
             },
@@ -158,14 +159,14 @@ impl Material {
                 "difference": over.with - over.base, "gain": over.gain,
                 "low": over.difference.map(|ends| ends.low), "high": over.difference.map(|ends| ends.high),
             })),
-            "gain": verdict.gain,
-            "low": verdict.gain_interval.map(|ends| ends.low), "high": verdict.gain_interval.map(|ends| ends.high),
+            "gain": gained.gain,
+            "low": gained.gain_interval.map(|ends| ends.low), "high": gained.gain_interval.map(|ends| ends.high),
             "document": used, "epochs": bridge.filter(|_| used).unwrap_or(control).best_epoch,
             "pairs": if made { "made" } else { "given" },
             "trained_pairs": self.count(Part::Training), "choosing_pairs": self.count(Part::Choosing),
             "held_out_pairs": self.count(Part::Judging),
         });
-        (figures, verdict.helps())
+        (figures, Verdict::of(&[gained.difference], made))
     }
 
     /// nDCG@10 of each pair of a part, each with its one passage, among the passages of the part's documents.

@@ -1,8 +1,10 @@
 //! Training over a small random model: the loss falls, checkpoints go on bit by bit, files are checked.
 
+use super::train::verdict;
 use super::{KIND, Reading, TextFeedback, train};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
+use crate::bridge::train::judged::Verdict;
 use crate::compute::Pool;
 use crate::model::tests::maker::Maker;
 use crate::model::{Encoder, Role};
@@ -129,15 +131,37 @@ fn the_loss_falls_and_a_checkpoint_goes_on_bit_by_bit() {
     assert!(read.replaced.keys().all(|name| name.starts_with("encoder.layer.1.")));
     assert_eq!(trained.figures["queries"], "given");
     let score = &trained.figures["ndcg@10"];
-    let (plain, bridge) = (score["plain"].as_f64().unwrap(), score["bridge"].as_f64().unwrap());
+    assert!(score["plain"].as_f64().unwrap() > 0.0);
     assert_eq!(
-        trained.accepted,
-        bridge > plain && trained.figures["best_round"].as_u64() > Some(0)
+        trained.verdict.accepts(),
+        score["low"].as_f64().unwrap() > 0.0 && trained.figures["best_round"].as_u64() > Some(0)
     );
     assert!(matches!(
         run(&dir, &mut Keeper::default(), Some(&trained.weights)),
         Err(BridgeError::File(_))
     ));
+}
+
+#[test]
+fn a_gain_within_chance_is_rejected() {
+    // Two hundred queries: gains and losses of a half, a few more gains.
+    let plain = vec![0.5; 200];
+    let better = |gains: usize| -> Vec<f64> { (0..200).map(|n| if n % 40 < gains { 1.0 } else { 0.0 }).collect() };
+    let (judged, verdict) = verdict(&plain, &better(21), 1, false, 1);
+    assert!(judged.gain > 0.0 && verdict == Verdict::Rejected, "{}", judged.gain);
+    assert_eq!(
+        super::train::verdict(&plain, &better(30), 1, false, 1).1,
+        Verdict::Accepted
+    );
+    assert_eq!(
+        super::train::verdict(&plain, &better(30), 1, true, 1).1,
+        Verdict::AcceptedMade
+    );
+    // A copy that was never changed.
+    assert_eq!(
+        super::train::verdict(&plain, &better(30), 0, false, 1).1,
+        Verdict::Rejected
+    );
 }
 
 #[test]

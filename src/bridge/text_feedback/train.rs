@@ -4,11 +4,11 @@ use super::fit::Fit;
 use super::{KIND, MOST_PASSAGES, Reading};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::{embed, gains, made_pairs, mean, parted};
+use crate::bridge::train::parts::{embed, gains, made_pairs, mean, parted, passage_directions};
 use crate::compute::Pool;
 use crate::compute::parallel::SignalsBlocked;
-use crate::eval::bootstrap::{Draws, of_gain};
 use crate::model::fine_tune::FineTuning;
 use crate::model::{Encoder, Role, Sequence};
 use candle_core::{DType, Device, Tensor};
@@ -153,7 +153,7 @@ fn first_round(
 
 /// Fine-tunes a copy of the encoder's upper layers. Without pairs, a sentence of each passage is its query; the figures
 /// say which it was. The bridge is accepted where it raises nDCG@10 on the judged held-out queries over their own
-/// vectors.
+/// vectors by more than chance ([`Verdict::of`]).
 ///
 /// # Errors
 /// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few pairs,
@@ -179,8 +179,7 @@ pub fn train(
     let pool = Pool::new(threads)?;
     start_threads()?;
 
-    let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let (dimensions, vectors) = embed(encode, watch, Role::Passage, &texts)?;
+    let (dimensions, vectors) = passage_directions(encode, watch, passages)?;
     let queries: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
     let (_, query_vectors) = embed(encode, watch, Role::Query, &queries)?;
     let all = Candidates::new(&pool, vectors.clone(), dimensions, ROUND_QUERIES)?;
@@ -237,19 +236,14 @@ pub fn train(
     fit.run(watch)?;
     fit.choose()?;
     let trained = fit.scores(&judged, watch, &Progress::default())?;
-    let gain = mean(&trained) / mean(&judged_plain).max(f64::MIN_POSITIVE) - 1.0;
-    let draws = Draws {
-        seed: options.seed,
-        ..Draws::default()
-    };
-    let interval = of_gain(&judged_plain, &trained, draws);
-    let accepted = gain > 0.0 && fit.best_round > 0;
+    let (gained, verdict) = verdict(&judged_plain, &trained, fit.best_round, made.is_some(), options.seed);
+    let interval = gained.gain_interval;
     let figures = json!({
         "queries": if made.is_some() { "made" } else { "given" },
         "trained_on": fit.trained_on(), "held_out": judged.len(), "passages": passages.len(),
         "rounds": fit.round, "best_round": fit.best_round,
         "ndcg@10": {
-            "plain": mean(&judged_plain), "bridge": mean(&trained), "untrained": untrained, "gain": gain,
+            "plain": gained.base, "bridge": gained.with, "untrained": untrained, "gain": gained.gain,
             "low": interval.map(|interval| interval.low), "high": interval.map(|interval| interval.high),
         },
     });
@@ -260,9 +254,16 @@ pub fn train(
     let more = Map::from_iter([("figures".to_owned(), figures.clone())]);
     Ok(Trained {
         weights: fit.bridge(reading)?.write(dimensions, more)?,
-        accepted,
+        verdict,
         figures,
     })
+}
+
+/// What the judged queries say of a copy, from each query's value before and with it. One that is as it began is no bridge.
+pub(super) fn verdict(plain: &[f64], trained: &[f64], best_round: usize, made: bool, seed: u64) -> (Judged, Verdict) {
+    let gained = Judged::of(plain, trained, seed);
+    let verdict = Verdict::of(&[gained.difference], made).provided(best_round > 0);
+    (gained, verdict)
 }
 
 /// Starts the threads of the tensors' products with all signals blocked: those are the server's own thread's.

@@ -1,5 +1,6 @@
 //! What every kind's trainer is given.
 
+use super::judged::Verdict;
 use crate::bridge::BridgeError;
 use crate::model::Role;
 use std::path::PathBuf;
@@ -89,5 +90,5 @@ pub trait Watch {
 pub struct Trained {
     pub weights: Vec<u8>,
     pub figures: serde_json::Value,
-    pub accepted: bool,
+    pub verdict: Verdict,
 }

@@ -43,6 +43,11 @@ impl<T> Drawn<T> {
         (Random::new(mixed).bits(), group)
     }
 
+    /// Whether items of this group are not left out yet.
+    pub fn takes(&self, group: u64) -> bool {
+        self.out.is_none_or(|out| self.number(group) < out)
+    }
+
     /// Takes an item of so many bytes into its group, or leaves the group out.
     pub fn add(&mut self, group: u64, item: T, bytes: usize) {
         self.found += 1;

@@ -2,6 +2,7 @@
 pub mod adam;
 pub mod data;
 pub mod drawn;
+pub mod judged;
 pub mod loss;
 pub mod matrix;
 pub mod parts;

@@ -3,7 +3,6 @@
 use super::data::{Encode, Pair, Passage, Progress, Watch};
 use crate::bridge::BridgeError;
 use crate::compute::pooling::normalize;
-use crate::eval::bootstrap::{Draws, Interval, of_difference, of_gain};
 use crate::eval::random::Random;
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::model::Role;
@@ -148,42 +147,6 @@ pub fn gains(ranks: &[u32]) -> Vec<f64> {
     ranks.iter().map(gain).collect()
 }
 
-/// What held-out queries say of a bridge: each query's value before and with it, paired by place.
-pub struct Judged {
-    pub base: f64,
-    pub with: f64,
-    /// `with / base - 1`; 0 where `base` is 0.
-    pub gain: f64,
-    /// The 95 % interval of the relative gain, where it is defined.
-    pub gain_interval: Option<Interval>,
-    /// The 95 % interval of `with - base`.
-    pub difference: Option<Interval>,
-}
-
-impl Judged {
-    /// From each query's value. The seed draws the intervals (percentile bootstrap over queries).
-    pub fn of(base: &[f64], with: &[f64], seed: u64) -> Judged {
-        let draws = Draws {
-            seed,
-            ..Draws::default()
-        };
-        let (before, after) = (mean(base), mean(with));
-        Judged {
-            base: before,
-            with: after,
-            gain: if before > 0.0 { after / before - 1.0 } else { 0.0 },
-            gain_interval: of_gain(base, with, draws),
-            difference: of_difference(base, with, draws),
-        }
-    }
-
-    /// Whether the bridge is better by more than the choice of queries explains: the whole interval of the difference
-    /// lies above 0. A mean of some hundred queries is above 0 every other time for a bridge that does nothing.
-    pub fn helps(&self) -> bool {
-        self.difference.is_some_and(|difference| difference.low > 0.0)
-    }
-}
-
 /// A sentence of each passage as its query.
 pub fn made_pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
     let spans = |text: &str| {
@@ -250,40 +213,109 @@ pub fn embed_as_is(
     Ok((dimensions, vectors))
 }
 
-/// The vectors of passages as they are: those that they came with, or the encoder's where none came with one.
+/// The vectors of passages as they are: those that they came with, the encoder's of those that came without.
 ///
 /// # Errors
-/// [`BridgeError::TooLittle`] where some came with vectors and some without, and those of [`embed_as_is`].
+/// [`BridgeError::Vectors`] where they are not of one length, and what [`embed_as_is`] fails with.
 pub fn passage_vectors(
     encode: &mut dyn Encode,
     watch: &mut dyn Watch,
     passages: &[Passage],
 ) -> Result<(usize, Vec<f32>), BridgeError> {
-    let given: Vec<&Vec<f32>> = passages.iter().filter_map(|passage| passage.vector.as_ref()).collect();
-    let Some(first) = given.first() else {
-        let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-        return embed_as_is(encode, watch, Role::Passage, &texts);
-    };
-    let dimensions = first.len();
-    if given.len() != passages.len() || dimensions == 0 {
-        return Err(BridgeError::TooLittle(format!(
-            "{} of {} passages have no embedding",
-            passages.len() - given.len(),
-            passages.len()
-        )));
+    let without = passages.iter().filter(|passage| passage.vector.is_none());
+    let texts: Vec<&str> = without.map(|passage| passage.text.as_str()).collect();
+    let (mut dimensions, encoded) = embed_as_is(encode, watch, Role::Passage, &texts)?;
+    if texts.len() == passages.len() {
+        return Ok((dimensions, encoded));
     }
-    match given.iter().find(|vector| vector.len() != dimensions) {
-        Some(other) => Err(BridgeError::Vectors {
-            expected: dimensions,
-            found: other.len(),
-        }),
-        None => Ok((dimensions, given.into_iter().flatten().copied().collect())),
+    let given = passages.iter().find_map(|passage| passage.vector.as_ref());
+    if texts.is_empty() {
+        dimensions = given.map_or(0, Vec::len);
     }
+    let mut encoded = encoded.chunks_exact(dimensions.max(1));
+    let mut vectors = Vec::with_capacity(passages.len() * dimensions);
+    for passage in passages {
+        let vector = passage.vector.as_deref().or_else(|| encoded.next()).unwrap_or_default();
+        if vector.len() != dimensions || dimensions == 0 {
+            return Err(BridgeError::Vectors {
+                expected: dimensions,
+                found: vector.len(),
+            });
+        }
+        vectors.extend_from_slice(vector);
+    }
+    Ok((dimensions, vectors))
+}
+
+/// Like [`passage_vectors`], with unit length: an index under cosine compares directions.
+pub fn passage_directions(
+    encode: &mut dyn Encode,
+    watch: &mut dyn Watch,
+    passages: &[Passage],
+) -> Result<(usize, Vec<f32>), BridgeError> {
+    let (dimensions, mut vectors) = passage_vectors(encode, watch, passages)?;
+    vectors.chunks_exact_mut(dimensions.max(1)).for_each(normalize);
+    Ok((dimensions, vectors))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridge::train::data::Vectors;
+
+    /// Encodes a text as its length and one.
+    struct Lengths;
+
+    impl Encode for Lengths {
+        fn embed(&mut self, _role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
+            Ok(Vectors {
+                dimensions: 2,
+                values: texts.iter().flat_map(|text| [text.len() as f32, 1.0]).collect(),
+            })
+        }
+
+        fn tokens(&mut self, _texts: &[&str]) -> Result<Vec<Vec<u32>>, BridgeError> {
+            Err(BridgeError::NoReading("tokens"))
+        }
+    }
+
+    struct Nobody;
+
+    impl Watch for Nobody {
+        fn step(&mut self, _progress: &Progress) -> Result<(), BridgeError> {
+            Ok(())
+        }
+
+        fn checkpoint(&mut self, _bytes: &[u8]) -> Result<(), BridgeError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_passage_with_a_vector_is_that_vector() {
+        let passage = |text: &str, vector: Option<Vec<f32>>| Passage {
+            key: text.to_owned(),
+            document: 0,
+            ordinal: 0,
+            text: text.to_owned(),
+            vector,
+        };
+        let found = |passages: &[Passage]| passage_vectors(&mut Lengths, &mut Nobody, passages);
+        let given = [
+            passage("abc", None),
+            passage("b", Some(vec![0.0, 7.0])),
+            passage("abcd", None),
+        ];
+        assert_eq!(found(&given).unwrap(), (2, vec![3.0, 1.0, 0.0, 7.0, 4.0, 1.0]));
+        assert_eq!(found(&given[1..2]).unwrap(), (2, vec![0.0, 7.0]));
+        assert_eq!(found(&given[..1]).unwrap(), (2, vec![3.0, 1.0]));
+        let directions = passage_directions(&mut Lengths, &mut Nobody, &given[1..2]).unwrap();
+        assert_eq!(directions, (2, vec![0.0, 1.0]));
+        for other in [vec![1.0], vec![]] {
+            let odd = [passage("abc", None), passage("b", Some(other))];
+            assert!(matches!(found(&odd), Err(BridgeError::Vectors { .. })));
+        }
+    }
 
     #[test]
     fn the_last_epoch_within_an_error_of_the_best_is_kept() {
@@ -296,30 +328,5 @@ mod tests {
         assert_eq!(kept, [false, true, true, true, false, true]);
         assert_eq!(choice.most, 0.60);
         assert!(!Choice::new(0.5).keeps(0.5, 1.0), "what changes nothing is not kept");
-    }
-
-    #[test]
-    fn a_bridge_helps_where_the_whole_interval_is_above_zero() {
-        let base: Vec<f64> = (0..200).map(|query| f64::from(query % 5) / 4.0).collect();
-        // One query in four gains 0.1: the mean 0.025, far from 0 over 200 queries.
-        let better: Vec<f64> = base
-            .iter()
-            .zip(0..)
-            .map(|(x, n)| x + f64::from(u8::from(n % 4 == 0)) / 10.0)
-            .collect();
-        let judged = Judged::of(&base, &better, 1);
-        assert!(judged.helps());
-        assert!((judged.with - judged.base - 0.025).abs() < 1e-12 && (judged.gain - 0.05).abs() < 1e-9);
-        // The same mean out of gains and losses of 0.5 is within chance.
-        let chance: Vec<f64> = base
-            .iter()
-            .zip(0..)
-            .map(|(x, n)| x + if n % 40 < 21 { 0.5 } else { -0.5 })
-            .collect();
-        let judged = Judged::of(&base, &chance, 1);
-        assert!(judged.with > judged.base && !judged.helps());
-        assert!(!Judged::of(&better, &base, 1).helps());
-        assert!(!Judged::of(&base, &base, 1).helps());
-        assert!(!Judged::of(&[], &[], 1).helps());
     }
 }

@@ -11,12 +11,13 @@
 
 use super::fit::Trainee;
 use super::options::XragOptions;
-use super::paraphrase::{Paraphrase, is_saving, saved};
+use super::paraphrase::{Paraphrase, figure, saved};
 use super::pass::Factors;
 use super::prompts::Wording;
 use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Pair, Passage, Progress, Watch};
+use crate::bridge::train::judged::Verdict;
 use crate::bridge::train::parts::{Part, made_pairs, mean, part};
 use crate::eval::random::Random;
 use serde_json::{Map, Value, json};
@@ -137,8 +138,9 @@ impl Lesson for Answers<'_> {
     }
 }
 
-/// The figures of questions about passages that were never seen, and whether the stage has succeeded: whether the answers'
-/// loss has fallen from what the stage began with.
+/// The figures of questions about passages that were never seen, and the verdict on the stage: the answers' loss has fallen
+/// from what the stage began with, and it is lower with the passage's own vectors than with another's. Of a loss that falls
+/// alike with both, nothing was learned but the manner of an answer. `made`: the questions were made of the passages.
 #[allow(clippy::too_many_arguments)]
 pub fn judge(
     training: &Training<'_>,
@@ -148,8 +150,9 @@ pub fn judge(
     trainee: &Trainee,
     judging: &[usize],
     fitted: &Fitted,
+    made: bool,
     watch: &mut dyn Watch,
-) -> Result<(Map<String, Value>, bool), BridgeError> {
+) -> Result<(Map<String, Value>, Verdict), BridgeError> {
     let progress = Progress::default();
     let [before, after] = [begun, trainee].map(|trainee| training.projected(lesson, trainee, judging));
     let (before, after) = (before?, after?);
@@ -167,7 +170,8 @@ pub fn judge(
     let none = training.measure(&plain, Put::Prompts(&alone), watch, &progress)?.bits;
     let seed = training.options.seed;
     let over_before = saved(&first.bits, &own.bits, seed);
-    let succeeded = is_saving(&over_before);
+    let over_other = saved(&other, &own.bits, seed);
+    let verdict = Verdict::of(&[over_before.difference, over_other.difference], made);
     let mut figures = facts(stage, judging.len(), fitted);
     let retold = stage.items.iter().filter(|item| **item >= lesson.asked.len()).count();
     let more = json!({
@@ -175,9 +179,9 @@ pub fn judge(
         "bits_per_token": {"own": mean(&own.bits), "before": mean(&first.bits), "other": mean(&other), "none": mean(&none),
             "text": mean(&own.taught)},
         "divergence": {"own": mean(&own.divergence), "before": mean(&first.divergence)},
-        "saved_over_before": over_before, "saved_over_other": saved(&other, &own.bits, seed),
-        "saved_over_none": saved(&none, &own.bits, seed),
+        "saved_over_before": figure(&over_before), "saved_over_other": figure(&over_other),
+        "saved_over_none": figure(&saved(&none, &own.bits, seed)),
     });
     figures.extend(more.as_object().cloned().unwrap_or_default());
-    Ok((figures, succeeded))
+    Ok((figures, verdict))
 }

@@ -11,8 +11,8 @@ use super::prompts::Prompt;
 use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Progress, Watch};
+use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::parts::mean;
-use crate::eval::bootstrap::{Draws, of_mean};
 use crate::eval::random::Random;
 use serde_json::{Map, Value, json};
 
@@ -61,23 +61,18 @@ impl Lesson for Paraphrase<'_> {
     }
 }
 
-/// Mean and 95 % interval of what is saved.
-pub fn saved(over: &[f64], own: &[f64], seed: u64) -> Value {
-    let draws = Draws {
-        seed,
-        ..Draws::default()
-    };
-    let saved: Vec<f64> = over.iter().zip(own).map(|(over, own)| over - own).collect();
-    let interval = of_mean(&saved, draws);
-    json!({"value": mean(&saved), "low": interval.map(|found| found.low), "high": interval.map(|found| found.high)})
+/// What is saved over something else, from each item's bits.
+pub fn saved(over: &[f64], own: &[f64], seed: u64) -> Judged {
+    Judged::of(own, over, seed)
 }
 
-/// Whether a saving's interval is above zero.
-pub fn is_saving(saved: &Value) -> bool {
-    saved["low"].as_f64().is_some_and(|low| low > 0.0)
+/// A saving as figures: its mean and 95 % interval.
+pub fn figure(saved: &Judged) -> Value {
+    let ends = saved.difference;
+    json!({"value": saved.with - saved.base, "low": ends.map(|ends| ends.low), "high": ends.map(|ends| ends.high)})
 }
 
-/// The figures of passages that were never seen, and whether the stage has succeeded.
+/// The figures of passages that were never seen, and the verdict on the stage.
 pub fn judge(
     training: &Training<'_>,
     stage: &Stage<'_>,
@@ -86,7 +81,7 @@ pub fn judge(
     judging: &[usize],
     fitted: &Fitted,
     watch: &mut dyn Watch,
-) -> Result<(Map<String, Value>, bool), BridgeError> {
+) -> Result<(Map<String, Value>, Verdict), BridgeError> {
     let progress = Progress::default();
     let vectors = training.projected(lesson, trainee, judging)?;
     let tasks = training.tasks(lesson, judging, false)?;
@@ -103,13 +98,13 @@ pub fn judge(
     let text = bits(Put::Ids(&beginnings))?;
     let seed = training.options.seed;
     let over_other = saved(&other, &own, seed);
-    let succeeded = is_saving(&over_other);
     let mut figures = facts(stage, judging.len(), fitted);
     let more = json!({
         "text_tokens": training.options.text_tokens, "measured_tokens": training.options.measured_tokens,
         "bits_per_token": {"own": mean(&own), "other": mean(&other), "none": mean(&none), "text": mean(&text)},
-        "saved_over_other": over_other, "saved_over_none": saved(&none, &own, seed),
+        "saved_over_other": figure(&over_other), "saved_over_none": figure(&saved(&none, &own, seed)),
     });
     figures.extend(more.as_object().cloned().unwrap_or_default());
-    Ok((figures, succeeded))
+    // Passages judge it, and no query.
+    Ok((figures, Verdict::of(&[over_other.difference], false)))
 }

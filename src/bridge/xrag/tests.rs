@@ -131,7 +131,7 @@ fn a_projector_learns_to_say_what_its_vector_means_and_goes_on_from_a_checkpoint
     let trained = run(&dir, &mut whole, None).unwrap();
     let bits = &trained.figures["bits_per_token"];
     let [own, other] = ["own", "other"].map(|name| bits[name].as_f64().unwrap());
-    assert!(trained.accepted && own < other - 0.1, "{}", trained.figures);
+    assert!(trained.verdict.accepts() && own < other - 0.1, "{}", trained.figures);
     assert!(whole.checkpoints.len() >= 2, "{}", trained.figures);
     assert!(trained.figures["stage"] == "paraphrase" && trained.figures["answers"].is_null());
     let projector = Projector::read(&trained.weights).unwrap();
@@ -180,7 +180,11 @@ fn answers_are_learned_after_the_paraphrase_and_checkpoints_go_through_both_stag
         trained.figures
     );
     let bits = |name: &str| answers["bits_per_token"][name].as_f64().unwrap();
-    assert!(trained.accepted && answers["kept"] == true, "{}", trained.figures);
+    assert!(
+        trained.verdict.accepts() && answers["kept"] == true,
+        "{}",
+        trained.figures
+    );
     assert!(
         bits("own") < bits("before") - 0.1 && bits("own") < bits("other") - 0.1,
         "{}",
@@ -234,7 +238,7 @@ fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_ga
     )
     .unwrap();
     assert!(
-        gained.accepted && gained.figures["stage"] == "answers",
+        gained.verdict.accepts() && gained.figures["stage"] == "answers",
         "{}",
         gained.figures
     );
@@ -242,7 +246,7 @@ fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_ga
     // A rate that moves nothing far enough to be seen.
     let kept = run(&pairs(), json!({"start": "first", "answer_rate": 1e-12})).unwrap();
     assert!(
-        !kept.accepted && kept.figures["answers"]["kept"] == false,
+        !kept.verdict.accepts() && kept.figures["answers"]["kept"] == false,
         "{}",
         kept.figures
     );
@@ -265,6 +269,32 @@ fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_ga
         None,
     );
     assert!(matches!(bad, Err(BridgeError::File(_))));
+}
+
+#[test]
+fn a_manner_of_answering_that_any_vector_brings_about_is_not_kept() {
+    let dir = maker().write();
+    let first = run(&dir, &mut Keeper::default(), None).unwrap();
+    let mut letters = Letters {
+        start: Some(first.weights.clone()),
+        ..letters(&dir)
+    };
+    // The same answer whatever the passage says.
+    let same: Vec<Pair> = pairs()
+        .into_iter()
+        .map(|pair| Pair {
+            answer: Some("kk".to_owned()),
+            ..pair
+        })
+        .collect();
+    let options = with(json!({"start": "first", "answer_rate": 0.1, "answer_epochs": 2, "retold": 0.0}));
+    let trained = train(&passages(), &same, &options, &mut letters, &mut Keeper::default(), None).unwrap();
+    let answers = &trained.figures["answers"];
+    assert!(answers["saved_over_before"]["low"].as_f64().unwrap() > 0.0, "{answers}");
+    assert!(answers["saved_over_other"]["low"].as_f64().unwrap() <= 0.0, "{answers}");
+    assert!(!trained.verdict.accepts() && answers["kept"] == false, "{answers}");
+    let [stored, start] = [&trained, &first].map(|trained| Projector::read(&trained.weights).unwrap());
+    assert_eq!(stored, start);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Training of a projector: the material, the two stages one after the other, what is stored.
 //!
 //! The first stage (`paraphrase.rs`) is accepted where a passage's own vectors say it better than another's, the second
-//! (`answers.rs`) where the answers' loss falls on questions that were held out; where it does not, what the second began
-//! with is stored.
+//! (`answers.rs`) where the answers' loss falls on questions that were held out, and is lower with a passage's own vectors than
+//! with another's; where it is not, what the second began with is stored.
 
 use super::answers::{self, Answers, questions};
 use super::fit::{Sizes, Trainee};
@@ -13,6 +13,7 @@ use super::prompts::{Prompt, Wording};
 use super::steps::{Place, Resumed, Stage, Training, watched};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
+use crate::bridge::train::judged::Verdict;
 use crate::bridge::train::parts::{parted, passage_vectors};
 use crate::compute::cpu::has_bf16;
 use crate::compute::pooling::normalize;
@@ -181,14 +182,15 @@ pub fn train(
             (_, resumed) => {
                 let fitted = first.run(&training, &mut trainee, resumed.as_ref(), watch)?;
                 let judging = &said_parts[2];
-                let (figures, accepted) =
+                let (figures, verdict) =
                     paraphrase::judge(&training, &first, &said, &trainee, judging, &fitted, watch)?;
-                json!({"figures": figures, "accepted": accepted})
+                json!({"figures": figures, "verdict": verdict.name()})
             }
         };
     }
     let mut figures = carried["figures"].as_object().cloned().unwrap_or_default();
-    let mut accepted = carried["accepted"] == json!(true);
+    let said_verdict = carried["verdict"].as_str().and_then(Verdict::from_name);
+    let mut verdict = said_verdict.unwrap_or(Verdict::Rejected);
     if stages != Which::Paraphrase {
         second.carried = carried;
         let resumed = resumed.filter(|_| resumed_in.as_deref() == Some("answers"));
@@ -206,15 +208,15 @@ pub fn train(
         }
         let fitted = second.run(&training, &mut trainee, resumed.as_ref(), watch)?;
         let judging = &answered_parts[2];
-        let (mut more, falls) =
-            answers::judge(&training, &second, &answered, &begun, &trainee, judging, &fitted, watch)?;
-        if falls {
-            accepted = true;
-        } else {
-            trainee = begun;
+        let (mut more, found) = answers::judge(
+            &training, &second, &answered, &begun, &trainee, judging, &fitted, made, watch,
+        )?;
+        match found.accepts() {
+            true => verdict = found,
+            false => trainee = begun,
         }
         more.insert("pairs".to_owned(), json!(if made { "made" } else { "given" }));
-        more.insert("kept".to_owned(), json!(falls));
+        more.insert("kept".to_owned(), json!(found.accepts()));
         figures.insert("answers".to_owned(), Value::Object(more));
     }
     let name = match stages {
@@ -234,7 +236,7 @@ pub fn train(
     ]);
     Ok(Trained {
         weights: trainee.write(more)?,
-        accepted,
+        verdict,
         figures,
     })
 }

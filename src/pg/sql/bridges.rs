@@ -1,6 +1,7 @@
 //! The registry of bridges in SQL: `situ.import_bridge`, `situ.export_bridge`, `situ.drop_bridge`, `situ.apply_bridge`.
 
 use super::models::model_by_name;
+use crate::bridge::train::judged::Verdict;
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail_full, fail_with_hint};
@@ -48,6 +49,15 @@ fn import_bridge(name: Option<&str>, weights: Option<&[u8]>, model: Option<&str>
     import_described(needed("name", name), needed("weights", weights), model, replace)
 }
 
+/// The verdict that a file carries; one that carries none is accepted, on its importer's word.
+fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
+    match (said("accepted"), said("made_queries")) {
+        (Some(Value::Bool(false)), _) => Verdict::Rejected,
+        (_, Some(Value::Bool(true))) => Verdict::AcceptedMade,
+        _ => Verdict::Accepted,
+    }
+}
+
 /// Stores a bridge whose file says itself what it is for.
 pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, replace: Option<bool>) -> String {
     let description = bridges::check_file(weights).or_raise();
@@ -71,7 +81,7 @@ pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, 
         model: &model,
         recipe: said("recipe").unwrap_or_else(|| json!({})),
         figures: said("figures").unwrap_or_else(|| json!({})),
-        accepted: said("accepted") != Some(Value::Bool(false)),
+        verdict: verdict(&said),
         imported: true,
         weights,
     };

@@ -7,12 +7,14 @@ use super::models::{llm_by_name, model_by_name};
 use super::prompt::{Prompt, PromptPiece};
 use super::template;
 use crate::bridge::file::describe;
+use crate::bridge::train::judged::Verdict;
 use crate::bridge::xrag::published::{self, Found};
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::llm::projector::{self, Projector};
 use crate::pg::llm::{client, target, torch};
+use crate::pg::service::client::ModelRef;
 use crate::pg::service::models::resolve;
 use crate::pg::settings;
 use crate::pg::vector::{Vector, read_vector, read_vectors};
@@ -40,16 +42,34 @@ struct Import<'a> {
     replace: Option<bool>,
 }
 
+/// Whether the registered model brings its vectors to length 1.
+fn gives_unit_vectors(model: &ModelRef) -> bool {
+    let statement = "SELECT normalize FROM situ.models WHERE name OPERATOR(pg_catalog.=) $1";
+    let found = bridges::as_owner(|| Spi::get_one_with_args::<bool>(statement, &[model.name.as_str().into()]));
+    found
+        .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+        .unwrap_or_default()
+}
+
 /// Stores a published projector as the caller's.
 fn import(weights: &[u8], import: Import<'_>) -> String {
     let (model, llm) = (
         model_by_name(import.model).or_raise(),
         llm_by_name(import.llm).or_raise(),
     );
+    let normalized = import.normalized.unwrap_or(false);
+    if !normalized && gives_unit_vectors(&model) {
+        warning!(
+            "the projector is taken as trained on vectors as they are, but model \"{}\" gives vectors of length 1: what it \
+             makes of them is not what it was trained to; register a copy of the model without its Normalize module, or say \
+             normalized => true where it was trained on vectors of length 1",
+            model.name
+        );
+    }
     let more = Map::from_iter([
         ("fingerprint".to_owned(), json!(model.fingerprint)),
         ("llm".to_owned(), json!(llm.fingerprint)),
-        ("normalized".to_owned(), json!(import.normalized.unwrap_or(true))),
+        ("normalized".to_owned(), json!(normalized)),
     ]);
     let weights = projector::import(weights, more).or_raise();
     let outputs = Projector::read(&weights).or_raise().outputs();
@@ -68,7 +88,7 @@ fn import(weights: &[u8], import: Import<'_>) -> String {
         model: &model,
         recipe: json!({"imported": true, "llm": llm.name}),
         figures: json!({}),
-        accepted: true,
+        verdict: Verdict::Accepted,
         imported: true,
         weights: &weights,
     };

@@ -5,10 +5,7 @@
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, TokenStates, Vectors};
 use crate::bridge::train::drawn::Drawn;
-use crate::index::Meta;
 use crate::model::{Manifest, Role};
-use crate::pg::am::kind::KeyKind;
-use crate::pg::am::text::TextIndex;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::llm::runtime::{describe, training_bytes};
@@ -16,19 +13,18 @@ use crate::pg::service::client::{self, ModelRef};
 use crate::pg::service::models::resolve;
 use crate::pg::service::{Lane, ServiceError, process, readings};
 use crate::pg::settings;
-use crate::pg::sql::evaluate::relations::{has_column, table_of};
-use crate::pg::sql::leaf::{kind_of, name_of};
+use crate::pg::sql::evaluate::relations::has_column;
 use crate::pg::sql::models::llm_by_name;
 use crate::pg::sql::profiles::qualified;
-use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiError, SpiHeapTupleData};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: packed, as it is, mapped.
-const COPIES: usize = 4;
+/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: as it was read, packed, as it
+/// is, mapped.
+const COPIES: usize = 5;
 
 /// Tokens that a model puts around a text.
 const SPECIAL_TOKENS: usize = 2;
@@ -143,7 +139,7 @@ pub fn bad(message: String, hint: &str) -> ! {
 const ROWS: std::ffi::c_long = 64;
 
 /// Rows of a statement, some at a time, each batch in a session of its own so that the server frees the one before.
-fn each_row(statement: &str, mut take: impl FnMut(&SpiHeapTupleData<'_>) -> Result<(), SpiError>) {
+pub(super) fn each_row(statement: &str, mut take: impl FnMut(&SpiHeapTupleData<'_>) -> Result<(), SpiError>) {
     let name = spi(Spi::connect(|client| {
         Ok(client.try_open_cursor(statement, &[])?.detach_into_name())
     }));
@@ -176,7 +172,7 @@ pub struct Bounds {
 }
 
 /// Bytes that a passage takes while it trains.
-fn passage_bytes(passage: &Passage, dimensions: usize) -> usize {
+pub(super) fn passage_bytes(passage: &Passage, dimensions: usize) -> usize {
     size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
 }
 
@@ -243,7 +239,7 @@ fn kept<T>(drawn: Drawn<T>) -> (Vec<T>, usize) {
 }
 
 /// Passages that are longer than the model reads, cut in chunks of whole sentences that it does; they keep their key. In an
-/// index, too, a long text is found at one of its chunks.
+/// index, too, a long text is found at one of its chunks. A passage that comes with its vector is that vector, and is not cut.
 pub fn cut_long(passages: Vec<Passage>, service: &mut Service) -> Vec<Passage> {
     let directory = service.directory().or_raise();
     let limit = Manifest::read(&directory).or_raise().max_tokens;
@@ -256,7 +252,7 @@ pub fn cut_long(passages: Vec<Passage>, service: &mut Service) -> Vec<Passage> {
             _ => 0,
         };
         // A token is at least a byte.
-        let chunks = match passage.text.len() <= room {
+        let chunks = match passage.text.len() <= room || passage.vector.is_some() {
             true => Vec::new(),
             false => client::chunk_document(&service.model, Lane::Bulk, &passage.text, chunk_tokens).or_raise(),
         };
@@ -303,65 +299,6 @@ pub fn beside(mut passages: Vec<Passage>, searched: Vec<Passage>) -> Vec<Passage
         ..passage
     }));
     passages
-}
-
-/// The documents of a text index, cut as the index cuts them, and how many passages were left out; a passage's key is the
-/// row's first column.
-pub fn index_passages(index: pg_sys::Oid, bounds: Bounds) -> (ModelRef, Vec<Passage>, usize) {
-    if kind_of(index) != KeyKind::Text {
-        bad(
-            format!("index \"{}\" is not over text", name_of(index)),
-            "Give the passages as a relation: passages => 'relation'.",
-        )
-    }
-    // SAFETY: opened and closed here; an error's abort releases the lock.
-    let text = unsafe {
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-        let relation = pg_sys::index_open(index, lock);
-        let meta = Meta::open(&RelationStore::new(relation)).or_raise();
-        let text = TextIndex::open(relation, &meta);
-        pg_sys::index_close(relation, lock);
-        text
-    };
-    let table = table_of(index);
-    let body: Option<String> = spi(Spi::get_one_with_args(
-        "SELECT pg_catalog.pg_get_indexdef($1, 1, true)",
-        &[index.into()],
-    ));
-    let key: Option<String> = spi(Spi::get_one_with_args(
-        "SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute \
-          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum LIMIT 1",
-        &[table.into()],
-    ));
-    let (body, key) = (body.unwrap_or_default(), key.unwrap_or_default());
-    let statement = format!(
-        "SELECT ({key})::pg_catalog.text, ({body})::pg_catalog.text FROM {}",
-        qualified(table)
-    );
-    let (mut drawn, mut document) = (Drawn::new(bounds.memory, bounds.seed), 0);
-    let dimensions = text.model.dimensions;
-    each_row(&statement, |row| {
-        let (Some(key), Some(body)) = (row.get::<String>(1)?, row.get::<String>(2)?) else {
-            return Ok(());
-        };
-        let chunks =
-            client::chunk_document(&text.model, Lane::Bulk, &body, text.record.situate.chunk_tokens).or_raise();
-        for chunk in &chunks {
-            let passage = Passage {
-                key: key.clone(),
-                document,
-                ordinal: chunk.ordinal,
-                text: chunk.span.of(&body).unwrap_or_default().to_owned(),
-                vector: None,
-            };
-            let bytes = passage_bytes(&passage, dimensions);
-            drawn.add(u64::from(document), passage, bytes);
-        }
-        document += 1;
-        Ok(())
-    });
-    let (passages, out) = kept(drawn);
-    (text.model, passages, out)
 }
 
 /// An error where two passages have one key, so that a pair would not say which is meant.
@@ -436,15 +373,24 @@ fn nearest(named: Vec<Named>, passages: &[Passage], service: &mut Service) -> Ve
     let among: HashSet<u32> = open().flat_map(|pair| pair.passages.iter().copied()).collect();
     let mut among: Vec<u32> = among.into_iter().collect();
     among.sort_unstable();
+    let without = |place: &&u32| passages[**place as usize].vector.is_none();
     let texts: Vec<&str> = among
         .iter()
+        .filter(without)
         .map(|place| passages[*place as usize].text.as_str())
         .collect();
-    let chunks = service.embed(Role::Passage, &texts).or_raise();
+    let encoded = service.embed(Role::Passage, &texts).or_raise();
     let texts: Vec<&str> = open().map(|pair| pair.query.as_str()).collect();
     let queries = service.embed(Role::Query, &texts).or_raise();
-    let d = chunks.dimensions.max(1);
-    let vectors: HashMap<u32, &[f32]> = among.iter().copied().zip(chunks.values.chunks_exact(d)).collect();
+    let d = service.model.dimensions.max(1);
+    let mut encoded = encoded.values.chunks_exact(d);
+    let vector = |place: &u32| passages[*place as usize].vector.as_deref().or_else(|| encoded.next());
+    let vectors: HashMap<u32, &[f32]> = among
+        .iter()
+        .copied()
+        .zip(among.iter().map(vector))
+        .filter_map(|(place, vector)| Some((place, vector?)))
+        .collect();
     let mut queries = queries.values.chunks_exact(d);
     let mut pairs = Vec::with_capacity(named.len());
     for Named {

@@ -2,11 +2,12 @@
 
 use super::jobs::{self, Job};
 use super::material::{
-    Bounds, Service, bad, beside, bounded, cut_long, each_key_once, index_passages, read_pairs, relation_passages,
-    unknown,
+    Bounds, Service, bad, beside, bounded, cut_long, each_key_once, read_pairs, relation_passages, unknown,
 };
+use super::stored::{Stored, index_passages};
 use super::watch::{Row, transaction};
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
+use crate::bridge::train::judged::Verdict;
 use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
@@ -61,6 +62,16 @@ struct Material {
     index: Option<String>,
 }
 
+/// Whether what a kind trains is used against the vectors that an index stores: a bridge of queries is. One that changes
+/// passages changes the chunk's own vector, and a projector is given the vector of the passage alone (`situ.rag`).
+fn meets_stored_vectors(kind: &str, options: &Value) -> bool {
+    match kind {
+        adapter::KIND => options.get("side").and_then(Value::as_str) != Some("passage"),
+        "lexsem" | text_feedback::KIND => true,
+        _ => false,
+    }
+}
+
 /// A relation among a job's arguments.
 fn relation(job: &Job, name: &str) -> Option<pg_sys::Oid> {
     let number = job.arguments.get(name).and_then(Value::as_u64)?;
@@ -75,20 +86,21 @@ fn read(job: &Job) -> Material {
         memory: settings::training_memory(),
         seed: options.get("seed").and_then(Value::as_u64).unwrap_or(1),
     };
+    let stored = meets_stored_vectors(&job.kind, &options);
     let of_index = |index| {
-        let (of_index, passages, out) = index_passages(index, bounds);
-        if text("model").is_some_and(|name| name != of_index.name) {
+        let found = index_passages(index, stored, bounds);
+        if text("model").is_some_and(|name| name != found.model.name) {
             bad(
-                format!("index \"{}\" has model \"{}\"", name_of(index), of_index.name),
+                format!("index \"{}\" has model \"{}\"", name_of(index), found.model.name),
                 "Leave model out: a bridge of an index is trained over its model.",
             )
         }
-        (of_index, passages, out)
+        found
     };
     // `searched` are passages that no pair speaks of.
     let (model, passages, searched, out) = match (index, relation(job, "passages")) {
         (Some(index), None) => {
-            let (model, passages, out) = of_index(index);
+            let Stored { model, passages, out } = of_index(index);
             (model, passages, Vec::new(), out)
         }
         (None, Some(passages)) => {
@@ -97,7 +109,11 @@ fn read(job: &Job) -> Material {
             (model, passages, Vec::new(), out)
         }
         (Some(index), Some(passages)) if job.kind == adapter::KIND => {
-            let (model, searched, out_of_index) = of_index(index);
+            let Stored {
+                model,
+                passages: searched,
+                out: out_of_index,
+            } = of_index(index);
             let (passages, out) = relation_passages(passages, model.dimensions, bounds);
             (model, passages, searched, out + out_of_index)
         }
@@ -149,6 +165,15 @@ fn read(job: &Job) -> Material {
     }
 }
 
+/// Where the vectors of the passages come from, for the recipe.
+fn vectors_of(passages: &[Passage], index: bool) -> &'static str {
+    match (passages.iter().any(|passage| passage.vector.is_some()), index) {
+        (true, true) => "index",
+        (true, false) => "given",
+        (false, _) => "encoded",
+    }
+}
+
 /// Reads, trains and stores. Errors are raised.
 pub fn run(id: i64) -> Over {
     let begun = transaction(|| jobs::begin(id));
@@ -175,6 +200,7 @@ pub fn run(id: i64) -> Over {
     let recipe = json!({
         "kind": job.kind, "options": options, "index": index, "pairs": pairs.as_ref().map(Vec::len),
         "passages": passages.len(), "passages_found": found, "precision": service.model.precision(),
+        "vectors": vectors_of(&passages, index.is_some()),
     });
     let model = service.model.clone();
     let pairs = pairs.unwrap_or_default();
@@ -196,7 +222,11 @@ pub fn run(id: i64) -> Over {
     let stamp = Map::from_iter([
         ("fingerprint".to_owned(), json!(model.fingerprint)),
         ("model".to_owned(), json!(model.name)),
-        ("accepted".to_owned(), json!(trained.accepted)),
+        ("accepted".to_owned(), json!(trained.verdict.accepts())),
+        (
+            "made_queries".to_owned(),
+            json!(trained.verdict == Verdict::AcceptedMade),
+        ),
         ("recipe".to_owned(), recipe.clone()),
         ("figures".to_owned(), trained.figures.clone()),
     ]);
@@ -208,13 +238,13 @@ pub fn run(id: i64) -> Over {
             model: &model,
             recipe,
             figures: trained.figures,
-            accepted: trained.accepted,
+            verdict: trained.verdict,
             imported: false,
             weights: &weights,
         };
         bridges::store(entry, replace);
     });
-    match trained.accepted {
+    match trained.verdict.accepts() {
         true => Over::Accepted,
         false => Over::Rejected,
     }

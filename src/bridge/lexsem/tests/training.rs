@@ -2,10 +2,11 @@
 
 use crate::bridge::BridgeError;
 use crate::bridge::lexsem::queries::{Maker, Part, Random};
-use crate::bridge::lexsem::{Scheme, file, train, unit};
+use crate::bridge::lexsem::{Fusion, LexSem, Scheme, file, train, unit};
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, TokenStates, Trained, Vectors, Watch};
+use crate::bridge::train::judged::Verdict;
 use crate::model::Role;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 const D: usize = 24;
 const VOCABULARY: usize = 400;
@@ -134,7 +135,7 @@ fn every_scheme_learns_what_the_encoder_mixes_up() {
         let mut options = small(scheme);
         options["fusion"] = json!("sum");
         let trained = run(&options, &mut Ends::default(), None).unwrap();
-        assert!(trained.accepted, "{scheme}: {}", trained.figures);
+        assert!(trained.verdict.accepts(), "{scheme}: {}", trained.figures);
         assert!(
             trained.figures["gain"].as_f64().unwrap() > 0.05,
             "{scheme}: {}",
@@ -154,7 +155,7 @@ fn a_bridge_that_only_harms_is_not_accepted() {
     // Words of any passage say nothing of where they stand next.
     let passages = passages_of(150, 4000);
     let trained = train(&passages, &[], &options, &mut Made::new(), &mut Ends::default(), None).unwrap();
-    assert!(!trained.accepted);
+    assert!(!trained.verdict.accepts());
     assert_eq!(trained.figures["epoch"], 0);
     let bridge = file::read(&trained.weights).unwrap();
     assert!(bridge.rows.iter().all(|x| *x == 0.0), "the best is the beginning");
@@ -257,6 +258,89 @@ fn the_border_is_the_documents() {
     let maker = Maker::new(&passages, 0.5);
     let trained = |place: usize| maker.part_text(place, Part::Trained).split_whitespace().count();
     assert_eq!((0..6).map(trained).collect::<Vec<_>>(), [60, 30, 0, 60, 30, 0]);
+}
+
+#[test]
+fn half_the_strength_goes_half_the_way() {
+    let mut bridge = LexSem::identity(Scheme::Bag, Fusion::Sum, 2, vec![7], vec![1.0]);
+    let row = [0.0f32, 2.0];
+    let moved = |bridge: &LexSem| {
+        bridge
+            .apply(&[2.0, 0.0], std::iter::once((row.as_slice(), 1.0)))
+            .unwrap()
+    };
+    let root = std::f32::consts::FRAC_1_SQRT_2;
+    let close = |found: Vec<f32>, wanted: Vec<f32>| found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(close(moved(&bridge), vec![root, root]));
+    bridge.strength = 0.5;
+    // Between the query's direction (1, 0) and (1, 1) / sqrt 2.
+    assert!(close(moved(&bridge), unit(vec![1.0 + root, root])));
+    let written = file::write(&bridge, Map::new()).unwrap();
+    assert_eq!(file::read(&written).unwrap().strength, 0.5);
+    for strength in [0.0, -1.0, 1.5, f32::NAN] {
+        bridge.strength = strength;
+        let written = file::write(&bridge, Map::new()).unwrap();
+        assert!(matches!(file::read(&written), Err(BridgeError::File(_))), "{strength}");
+    }
+}
+
+#[test]
+fn without_pairs_a_bridge_is_weakened_and_says_what_judged_it() {
+    let mut options = small("bag");
+    options["fusion"] = json!("sum");
+    let trained = run(&options, &mut Ends::default(), None).unwrap();
+    assert_eq!(trained.verdict, Verdict::AcceptedMade, "{}", trained.figures);
+    assert_eq!(trained.figures["strength"], 0.5);
+    let tasks = &trained.figures["tasks"];
+    // A fifth of the documents is left out, of one topic.
+    assert_eq!(trained.figures["passages"], 120);
+    assert!(tasks["unseen_keyword"]["queries"].as_u64() > Some(0), "{tasks}");
+    assert!(tasks["sentence_common"]["queries"].as_u64() > Some(0), "{tasks}");
+    options["strength"] = json!(1.0);
+    options["unseen"] = json!(0.0);
+    let whole = run(&options, &mut Ends::default(), None).unwrap();
+    assert_eq!(
+        (&whole.figures["strength"], &whole.figures["passages"]),
+        (&json!(1.0), &json!(150))
+    );
+    options["strength"] = json!(0.0);
+    assert!(matches!(
+        run(&options, &mut Ends::default(), None),
+        Err(BridgeError::Option { .. })
+    ));
+}
+
+#[test]
+fn rare_words_are_taken_out_of_sentences() {
+    let passage = |n: usize| Passage {
+        key: n.to_string(),
+        document: n as u32,
+        ordinal: 0,
+        text: format!("Filler words go first in here. Then the king of place{n} went to his own old castle."),
+        vector: None,
+    };
+    let passages: Vec<Passage> = (0..40).map(passage).collect();
+    // Everything is trained on, so that all words are counted.
+    let maker = Maker::new(&passages, 0.0);
+    let mut random = Random::new(3);
+    let found: Vec<String> = (0..40)
+        .filter_map(|place| maker.common_sentence(place, Part::Trained, 6, &mut random))
+        .map(|made| made.text)
+        .collect();
+    assert!(
+        found.contains(&"Then the king of went to his own old castle.".to_owned()),
+        "{found:?}"
+    );
+    assert!(found.iter().all(|text| !text.contains("place")), "{found:?}");
+    // Nothing but rare words leaves nothing to ask.
+    let rare: Vec<Passage> = (0..3)
+        .map(|n| Passage {
+            text: format!("alpha{n} beta{n} gamma{n} delta{n} epsilon{n} zeta{n}."),
+            ..passage(n)
+        })
+        .collect();
+    let maker = Maker::new(&rare, 0.0);
+    assert!(maker.common_sentence(0, Part::Trained, 4, &mut random).is_none());
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
     let trained = train(&passages, &pairs, &options, &mut Words, &mut whole, None).unwrap();
     let figure = |name: &str| trained.figures[name].as_f64().unwrap();
     assert!(
-        trained.accepted && trained.figures["document"] == json!(true),
+        trained.verdict.accepts() && trained.figures["document"] == json!(true),
         "{}",
         trained.figures
     );

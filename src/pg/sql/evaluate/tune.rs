@@ -10,9 +10,12 @@
 use super::ranking::{answers, judged};
 use super::relations::{Asked, key_column, needed, qrels, queries, with_relevant};
 use super::{Judgements, draws};
+use crate::bridge::train::judged::Verdict;
+use crate::eval::bootstrap::Draws;
 use crate::eval::choice::{Candidates, Prior, Step, cross_fit};
 use crate::eval::random::Random;
 use crate::eval::report::{Compared, Measure, compared, values};
+use crate::pg::bridges;
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::sql::profiles;
 use crate::pg::sql::query::Query;
@@ -205,7 +208,40 @@ fn tune(
         "p": found.map(|found| found.randomisation),
     });
     profiles::store(index, name, &options_json(&kept), measure_name, &figures);
+    overturn(&tuning, measure_name, draws);
     rows(tuning.tried, chosen, confirmed, plain, found)
+}
+
+/// Rejects each bridge that was accepted by made queries alone and that loses on these, by more than chance.
+fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
+    for tried in &tuning.tried {
+        let Some(name) = &tried.options.bridge else { continue };
+        let alone = Query {
+            bridge: Some(name.clone()),
+            ..Query::default()
+        };
+        let found = compared(tuning.values_of(0), &tried.values, draws);
+        let Some(found) = found.filter(|found| found.difference.interval.high < 0.0) else {
+            continue;
+        };
+        let bridge = bridges::find(name);
+        if tried.options != alone || bridge.verdict != Verdict::AcceptedMade {
+            continue;
+        }
+        let difference = found.difference;
+        let judged = json!({
+            "index": profiles::qualified(tuning.index), "measure": measure, "queries": tried.values.len(),
+            "plain": mean(tuning.values_of(0)), "bridge": mean(&tried.values),
+            "difference": difference.value, "low": difference.interval.low, "high": difference.interval.high,
+        });
+        let lost = format!("bridge \"{name}\", which made queries had accepted, loses on these questions");
+        if bridges::owns(&bridge) {
+            bridges::overturn(&bridge, judged);
+            warning!("{lost}: it is rejected now");
+        } else {
+            warning!("{lost}; its owner can have it rejected by situ.tune");
+        }
+    }
 }
 
 fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Option<Compared>) -> Tuned {
@@ -296,7 +332,7 @@ mod candidates {
             _ => return Vec::new(),
         };
         let statement = "SELECT name, kind, CASE origin WHEN 'trained' THEN figures END FROM situ.bridges \
-                         WHERE state = 'accepted' AND fingerprint = $1 \
+                         WHERE state <> 'rejected' AND fingerprint = $1 \
                          AND kind IN ('adapter', 'lexsem', 'feedback') \
                          AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
         let bridges = Spi::connect(|client| {

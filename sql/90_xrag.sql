@@ -10,13 +10,13 @@ CREATE FUNCTION situ.import_xrag(
     weights bytea,
     model text DEFAULT NULL,
     llm text DEFAULT NULL,
-    normalized boolean DEFAULT true,
+    normalized boolean DEFAULT false,
     "replace" boolean DEFAULT false
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_xrag_wrapper';
 COMMENT ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) IS
-    'stores a projector as a bridge of kind xrag from the bytes of a safetensors file with the published names (projector.projector.0 and .2, weight and bias), which leads from vectors of model to llm; normalized: it was trained on vectors of length 1; for superusers and the owner of the database unless granted';
+    'stores a projector as a bridge of kind xrag from the bytes of a safetensors file with the published names (projector.projector.0 and .2, weight and bias), which leads from vectors of model to llm; normalized: it was trained on vectors of length 1, and not, as the published ones, on vectors as they are; warns where the model''s vectors are others; for superusers and the owner of the database unless granted';
 REVOKE ALL ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) TO pg_database_owner;
 

@@ -144,11 +144,16 @@ fn demo_vectors(demo: &mut Client) -> Result<Data, Box<dyn std::error::Error>> {
 
 fn measure(client: &mut Client, data: &Data) -> Result<(), Box<dyn std::error::Error>> {
     let truth: Vec<Vec<usize>> = data.queries.iter().map(|query| nearest(data, query)).collect();
+    let helpers = std::thread::available_parallelism().map_or(1, usize::from) - 1;
     for peer in &PEERS {
         let table = format!("t_{}", peer.name);
         load(client, &table, &data.base)?;
         let index = peer.index.replace("OPS", data.class);
-        client.batch_execute("SET maintenance_work_mem = '512MB'")?;
+        // As many processes for the one as threads for the other, however small the table is.
+        client.batch_execute(&format!(
+            "SET maintenance_work_mem = '512MB'; SET max_parallel_maintenance_workers = {helpers};
+             ALTER TABLE {table} SET (parallel_workers = {helpers})"
+        ))?;
         let started = Instant::now();
         client.batch_execute(&format!("CREATE INDEX {table}_v ON {table} {index}"))?;
         print(data, peer, "build_seconds", started.elapsed().as_secs_f64(), "s", "");

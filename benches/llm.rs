@@ -1,7 +1,8 @@
 //! Tokens a second of a small LLM, beside llama.cpp on the same file and threads, in turns.
 //!
-//! `SITU_BENCH_LLM` names the model's file, `SITU_BENCH_LLAMA` the folder of node-llama-cpp; without the second only our own
-//! figures are printed.
+//! `SITU_BENCH_LLM` names the model's file, `SITU_BENCH_LLAMA` the folder that llama-cpp-python was built into; without the
+//! second only our own figures are printed. The peer makes no answer: it decodes as its own bench does, without sampling, while
+//! ours chooses tokens and makes text.
 
 use serde_json::{Value, json};
 use situ::compute::Pool;
@@ -27,21 +28,21 @@ struct Peer {
 
 impl Peer {
     fn start(folder: &str, model: &str, threads: usize) -> Peer {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/llama.mjs");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/llama.py");
         let arguments = [
             script,
-            folder,
             model,
             &threads.to_string(),
             &PROMPT.to_string(),
             &ANSWER.to_string(),
         ];
-        let mut child = Command::new("node")
+        let mut child = Command::new("python3")
             .args(arguments)
+            .env("PYTHONPATH", folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("node starts");
+            .expect("python3 starts");
         let to = child.stdin.take().expect("its input");
         let from = BufReader::new(child.stdout.take().expect("its output"));
         let mut peer = Peer {

@@ -32,7 +32,7 @@ pub fn left_out(passages: &[Passage], vectors: &[f32], dimensions: usize, share:
         return vec![false; passages.len()];
     }
     means.chunks_exact_mut(d).for_each(normalize);
-    let start = Random::new(seed ^ 0x70_71c5).below(count);
+    let start = Random::new(seed ^ 0x0070_71c5).below(count);
     let mean = |place: usize| &means[place * d..(place + 1) * d];
     let near = |place: usize| -> f32 { mean(start).iter().zip(mean(place)).map(|(a, b)| a * b).sum() };
     let mut order: Vec<(f32, usize)> = (0..count).map(|place| (near(place), place)).collect();

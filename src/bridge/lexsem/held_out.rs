@@ -198,8 +198,11 @@ pub struct Measured {
     pub difference: Option<Interval>,
     /// The 95 % interval of the difference over the user's pairs.
     pub pairs: Option<Interval>,
+    /// The same over those about documents that training does not see, where there are any: some tens of queries in a small
+    /// corpus, too few for a smallest gain.
+    pub unseen: Option<Interval>,
     /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over all
-    /// documents, and what shares words with documents that training does not see.
+    /// documents.
     pub guard: f64,
     /// By task: measure, plain, with the bridge, gain, queries.
     pub figures: Map<String, Value>,
@@ -224,6 +227,7 @@ pub fn measure(
     let (mut gains, mut figures) = (Vec::new(), Map::new());
     // Before and with the bridge: of what has to be gained, and of each kind of what is to be kept.
     let mut gained = Paired::default();
+    let mut unseen = Paired::default();
     let mut kept: BTreeMap<&str, Paired> = BTreeMap::new();
     for task in tasks {
         let (queries, plain_values) = match judging {
@@ -243,7 +247,7 @@ pub fn measure(
                 if plain > 0.0 {
                     gained.add(plain_values, &values, plain);
                     if kind.is_some() {
-                        kept.entry(UNSEEN).or_default().add(plain_values, &values, plain);
+                        unseen.add(plain_values, &values, plain);
                     }
                 }
             }
@@ -263,6 +267,7 @@ pub fn measure(
     Ok(Measured {
         interval: judged.gain_interval,
         difference: judged.difference,
+        unseen: unseen.judged(seed).difference,
         pairs,
         gain: gains.iter().sum::<f64>() / gains.len().max(1) as f64,
         guard: guard.unwrap_or(0.0),

@@ -448,7 +448,9 @@ impl<'a> Training<'a> {
         let measured = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
         // Made queries judge it alone, where the user's pairs do not show a gain themselves.
         let made = !is_above_chance(measured.pairs);
-        let verdict = Verdict::of(&[measured.difference], made).provided(measured.guard >= -self.options.guard);
+        let loses_unseen = measured.unseen.is_some_and(|ends| ends.high < 0.0);
+        let kept = measured.guard >= -self.options.guard && !loses_unseen;
+        let verdict = Verdict::of(&[measured.difference], made).provided(kept);
         let figures = json!({
             "tasks": measured.figures,
             "gain": measured.gain,

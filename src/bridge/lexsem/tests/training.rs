@@ -134,6 +134,8 @@ fn every_scheme_learns_what_the_encoder_mixes_up() {
     for scheme in ["bag", "slr", "slr_paper", "llr"] {
         let mut options = small(scheme);
         options["fusion"] = json!("sum");
+        options["unseen"] = json!(0.0);
+        options["strength"] = json!(1.0);
         let trained = run(&options, &mut Ends::default(), None).unwrap();
         assert!(trained.verdict.accepts(), "{scheme}: {}", trained.figures);
         assert!(

@@ -137,6 +137,11 @@ fn read(job: &Job) -> Material {
     // The other trainers take the passages of a relation as they are.
     let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
     let cut = cuts && relation(job, "passages").is_some();
+    let mut passages = passages;
+    if job.kind == situate::bridge::KIND {
+        // It encodes the bodies, whatever vectors they came with.
+        passages.iter_mut().for_each(|passage| passage.vector = None);
+    }
     let passages = if cut {
         if relation(job, "pairs").is_some() {
             each_key_once(&passages);

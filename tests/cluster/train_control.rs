@@ -91,7 +91,7 @@ fn ending_the_process_waits_until_it_can_be_ended() {
     until(
         &mut client,
         "its commit waits",
-        &format!("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = {pid}"),
+        &format!("SELECT coalesce(wait_event = 'SyncRep', false) FROM pg_stat_activity WHERE pid = {pid}"),
     );
     assert!(client.one::<bool>(&format!("SELECT pg_terminate_backend({pid})")));
     eventually("the process ends", 10, || !alive(pid));
@@ -264,7 +264,7 @@ fn pairs_beyond_the_memory_are_drawn_and_said() {
            FROM generate_series(0, 99) n;
          CREATE TABLE pairs AS SELECT 'Which house has ' || k || ' windows and number ' || n || '?' AS query, n AS passage
            FROM generate_series(0, 99) n, generate_series(1, 20) k;
-         CALL situ.train('adapter', 'some', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')",
+         CALL situ.train('adapter', 'some', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1, \"held_out\": 0.4}')",
     );
     let said =
         "SELECT (figures->>'pairs_found') || ' ' || ((recipe->>'pairs')::int BETWEEN 50 AND 700) FROM situ.bridges";

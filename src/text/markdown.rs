@@ -232,7 +232,7 @@ impl Marker<'_> {
         };
         if ["<script", "<style", "<pre", "<textarea"]
             .iter()
-            .any(|name| begins(&name))
+            .any(|name| begins(name))
         {
             self.set(range, Class::Code);
         } else {

@@ -230,10 +230,7 @@ impl Marker<'_> {
             let tag = first.get(..name.len());
             tag.is_some_and(|tag| tag.eq_ignore_ascii_case(name.as_bytes()))
         };
-        if ["<script", "<style", "<pre", "<textarea"]
-            .iter()
-            .any(|name| begins(name))
-        {
+        if ["<script", "<style", "<pre", "<textarea"].iter().any(begins) {
             self.set(range, Class::Code);
         } else {
             self.begin(range.start);

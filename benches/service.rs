@@ -88,7 +88,7 @@ impl Bench {
     fn bulk(&mut self) -> Result<(), Failure> {
         let statement = self
             .client
-            .prepare("SELECT cardinality(situ.embed($1::text[], $2, 'passage'))")?;
+            .prepare("SELECT cardinality(situ.embed_batch($1::text[], $2, 'passage'))")?;
         let (mut service, mut forward, mut both) = (f64::MAX, f64::MAX, f64::MAX);
         let mut tokens = 0;
         for _ in 0..ROUNDS {
@@ -166,7 +166,8 @@ impl Bench {
                 scope.spawn(move || {
                     let bulk = || -> Result<(), Failure> {
                         let mut client = connect(socket, "bench_service")?;
-                        let statement = client.prepare("SELECT cardinality(situ.embed($1::text[], $2, 'passage'))")?;
+                        let statement =
+                            client.prepare("SELECT cardinality(situ.embed_batch($1::text[], $2, 'passage'))")?;
                         while !stop.load(Ordering::Relaxed) {
                             client.query_one(&statement, &[texts, &MODEL])?;
                         }

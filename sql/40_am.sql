@@ -38,6 +38,14 @@ CREATE OPERATOR CLASS situ_text_ops DEFAULT FOR TYPE text USING situ AS
     OPERATOR 2 <=> (text, situ.query) FOR ORDER BY float_ops,
     FUNCTION 1 situ.kind_text();
 
+CREATE OPERATOR CLASS situ_character_ops DEFAULT FOR TYPE character USING situ AS
+    OPERATOR 1 <=> (character, text) FOR ORDER BY float_ops,
+    OPERATOR 2 <=> (character, situ.query) FOR ORDER BY float_ops,
+    FUNCTION 1 situ.kind_text();
+
+CREATE OPERATOR CLASS situ_character_title_ops FOR TYPE character USING situ AS
+    FUNCTION 1 situ.kind_title();
+
 CREATE OPERATOR CLASS situ_title_ops FOR TYPE text USING situ AS
     FUNCTION 1 situ.kind_title();
 

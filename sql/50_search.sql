@@ -3,7 +3,7 @@
 CREATE FUNCTION situ.search(
     index regclass,
     query text,
-    k integer DEFAULT 10,
+    k bigint DEFAULT 10,
     OUT relation regclass,
     OUT ctid tid,
     OUT ordinal integer,
@@ -14,13 +14,13 @@ CREATE FUNCTION situ.search(
     OUT score double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
-COMMENT ON FUNCTION situ.search(regclass, text, integer) IS
-    'the k rows nearest to a question: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+COMMENT ON FUNCTION situ.search(regclass, text, bigint) IS
+    'the k rows nearest to a question in words, each with its nearest passage (byte span start..end of the body); an error over vectors; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.search(
     index regclass,
     query situ.query,
-    k integer DEFAULT 10,
+    k bigint DEFAULT 10,
     OUT relation regclass,
     OUT ctid tid,
     OUT ordinal integer,
@@ -31,8 +31,25 @@ CREATE FUNCTION situ.search(
     OUT score double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
-COMMENT ON FUNCTION situ.search(regclass, situ.query, integer) IS
+COMMENT ON FUNCTION situ.search(regclass, situ.query, bigint) IS
     'the k rows nearest to a question: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+
+CREATE FUNCTION situ.search(
+    index regclass,
+    query @extschema:vector@.vector,
+    k bigint DEFAULT 10,
+    OUT relation regclass,
+    OUT ctid tid,
+    OUT ordinal integer,
+    OUT start integer,
+    OUT "end" integer,
+    OUT passage text,
+    OUT distance double precision,
+    OUT score double precision
+) RETURNS SETOF record
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_vector_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, @extschema:vector@.vector, bigint) IS
+    'the k rows nearest to a vector: over vectors the rows alone, over text each with its nearest passage (byte span start..end of the body), the vector then of the index''s model; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.index_statistics(
     index regclass,

@@ -21,9 +21,9 @@ COMMENT ON TYPE situ.prompt IS 'text with vectors in the places of tokens; made 
 CREATE FUNCTION situ.generate(
     model text,
     prompt text,
-    max_tokens integer DEFAULT 256,
+    max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k integer DEFAULT 0,
+    top_k bigint DEFAULT 0,
     top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
@@ -31,15 +31,15 @@ CREATE FUNCTION situ.generate(
     chat boolean DEFAULT true
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_text_wrapper';
-COMMENT ON FUNCTION situ.generate(text, text, integer, real, integer, real, bigint, text[], text, boolean) IS
+COMMENT ON FUNCTION situ.generate(text, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
     'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
 
-CREATE FUNCTION situ.generate(
+CREATE FUNCTION situ.xrag_generate(
     model text,
     prompt situ.prompt,
-    max_tokens integer DEFAULT 256,
+    max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k integer DEFAULT 0,
+    top_k bigint DEFAULT 0,
     top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
@@ -47,15 +47,15 @@ CREATE FUNCTION situ.generate(
     chat boolean DEFAULT true
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_prompt_wrapper';
-COMMENT ON FUNCTION situ.generate(text, situ.prompt, integer, real, integer, real, bigint, text[], text, boolean) IS
+COMMENT ON FUNCTION situ.xrag_generate(text, situ.prompt, bigint, real, bigint, real, bigint, text[], text, boolean) IS
     'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
 
 CREATE FUNCTION situ.generate_stream(
     model text,
     prompt text,
-    max_tokens integer DEFAULT 256,
+    max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k integer DEFAULT 0,
+    top_k bigint DEFAULT 0,
     top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
@@ -63,15 +63,15 @@ CREATE FUNCTION situ.generate_stream(
     chat boolean DEFAULT true
 ) RETURNS SETOF text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_text_wrapper';
-COMMENT ON FUNCTION situ.generate_stream(text, text, integer, real, integer, real, bigint, text[], text, boolean) IS
+COMMENT ON FUNCTION situ.generate_stream(text, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
     'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
 
-CREATE FUNCTION situ.generate_stream(
+CREATE FUNCTION situ.xrag_generate_stream(
     model text,
     prompt situ.prompt,
-    max_tokens integer DEFAULT 256,
+    max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k integer DEFAULT 0,
+    top_k bigint DEFAULT 0,
     top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
@@ -79,7 +79,7 @@ CREATE FUNCTION situ.generate_stream(
     chat boolean DEFAULT true
 ) RETURNS SETOF text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_prompt_wrapper';
-COMMENT ON FUNCTION situ.generate_stream(text, situ.prompt, integer, real, integer, real, bigint, text[], text, boolean) IS
+COMMENT ON FUNCTION situ.xrag_generate_stream(text, situ.prompt, bigint, real, bigint, real, bigint, text[], text, boolean) IS
     'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
 
 CREATE FUNCTION situ.llm_statistics(

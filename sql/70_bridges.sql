@@ -45,7 +45,7 @@ COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, boolean) IS
 REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO pg_database_owner;
 
-CREATE FUNCTION situ.import_bridge(
+CREATE FUNCTION situ.import_bridge_file(
     kind text,
     path text,
     name text DEFAULT NULL,
@@ -56,9 +56,9 @@ CREATE FUNCTION situ.import_bridge(
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_file_wrapper';
-COMMENT ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) IS
+COMMENT ON FUNCTION situ.import_bridge_file(text, text, text, text, text, boolean, boolean) IS
     'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1, and not, as the published ones, on vectors as they are; warns where the model''s vectors are others';
-REVOKE ALL ON FUNCTION situ.import_bridge(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION situ.import_bridge_file(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE

@@ -8,10 +8,10 @@ COMMENT ON FUNCTION situ.tokens(text, text) IS
 CREATE FUNCTION situ.vocabulary(
     text text,
     model text,
-    most integer DEFAULT 64,
+    most bigint DEFAULT 64,
     OUT token integer,
     OUT weight real
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 64 AS 'MODULE_PATHNAME', 'text_vocabulary_wrapper';
-COMMENT ON FUNCTION situ.vocabulary(text, text, integer) IS
+COMMENT ON FUNCTION situ.vocabulary(text, text, bigint) IS
     'weights that a masked language model gives the entries of its vocabulary for a text, log(1 + ReLU(logit)) at the first token, the largest of them (0 for all): what the scheme clr of lexsem reads';

@@ -27,13 +27,13 @@ CREATE FUNCTION situ.evaluate(
     qrels regclass,
     query situ.query DEFAULT NULL,
     compare situ.query DEFAULT NULL,
-    k integer DEFAULT 10,
-    depth integer DEFAULT 100,
+    k bigint DEFAULT 10,
+    depth bigint DEFAULT 100,
     key text DEFAULT NULL,
     seed bigint DEFAULT 0
 ) RETURNS SETOF situ.evaluation
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 6 AS 'MODULE_PATHNAME', 'evaluate_wrapper';
-COMMENT ON FUNCTION situ.evaluate(regclass, regclass, regclass, situ.query, situ.query, integer, integer, text, bigint) IS
+COMMENT ON FUNCTION situ.evaluate(regclass, regclass, regclass, situ.query, situ.query, bigint, bigint, text, bigint) IS
     'nDCG@k, MAP, MRR and recall of an index for queries (id, text[, embedding]) under judgements (query_id, document_id[, grade]); query: options for every question, compare: a second set of options; key: the column that document_id names, by default the primary key';
 
 CREATE FUNCTION situ.evaluate_queries(
@@ -42,8 +42,8 @@ CREATE FUNCTION situ.evaluate_queries(
     qrels regclass,
     query situ.query DEFAULT NULL,
     compare situ.query DEFAULT NULL,
-    k integer DEFAULT 10,
-    depth integer DEFAULT 100,
+    k bigint DEFAULT 10,
+    depth bigint DEFAULT 100,
     key text DEFAULT NULL,
     OUT query_id text,
     OUT measure text,
@@ -51,19 +51,19 @@ CREATE FUNCTION situ.evaluate_queries(
     OUT compared double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 1000 AS 'MODULE_PATHNAME', 'evaluate_queries_wrapper';
-COMMENT ON FUNCTION situ.evaluate_queries(regclass, regclass, regclass, situ.query, situ.query, integer, integer, text) IS
+COMMENT ON FUNCTION situ.evaluate_queries(regclass, regclass, regclass, situ.query, situ.query, bigint, bigint, text) IS
     'what situ.evaluate takes the means of, query by query, and the milliseconds of each search without encoding the question';
 
 CREATE FUNCTION situ.evaluate_run(
     run regclass,
     qrels regclass,
     compare regclass DEFAULT NULL,
-    k integer DEFAULT 10,
-    depth integer DEFAULT 100,
+    k bigint DEFAULT 10,
+    depth bigint DEFAULT 100,
     seed bigint DEFAULT 0
 ) RETURNS SETOF situ.evaluation
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100000 ROWS 6 AS 'MODULE_PATHNAME', 'evaluate_run_wrapper';
-COMMENT ON FUNCTION situ.evaluate_run(regclass, regclass, regclass, integer, integer, bigint) IS
+COMMENT ON FUNCTION situ.evaluate_run(regclass, regclass, regclass, bigint, bigint, bigint) IS
     'the measures of a run (query_id, document_id, score), whoever made it, and of a second one';
 
 CREATE FUNCTION situ.compare(base double precision[], other double precision[], seed bigint DEFAULT 0)
@@ -76,7 +76,7 @@ CREATE FUNCTION situ.run(
     index regclass,
     queries regclass,
     query situ.query DEFAULT NULL,
-    k integer DEFAULT 100,
+    k bigint DEFAULT 100,
     key text DEFAULT NULL,
     OUT query_id text,
     OUT document_id text,
@@ -84,7 +84,7 @@ CREATE FUNCTION situ.run(
     OUT score double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 10000 AS 'MODULE_PATHNAME', 'run_wrapper';
-COMMENT ON FUNCTION situ.run(regclass, regclass, situ.query, integer, text) IS
+COMMENT ON FUNCTION situ.run(regclass, regclass, situ.query, bigint, text) IS
     'the k nearest documents of every query';
 
 CREATE FUNCTION situ.read_run(
@@ -124,7 +124,7 @@ COMMENT ON FUNCTION situ.write_qrels(text, text, double precision) IS 'one line 
 CREATE FUNCTION situ.make_queries(
     index regclass,
     kind text DEFAULT 'span16',
-    n integer DEFAULT 200,
+    n bigint DEFAULT 200,
     seed bigint DEFAULT 0,
     key text DEFAULT NULL,
     part_from double precision DEFAULT 0,
@@ -134,7 +134,7 @@ CREATE FUNCTION situ.make_queries(
     OUT document_id text
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100000 ROWS 200 AS 'MODULE_PATHNAME', 'make_queries_wrapper';
-COMMENT ON FUNCTION situ.make_queries(regclass, text, integer, bigint, text, double precision, double precision) IS
+COMMENT ON FUNCTION situ.make_queries(regclass, text, bigint, bigint, text, double precision, double precision) IS
     'n questions made from the documents of a text index, at most one a document: span16, span8 (spanN: N words in a row), keyword (four words of largest tf-idf), sentence; taken from the part of each text between two shares of its words';
 
 -- Profiles.
@@ -162,7 +162,7 @@ CREATE FUNCTION situ.tune(
     name text DEFAULT 'best',
     measure text DEFAULT 'ndcg@10',
     candidates situ.query[] DEFAULT NULL,
-    depth integer DEFAULT 100,
+    depth bigint DEFAULT 100,
     key text DEFAULT NULL,
     seed bigint DEFAULT 0,
     OUT options jsonb,
@@ -177,7 +177,7 @@ CREATE FUNCTION situ.tune(
     OUT p double precision
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 AS 'MODULE_PATHNAME', 'tune_wrapper';
-COMMENT ON FUNCTION situ.tune(regclass, regclass, regclass, text, text, situ.query[], integer, text, bigint) IS
+COMMENT ON FUNCTION situ.tune(regclass, regclass, regclass, text, text, situ.query[], bigint, text, bigint) IS
     'chooses options of situ.query by judged queries (accepted bridges, feedback, or the candidates given; value: the mean over all queries), confirms the choice against plain search fold by fold on queries that did not make it (held_out), and stores it as a profile of the index; for the owner of the index';
 
 CREATE FUNCTION situ.drop_profile(index regclass, name text) RETURNS void

@@ -43,13 +43,13 @@ COMMENT ON FUNCTION situ.xrag_prompt_embeds(situ.prompt, text, text, boolean) IS
 CREATE FUNCTION situ.rag(
     index regclass,
     question text,
-    k integer DEFAULT 3,
+    k bigint DEFAULT 3,
     mode text DEFAULT NULL,
     model text DEFAULT NULL,
     bridge text DEFAULT NULL,
-    max_tokens integer DEFAULT 256,
+    max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k integer DEFAULT 0,
+    top_k bigint DEFAULT 0,
     top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
@@ -67,5 +67,5 @@ CREATE FUNCTION situ.rag(
     OUT decode_ms double precision
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 1 AS 'MODULE_PATHNAME', 'rag_wrapper';
-COMMENT ON FUNCTION situ.rag(regclass, text, integer, text, text, text, integer, real, integer, real, bigint, text[], text, text, text, situ.query) IS
+COMMENT ON FUNCTION situ.rag(regclass, text, bigint, text, text, text, bigint, real, bigint, real, bigint, text[], text, text, text, situ.query) IS
     'an LLM''s answer to a question from the k nearest rows of an index: their passages as text (mode text, the default), as vectors in the places of tokens (mode xrag, with a bridge), or without any (mode none); body: the column that is put into the prompt instead of the passage; search: options of the retrieval; sources: the rows used; the caller''s privileges and row security apply';

@@ -110,11 +110,11 @@ class Evaluation:
             f"c.ordinal) AS ordinal, c.passage AS body FROM {s}.docs d, situ.chunks(d.body, '{MODEL}', 250) c;"
         )
         for kind, arguments in kinds.items():
-            self.step(f"{s}: situ.situate(chunks, {arguments})")
+            self.step(f"{s}: situ.situate_chunks(chunks, {arguments})")
             table, begin = f"{s}.situated_{kind}", time.monotonic()
             made = (
                 f"CREATE TABLE {table} AS SELECT ids[n] AS id, vectors[n] AS v FROM (SELECT array_agg(id ORDER BY ordinal) AS "
-                f"ids, situ.situate(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.pieces "
+                f"ids, situ.situate_chunks(array_agg(body ORDER BY ordinal), model => '{MODEL}', {arguments}) AS vectors FROM {s}.pieces "
                 "GROUP BY document) d, generate_subscripts(ids, 1) n;"
             )
             try:
@@ -232,7 +232,7 @@ class Evaluation:
             self.db.run(
                 f"ALTER TABLE {queries} ADD embedding vector(384);\n"
                 f"UPDATE {queries} q SET embedding = e.v FROM (SELECT ids[n] AS id, vectors[n] AS v FROM "
-                f"(SELECT array_agg(id) AS ids, situ.embed(array_agg(text), '{MODEL}', 'query') AS vectors FROM "
+                f"(SELECT array_agg(id) AS ids, situ.embed_batch(array_agg(text), '{MODEL}', 'query') AS vectors FROM "
                 f"(SELECT id, text FROM {queries} ORDER BY id) o) a, generate_subscripts(ids, 1) n) e WHERE e.id = q.id;"
             )
         for variant in self.variants:

@@ -106,9 +106,9 @@ class Run:
 
     def embed(self, table: str, situate: str) -> None:
         """Adds the passages' vectors to a table, of each alone or among the others of its document."""
-        vectors = f"situ.embed(array_agg(body ORDER BY ordinal), '{ENCODER}', 'passage')"
+        vectors = f"situ.embed_batch(array_agg(body ORDER BY ordinal), '{ENCODER}', 'passage')"
         if situate:
-            vectors = f"situ.situate(array_agg(body ORDER BY ordinal), model => '{ENCODER}', mode => '{situate}')"
+            vectors = f"situ.situate_chunks(array_agg(body ORDER BY ordinal), model => '{ENCODER}', mode => '{situate}')"
         self.db.run(
             f"ALTER TABLE {table} ADD embedding vector;\n"
             f"UPDATE {table} d SET embedding = e.v FROM (SELECT unnest(ids) AS id, unnest(vectors) AS v FROM (SELECT "
@@ -194,8 +194,9 @@ class Run:
             if again and "{bridge}" not in passage:
                 continue
             prompt = passage.format(bridge=bridge)
+            generate = "xrag_generate" if "{bridge}" in passage else "generate"
             statements.append((f"{mode} from the gold passage",
-                f"INSERT INTO answers SELECT '{s}', '{mode}', 'gold', {tokens}, q.id, situ.generate('{LLM}', {prompt}, {how}), NULL "
+                f"INSERT INTO answers SELECT '{s}', '{mode}', 'gold', {tokens}, q.id, situ.{generate}('{LLM}', {prompt}, {how}), NULL "
                 f"FROM {s}.questions q JOIN {s}.docs d ON d.id = q.gold JOIN {s}.docs o ON o.id = q.other "
                 f"WHERE abs(hashtext(q.id)) % {self.sessions} = %session%;"))
         for mode, statement in statements:

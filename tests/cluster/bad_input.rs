@@ -9,7 +9,7 @@ fn an_unknown_model_is_named_with_what_to_do() {
     document_table(&mut client);
     for statement in [
         "SELECT situ.embed('text', 'nosuch')",
-        "SELECT situ.embed(ARRAY['text'], 'nosuch')",
+        "SELECT situ.embed_batch(ARRAY['text'], 'nosuch')",
         "SELECT * FROM situ.situate('A text.', 'nosuch')",
         "CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'nosuch')",
         "SELECT situ.drop_model('nosuch')",

@@ -98,7 +98,10 @@ macro_rules! cases {
 
 // `alone`: on a cluster of its own, because it counts what the encoder does.
 cases! {
+    case_03_embed_once_per_statement: "03", alone;
     case_04_null_question: "04";
+    case_05_distance_depends_on_plan: "05";
+    case_06_question_from_elsewhere: "06", alone;
     case_07_concurrently_with_empty_rows: "07";
     case_08_savepoints_merge_upsert: "08";
     case_09_held_and_scrolled_cursors: "09";

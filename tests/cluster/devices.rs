@@ -11,7 +11,7 @@ const STATES: &str = "SELECT device || ' ' || state FROM situ.stat_service ORDER
 /// Distinct texts of a sender, answered as a hash of all their vectors.
 fn bulk(sender: usize, count: usize) -> String {
     format!(
-        "SELECT md5(situ.embed(array_agg('sender {sender} text ' || n || repeat(' words of a report', 20)), 'minilm')::text)
+        "SELECT md5(situ.embed_batch(array_agg('sender {sender} text ' || n || repeat(' words of a report', 20)), 'minilm')::text)
            FROM generate_series(1, {count}) n"
     )
 }

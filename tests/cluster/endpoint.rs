@@ -232,7 +232,7 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
     };
     let vector = r#"'{"pieces": [{"vector": [1]}]}'::situ.prompt"#;
     fails(
-        &format!("SELECT situ.generate(NULL, {vector})"),
+        &format!("SELECT situ.xrag_generate(NULL, {vector})"),
         "0A000",
         "vectors in a prompt",
     );

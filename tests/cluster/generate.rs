@@ -417,7 +417,7 @@ fn what_cannot_be_answered_is_a_clear_error() {
         "tokens",
     );
     fails(
-        "situ.generate('smol', '{\"pieces\": [{\"vector\": [1, 2]}]}'::situ.prompt)",
+        "situ.xrag_generate('smol', '{\"pieces\": [{\"vector\": [1, 2]}]}'::situ.prompt)",
         "22023",
         "2 dimensions",
     );

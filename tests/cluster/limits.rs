@@ -53,11 +53,11 @@ fn whole_texts_are_not_sent_where_a_part_is_read() {
     );
     within(
         &mut client,
-        &format!("SELECT situ.situate(ARRAY['A short body.'], 'minilm', {title}, 'header')"),
+        &format!("SELECT situ.situate_chunks(ARRAY['A short body.'], 'minilm', {title}, 'header')"),
     );
     // What was cut off would not have been read.
-    let same = "SELECT situ.situate(ARRAY['A body.'], 'minilm', repeat('a title ', 500000), 'header')
-                     = situ.situate(ARRAY['A body.'], 'minilm', repeat('a title ', 1000), 'header')";
+    let same = "SELECT situ.situate_chunks(ARRAY['A body.'], 'minilm', repeat('a title ', 500000), 'header')
+                     = situ.situate_chunks(ARRAY['A body.'], 'minilm', repeat('a title ', 1000), 'header')";
     assert!(client.one::<bool>(same));
     // Tokens are asked for in parts, and are those of the whole.
     let parts = "SELECT situ.tokens(repeat('the quick brown fox ', 30000), 'minilm') = array_agg(t ORDER BY n, o)

@@ -56,7 +56,7 @@ fn array(numbers: &[usize]) -> String {
 
 fn select(numbers: &[usize]) -> String {
     let array = array(numbers);
-    format!("SELECT v::text FROM unnest(situ.embed({array}, 'minilm')) WITH ORDINALITY u(v, n) ORDER BY n")
+    format!("SELECT v::text FROM unnest(situ.embed_batch({array}, 'minilm')) WITH ORDINALITY u(v, n) ORDER BY n")
 }
 
 /// Sends statements until `done`, on a new connection wherever the old one was lost.

@@ -56,7 +56,7 @@ fn a_cancelled_statement_ends_within_a_tenth_of_a_second() {
     client.run("CREATE TABLE docs (id bigint, title text, body text)");
     client.run("INSERT INTO docs SELECT n, '', n || repeat(' A long sentence about harbours, ships and weather.', 400) FROM generate_series(1, 200) n");
     let statements = [
-        "SELECT situ.embed((SELECT array_agg(body) FROM docs), 'minilm')",
+        "SELECT situ.embed_batch((SELECT array_agg(body) FROM docs), 'minilm')",
         "CREATE INDEX docs_body ON docs USING situ (body) WITH (model = 'minilm')",
         "SELECT count(*) FROM docs, LATERAL situ.situate(body, 'minilm')",
     ];
@@ -156,7 +156,7 @@ fn a_backend_that_dies_frees_its_place_in_the_queue() {
         let mut other = cluster.connect("service_sender");
         let pid: i32 = other.one("SELECT pg_backend_pid()");
         let lost = std::thread::spawn(move || {
-            other.batch_execute("SELECT situ.embed(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 300) n")
+            other.batch_execute("SELECT situ.embed_batch(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 300) n")
         });
         std::thread::sleep(Duration::from_millis(150));
         client.run(&format!("SELECT pg_terminate_backend({pid})"));
@@ -228,7 +228,7 @@ fn a_request_that_takes_too_long_ends_with_its_timeout() {
     client.run("SET situ.request_timeout = 1");
     client
         .failure(
-            "SELECT situ.embed(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 50) n",
+            "SELECT situ.embed_batch(array_agg(repeat('many words ', 500) || n), 'minilm') FROM generate_series(1, 50) n",
         )
         .is("57014", "did not answer");
     client.run("RESET situ.request_timeout");

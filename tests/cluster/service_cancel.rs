@@ -46,7 +46,7 @@ fn pause(milliseconds: u64) -> impl FnOnce() {
 /// Distinct texts, long enough that they keep the encoder busy.
 fn bulk(count: usize) -> String {
     format!(
-        "SELECT situ.embed(array_agg(n || repeat(' many words', 300)), 'minilm') FROM generate_series(1, {count}) n"
+        "SELECT situ.embed_batch(array_agg(n || repeat(' many words', 300)), 'minilm') FROM generate_series(1, {count}) n"
     )
 }
 

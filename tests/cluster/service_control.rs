@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// A statement that keeps a slot for long.
 const LONG: &str =
-    "SELECT situ.embed(array_agg(n || repeat(' many words', 300)), 'minilm') FROM generate_series(1, 5000) n";
+    "SELECT situ.embed_batch(array_agg(n || repeat(' many words', 300)), 'minilm') FROM generate_series(1, 5000) n";
 
 fn roles(cluster: &Cluster, names: &[&str]) {
     let mut admin = cluster.connect("postgres");
@@ -188,7 +188,7 @@ fn shrunk(client: &mut Client, before: i64) -> i64 {
 fn what_models_took_goes_back_to_the_system() {
     let cluster = Cluster::new();
     let mut client = cluster.text_database("control_memory");
-    let bulk = "SELECT count(v) FROM unnest(situ.embed((SELECT array_agg('row ' || n || repeat(' and words', n)) \
+    let bulk = "SELECT count(v) FROM unnest(situ.embed_batch((SELECT array_agg('row ' || n || repeat(' and words', n)) \
                 FROM generate_series(1, 60) n), 'minilm')) v";
     let fresh = resident(&mut client);
     client.run(bulk);
@@ -252,7 +252,7 @@ fn the_statistics_add_up() {
     for n in 0..20 {
         client.run(&format!("SELECT situ.embed('query {n}', 'minilm')"));
     }
-    client.run("SELECT situ.embed(array_agg('bulk text ' || n), 'minilm') FROM generate_series(1, 500) n");
+    client.run("SELECT situ.embed_batch(array_agg('bulk text ' || n), 'minilm') FROM generate_series(1, 500) n");
     client.failure("SELECT situ.situate('text', 'minilm', weight => 0.5, chunk_tokens => 0)");
     let row = client
         .query_one(

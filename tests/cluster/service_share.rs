@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Distinct texts of one sender, more than it sends while a test looks on.
 fn bulk(sender: usize) -> String {
     format!(
-        "SELECT situ.embed(array_agg('sender {sender} text ' || n || repeat(' words of a report', 10)), 'minilm')
+        "SELECT situ.embed_batch(array_agg('sender {sender} text ' || n || repeat(' words of a report', 10)), 'minilm')
            FROM generate_series(1, 40000) n"
     )
 }
@@ -61,7 +61,7 @@ fn senders_with_the_same_texts_share_the_work() {
     let mut client = cluster.text_database("same");
     client.run("SELECT situ.warm('minilm')");
     let statement =
-        "SELECT md5(situ.embed(array_agg('text ' || n || repeat(' of a shared corpus', 30)), 'minilm')::text)
+        "SELECT md5(situ.embed_batch(array_agg('text ' || n || repeat(' of a shared corpus', 30)), 'minilm')::text)
                        FROM generate_series(1, 1500) n";
     let tokens = "SELECT tokens FROM situ.stat_service";
     let start: i64 = client.one(tokens);
@@ -119,7 +119,7 @@ fn settings_are_followed_without_a_restart() {
 
     let bulk = |from: usize| {
         let to = from + 99;
-        format!("SELECT situ.embed(array_agg('text ' || n), 'minilm') FROM generate_series({from}, {to}) n")
+        format!("SELECT situ.embed_batch(array_agg('text ' || n), 'minilm') FROM generate_series({from}, {to}) n")
     };
     let batches = "SELECT batches FROM situ.stat_service";
     cluster.set("situ.batch_tokens", "1");

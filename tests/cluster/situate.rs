@@ -104,7 +104,7 @@ fn chunks_that_the_user_has_cut_are_those_that_the_server_cuts() {
     ] {
         let worst: f64 = client.one(&format!(
             "WITH cut AS MATERIALIZED (SELECT * FROM situ.situate({BODY}, {options})),
-                  own AS (SELECT situ.situate(array_agg(passage ORDER BY ordinal), 'minilm', {options}) AS v FROM cut)
+                  own AS (SELECT situ.situate_chunks(array_agg(passage ORDER BY ordinal), 'minilm', {options}) AS v FROM cut)
              SELECT max(cut.embedding <=> v[ordinal + 1]) FROM cut CROSS JOIN own"
         ));
         // Headings that the body has are not in the chunks.
@@ -114,7 +114,7 @@ fn chunks_that_the_user_has_cut_are_those_that_the_server_cuts() {
         );
     }
     let nulls: i64 = client.one(
-        "SELECT count(*) FROM unnest(situ.situate(ARRAY['a text', NULL, '  ', 'another'], 'minilm', bridge => 'some')) v
+        "SELECT count(*) FROM unnest(situ.situate_chunks(ARRAY['a text', NULL, '  ', 'another'], 'minilm', bridge => 'some')) v
           WHERE v IS NULL",
     );
     assert_eq!(nulls, 2);

@@ -7,6 +7,8 @@ pub mod feedback;
 pub mod insert;
 pub mod kind;
 pub mod options;
+pub mod planner;
+pub mod rows;
 pub mod scan;
 pub mod settings;
 pub mod spool;
@@ -20,6 +22,7 @@ pub fn define() {
     options::define();
     settings::define();
     insert::define();
+    planner::define();
 }
 
 /// Tells the server that [`situ_handler`] uses the version-1 calling convention.

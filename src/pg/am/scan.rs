@@ -1,6 +1,6 @@
 //! Scans: the question becomes a vector, the index walks its lists, rows come out nearest first.
 
-use super::distances;
+use super::distances::Returned;
 use super::feedback::Rounds;
 use super::insert;
 use super::kind::{self, KeyKind};
@@ -29,10 +29,12 @@ pub struct ScanState {
     running: Option<Scan<RelationStore>>,
     /// The rounds of feedback of a running scan that has some.
     rounds: Option<Rounds>,
-    /// Identifies the operand for [`distances`]; none for vectors.
+    /// Identifies the operand for [`super::distances`]; none for vectors.
     question: Option<u64>,
     /// The row returned last: where its evidence lies.
     pub hit: Option<Hit>,
+    /// Where its distance is left for the operator.
+    returned: Returned,
     /// Rows are still to be counted as one scan of the index.
     counted: bool,
 }
@@ -55,6 +57,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
             rounds: None,
             question: None,
             hit: None,
+            returned: Returned::new(),
             counted: false,
         };
         (*scan).opaque = pgrx::PgMemoryContexts::CurrentMemoryContext
@@ -68,7 +71,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
 #[derive(Default)]
 struct Operand {
     vector: Vec<f32>,
-    /// Identifies the question for [`distances`]; none for vectors.
+    /// Identifies the question for [`super::distances`]; none for vectors.
     question: Option<u64>,
     /// Lists to read first; 0 if the query does not say.
     probes: u32,
@@ -131,6 +134,7 @@ pub unsafe extern "C-unwind" fn amrescan(
         state.running = None;
         state.rounds = None;
         state.hit = None;
+        state.returned.clear();
         state.question = None;
         state.counted = false;
         if !order_bys.is_null() && order_by_count > 0 {
@@ -232,13 +236,14 @@ pub unsafe extern "C-unwind" fn amgettuple(
             Some(hit) => {
                 (*scan).xs_heaptid = kind::unpack_tid(hit.tid);
                 if let Some(question) = state.question {
-                    distances::remember(question, hit.hash, hit.distance);
+                    state.returned.set(scan, question, &hit);
                 }
                 state.hit = Some(hit);
                 true
             }
             None => {
                 state.hit = None;
+                state.returned.clear();
                 false
             }
         }
@@ -254,5 +259,6 @@ pub unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
         state.running = None;
         state.rounds = None;
         state.hit = None;
+        state.returned.clear();
     }
 }

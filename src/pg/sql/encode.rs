@@ -1,18 +1,23 @@
-//! Texts to vectors, documents to passages: `situ.embed`, `situ.chunks`, `situ.situate`.
+//! Texts to vectors, documents to passages: `situ.embed`, `situ.embed_batch`, `situ.chunks`, `situ.situate`,
+//! `situ.situate_chunks`.
 
 use super::models::model_by_name;
+use super::raw::{argument, function, kept, null};
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::model::Role;
+use crate::pg::am::kind::read_text;
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::service::{self, Lane, ModelRef, SituatedPassage};
 use crate::pg::situated::{self, PassageBridge};
-use crate::pg::vector::{Vector, VectorArray};
+use crate::pg::vector::{Vector, VectorArray, write_vector};
 use pgrx::prelude::*;
+use sha2::Digest;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Largest `chunk_tokens`.
-const MOST_CHUNK_TOKENS: i32 = 8192;
+const MOST_CHUNK_TOKENS: i64 = 8192;
 
 fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
@@ -30,7 +35,7 @@ fn role(name: &str) -> Role {
     }
 }
 
-fn chunk_tokens(value: Option<i32>) -> u32 {
+fn chunk_tokens(value: Option<i64>) -> u32 {
     match value.unwrap_or(128) {
         tokens @ 1..=MOST_CHUNK_TOKENS => tokens as u32,
         tokens => bad(
@@ -55,17 +60,56 @@ fn situate_mode(name: Option<&str>, title: Option<&str>) -> Situate {
     }
 }
 
-/// `situ.embed(text, model, role)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
-fn embed_text(text: Option<String>, model: Option<&str>, role_name: Option<&str>) -> Option<Vector> {
-    let role = role(role_name.unwrap_or("plain"));
-    let text = text?;
-    let model = model_by_name(model).or_raise();
-    let vectors = service::embed(&model, role, &[text]).or_raise();
-    vectors.into_iter().next().map(Vector)
+/// Vectors that one expression of a statement keeps.
+const KEPT: usize = 8;
+
+/// The vectors that a call of `situ.embed` gave last: a constant question in ORDER BY or WHERE is asked for once a row.
+#[derive(Default)]
+struct Embedded(VecDeque<([u8; 32], Vec<f32>)>);
+
+impl Embedded {
+    fn vector(&mut self, model: &ModelRef, role: Role, text: String) -> Option<Vec<f32>> {
+        let mut digest = sha2::Sha256::new();
+        for part in [&model.fingerprint, model.precision().name(), &format!("{role:?}")] {
+            digest.update(part.as_bytes());
+            digest.update([0]);
+        }
+        digest.update(text.as_bytes());
+        let key: [u8; 32] = digest.finalize().into();
+        if let Some((_, vector)) = self.0.iter().find(|(known, _)| *known == key) {
+            return Some(vector.clone());
+        }
+        let vector = service::embed(model, role, &[text]).or_raise().into_iter().next()?;
+        if self.0.len() >= KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back((key, vector.clone()));
+        Some(vector)
+    }
 }
 
-/// `situ.embed(texts, model, role)`.
+function! {
+    /// `situ.embed(text, model, role)`.
+    situ_embed, pg_finfo_situ_embed, embed_text
+}
+
+unsafe fn embed_text(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+    // SAFETY: a call in progress with three texts.
+    unsafe {
+        let [text, model, role_name] = [0, 1, 2].map(|at| argument(call, at).map(|text| read_text(text)));
+        let role = role(role_name.as_deref().unwrap_or("plain"));
+        let Some(text) = text else { return null(call) };
+        let model = model_by_name(model.as_deref()).or_raise();
+        let mut own = Embedded::default();
+        let embedded = kept::<Embedded>(call).unwrap_or(&mut own);
+        match embedded.vector(&model, role, text) {
+            Some(vector) => write_vector(&vector).or_raise(),
+            None => null(call),
+        }
+    }
+}
+
+/// `situ.embed_batch(texts, model, role)`.
 #[pg_extern(stable, parallel_safe, sql = false)]
 fn embed_texts(texts: Option<Array<'_, &str>>, model: Option<&str>, role_name: Option<&str>) -> Option<VectorArray> {
     let role = role(role_name.unwrap_or("plain"));
@@ -98,7 +142,7 @@ type Chunks = TableIterator<
 
 /// `situ.chunks(body, model, chunk_tokens)`.
 #[pg_extern(stable, parallel_safe, sql = false)]
-fn chunks(body: Option<&str>, model: Option<&str>, tokens: Option<i32>) -> Chunks {
+fn chunks(body: Option<&str>, model: Option<&str>, tokens: Option<i64>) -> Chunks {
     let tokens = chunk_tokens(tokens);
     let Some(body) = body else {
         return TableIterator::new(Vec::new());
@@ -136,18 +180,18 @@ fn situate(
     model: Option<&str>,
     title: Option<&str>,
     mode: Option<&str>,
-    tokens: Option<i32>,
-    window_tokens: Option<i32>,
+    tokens: Option<i64>,
+    window_tokens: Option<i64>,
     weight: Option<f32>,
     bridge: Option<&str>,
 ) -> Passages {
     let window = window_tokens.unwrap_or(0);
-    if window < 0 {
+    let Ok(window) = u32::try_from(window) else {
         bad(
             format!("window_tokens = {window} is out of range"),
-            "Use 0 for the model's limit, or a number of tokens.",
-        );
-    }
+            "It may be 0, which is for the model's limit, to 4294967295.",
+        )
+    };
     let Some(body) = body else {
         return TableIterator::new(Vec::new());
     };
@@ -155,7 +199,7 @@ fn situate(
     let (options, bridge) = situate_options(&model, title, mode, bridge, weight);
     let options = SituateOptions {
         chunk_tokens: chunk_tokens(tokens),
-        window_tokens: window as u32,
+        window_tokens: window,
         ..options
     };
     let mut passages = service::situate_document(&model, Lane::Bulk, title, body, &options).or_raise();
@@ -209,7 +253,7 @@ fn situate_options(
     (options, bridge)
 }
 
-/// `situ.situate(chunks, model, title, mode, bridge, weight)`: the chunks of one document, in order.
+/// `situ.situate_chunks(chunks, model, title, mode, bridge, weight)`: the chunks of one document, in order.
 #[pg_extern(stable, parallel_safe, sql = false)]
 fn situate_chunks(
     chunks: Option<Array<'_, &str>>,

@@ -60,7 +60,7 @@ impl Task {
 }
 
 /// The depth that every measure of a report needs.
-fn depth(k: Option<i32>, depth: Option<i32>) -> (usize, usize) {
+fn depth(k: Option<i64>, depth: Option<i64>) -> (usize, usize) {
     let k = positive("k", k.unwrap_or(10));
     (k, positive("depth", depth.unwrap_or(100)).max(k))
 }
@@ -167,8 +167,8 @@ fn evaluate(
     qrels: Option<pg_sys::Oid>,
     query: Option<Query>,
     compare: Option<Query>,
-    k: Option<i32>,
-    depth_asked: Option<i32>,
+    k: Option<i64>,
+    depth_asked: Option<i64>,
     key: Option<&str>,
     seed: Option<i64>,
 ) -> Evaluation {
@@ -198,8 +198,8 @@ fn evaluate_queries(
     qrels: Option<pg_sys::Oid>,
     query: Option<Query>,
     compare: Option<Query>,
-    k: Option<i32>,
-    depth_asked: Option<i32>,
+    k: Option<i64>,
+    depth_asked: Option<i64>,
     key: Option<&str>,
 ) -> EachQuery {
     let (k, depth) = depth(k, depth_asked);
@@ -229,8 +229,8 @@ fn evaluate_run(
     run: Option<pg_sys::Oid>,
     qrels: Option<pg_sys::Oid>,
     compare: Option<pg_sys::Oid>,
-    k: Option<i32>,
-    depth_asked: Option<i32>,
+    k: Option<i64>,
+    depth_asked: Option<i64>,
     seed: Option<i64>,
 ) -> Evaluation {
     let (k, depth) = depth(k, depth_asked);

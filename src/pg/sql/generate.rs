@@ -1,4 +1,6 @@
-//! Texts from prompts: `situ.generate`, `situ.generate_stream`.
+//! Texts from prompts: `situ.generate`, `situ.generate_stream`, and the same for prompts with vectors,
+//! `situ.xrag_generate`, `situ.xrag_generate_stream`: names of their own, because a parameter that a client sends
+//! without a type would always be text.
 
 use super::prompt::{MOST_TEXT, Prompt};
 use crate::pg::fail::{fail_full, fail_with_hint};
@@ -9,7 +11,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 
 /// Limits of the arguments.
-const MOST_TOKENS: i32 = 1 << 20;
+const MOST_TOKENS: i64 = 1 << 20;
 const MOST_STOPS: usize = 16;
 const MOST_STOP_BYTES: usize = 1024;
 
@@ -20,9 +22,9 @@ fn bad(message: String, hint: &str) -> ! {
 /// The options of an answer as SQL gives them, NULL for the default.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    pub max_tokens: Option<i32>,
+    pub max_tokens: Option<i64>,
     pub temperature: Option<f32>,
-    pub top_k: Option<i32>,
+    pub top_k: Option<i64>,
     pub top_p: Option<f32>,
     pub seed: Option<i64>,
     pub stop: Vec<String>,
@@ -49,7 +51,10 @@ impl Options {
         }
         let top_k = self.top_k.unwrap_or(0);
         let Ok(top_k) = u32::try_from(top_k) else {
-            bad(format!("top_k = {top_k} is out of range"), "Use 0 for all tokens.")
+            bad(
+                format!("top_k = {top_k} is out of range"),
+                "It may be 0, which is for all tokens, to 4294967295.",
+            )
         };
         let top_p = self.top_p.unwrap_or(1.0);
         if !(top_p > 0.0 && top_p <= 1.0) {
@@ -66,7 +71,8 @@ impl Options {
             )
         }
         Sampling {
-            max_tokens: max_tokens.unsigned_abs(),
+            // At most MOST_TOKENS.
+            max_tokens: max_tokens as u32,
             temperature,
             top_k,
             top_p,
@@ -157,9 +163,9 @@ macro_rules! generating {
         fn $name(
             model: Option<&str>,
             prompt: Option<$prompt>,
-            max_tokens: Option<i32>,
+            max_tokens: Option<i64>,
             temperature: Option<f32>,
-            top_k: Option<i32>,
+            top_k: Option<i64>,
             top_p: Option<f32>,
             seed: Option<i64>,
             stop: Option<Array<'_, &str>>,
@@ -184,10 +190,10 @@ macro_rules! generating {
 generating! {
     /// `situ.generate(model, text, ...)`.
     generate_text: String => Option<String>, answer;
-    /// `situ.generate(model, situ.prompt, ...)`.
+    /// `situ.xrag_generate(model, situ.prompt, ...)`.
     generate_prompt: Prompt => Option<String>, answer;
     /// `situ.generate_stream(model, text, ...)`.
     generate_stream_text: String => SetOfIterator<'static, String>, stream;
-    /// `situ.generate_stream(model, situ.prompt, ...)`.
+    /// `situ.xrag_generate_stream(model, situ.prompt, ...)`.
     generate_stream_prompt: Prompt => SetOfIterator<'static, String>, stream;
 }

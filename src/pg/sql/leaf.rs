@@ -196,13 +196,22 @@ fn visible_rows(statement: &str, candidates: &[Candidate]) -> HashMap<u64, Optio
     .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
-/// The query as an index of that kind takes it: over vectors it has to bring its vector.
-fn operand(query: &Query, kind: KeyKind) -> Query {
+/// The query as an index of that kind takes it: over vectors it has to bring its vector, or to name the model that makes
+/// one of its words.
+fn operand(query: &Query, kind: KeyKind, index: pg_sys::Oid) -> Query {
     if kind == KeyKind::Text || query.embedding.is_some() {
         return query.clone();
     }
     let words = query.words();
-    let model = model_by_name(query.model.as_deref()).or_raise();
+    let Some(model) = &query.model else {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!("index \"{}\" is over vectors, and the question is text", name_of(index)),
+            "Give a value of type vector, as in $1::vector, or name the model that encodes the text: situ.query('...', \
+             model => 'name').",
+        )
+    };
+    let model = model_by_name(Some(model)).or_raise();
     Query {
         embedding: Some(embed_question(&model, words)),
         ..query.clone()
@@ -216,7 +225,7 @@ pub fn search_leaf(oid: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Ve
     unsafe {
         let open = OpenIndex::open(oid);
         let statement = open.row_statement(want);
-        let query = operand(query, open.kind);
+        let query = operand(query, open.kind, oid);
         let snapshot = pg_sys::GetActiveSnapshot();
         #[cfg(feature = "pg18")]
         let scan = pg_sys::index_beginscan(open.heap, open.index, snapshot, std::ptr::null_mut(), 0, 1);

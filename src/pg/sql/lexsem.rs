@@ -23,14 +23,14 @@ fn text_tokens(text: Option<&str>, model: Option<&str>) -> Option<Vec<i32>> {
 fn text_vocabulary(
     text: Option<&str>,
     model: Option<&str>,
-    most: Option<i32>,
+    most: Option<i64>,
 ) -> TableIterator<'static, (name!(token, i32), name!(weight, f32))> {
     let most = most.unwrap_or(64);
     let Ok(most) = u32::try_from(most) else {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("most must not be negative, not {most}"),
-            "Use 0 for all entries above zero.",
+            format!("most = {most} is out of range"),
+            "It may be 0, which is for all entries above zero, to 4294967295.",
         )
     };
     let Some(text) = text else {

@@ -1,6 +1,7 @@
 //! SQL-callable functions, by topic.
 pub mod bridges;
 pub mod control_service;
+pub mod document;
 pub mod encode;
 pub mod evaluate;
 pub mod feedback;
@@ -13,6 +14,7 @@ pub mod profiles;
 pub mod prompt;
 pub mod query;
 pub mod rag;
+pub mod raw;
 pub mod role;
 pub mod search;
 pub mod stat_index;

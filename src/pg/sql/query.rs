@@ -1,17 +1,14 @@
-//! The type `situ.query`: a question with options, and the operator's function over text.
+//! The type `situ.query`: a question with options.
 
 use crate::bridge::feedback::{Method, Options};
-use crate::bridge::situate::{Situate, SituateOptions};
-use crate::pg::am::distances;
 use crate::pg::am::kind::body_hash;
 use crate::pg::am::text::embed_question;
 use crate::pg::bridges;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_full, fail_with_hint};
-use crate::pg::service::Lane;
-use crate::pg::service::client::{self, ModelRef};
+use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::service::client::ModelRef;
 use crate::pg::sql::feedback;
-use crate::pg::sql::models::model_by_name;
+use crate::pg::sql::leaf::name_of;
 use crate::pg::vector::read_vector;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
@@ -50,6 +47,9 @@ pub struct Query {
     /// Several bridges instead, applied one after another in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bridges: Vec<String>,
+    /// The index whose distance an operator means, as the planner found it: an OID of this database. It prints as its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
 }
 
 impl Query {
@@ -57,6 +57,14 @@ impl Query {
     pub fn from_text(text: String) -> Query {
         Query {
             text: Some(text),
+            ..Query::default()
+        }
+    }
+
+    /// A question that is a vector already.
+    pub fn from_vector(vector: Vec<f32>) -> Query {
+        Query {
+            embedding: Some(vector),
             ..Query::default()
         }
     }
@@ -145,6 +153,13 @@ impl InOutFuncs for Query {
                 "Use situ.query(text => '...') for a question that begins with a brace.".into(),
             )
         });
+        if query.index.is_some() {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
+                "a query cannot name the index of an operator".into(),
+                "Leave \"index\" out: the planner finds the index of the column.",
+            )
+        }
         if query == Query::default() {
             no_question();
         }
@@ -153,7 +168,13 @@ impl InOutFuncs for Query {
 
     fn output(&self, buffer: &mut pgrx::StringInfo) {
         // Serialising strings and numbers into memory does not fail.
-        buffer.push_str(&serde_json::to_string(self).unwrap_or_default());
+        let Some(index) = self.index else {
+            buffer.push_str(&serde_json::to_string(self).unwrap_or_default());
+            return;
+        };
+        let mut printed = serde_json::to_value(self).unwrap_or_default();
+        printed["index"] = name_of(index.into()).into();
+        buffer.push_str(&printed.to_string());
     }
 }
 
@@ -172,18 +193,18 @@ fn make_query(
     text: Option<&str>,
     embedding: Option<AnyElement>,
     model: Option<&str>,
-    probes: Option<i32>,
+    probes: Option<i64>,
     profile: Option<&str>,
     feedback: Option<&str>,
-    feedback_depth: Option<i32>,
+    feedback_depth: Option<i64>,
     alpha: Option<f32>,
     beta: Option<f32>,
     gamma: Option<f32>,
-    bottom: Option<i32>,
-    rounds: Option<i32>,
+    bottom: Option<i64>,
+    rounds: Option<i64>,
     feedback_mode: Option<&str>,
-    feedback_keep: Option<i32>,
-    feedback_list: Option<i32>,
+    feedback_keep: Option<i64>,
+    feedback_list: Option<i64>,
     bridge: Option<&str>,
     feedback_model: Option<&str>,
     bridges: Option<Vec<Option<String>>>,
@@ -195,8 +216,8 @@ fn make_query(
             .unwrap_or_else(|| {
                 fail_with_hint(
                     PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                    format!("probes must be positive, not {probes}"),
-                    "Leave it out for the number that was calibrated when the index was built.",
+                    format!("probes = {probes} is out of range"),
+                    "It may be 1 to 4294967295; leave it out for the number that was calibrated when the index was built.",
                 )
             })
     });
@@ -219,26 +240,38 @@ fn make_query(
             feedback,
             Options {
                 method: Method::None,
-                depth: feedback_depth,
+                depth: feedback_depth.map(|value| narrow("feedback_depth", value)),
                 alpha,
                 beta,
                 gamma,
-                bottom,
-                list: feedback_list,
-                rounds,
+                bottom: bottom.map(|value| narrow("bottom", value)),
+                list: feedback_list.map(|value| narrow("feedback_list", value)),
+                rounds: rounds.map(|value| narrow("rounds", value)),
                 mode: feedback_mode.map(feedback::mode),
-                keep: feedback_keep,
+                keep: feedback_keep.map(|value| narrow("feedback_keep", value)),
                 model: feedback_model.map(str::to_owned),
             },
         ),
         bridge: bridge.map(str::to_owned),
         bridges: bridges.into_iter().flatten().collect(),
+        index: None,
     };
     // Options without a question are a template, for situ.evaluate and the like.
     if query == Query::default() {
         no_question();
     }
     query
+}
+
+/// A count that SQL gives as bigint; its own range is checked with the other options.
+fn narrow(name: &str, value: i64) -> i32 {
+    i32::try_from(value).unwrap_or_else(|_| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("{name} = {value} is out of range"),
+            "It is a number of rows, or of rounds of feedback: 1000 and less.",
+        )
+    })
 }
 
 /// The options of a method; options without a method are those of `gated`.
@@ -255,78 +288,55 @@ fn feedback_options(method: Option<&str>, given: Options) -> Option<Options> {
     Some(options)
 }
 
-/// The cosine distance of the document's nearest chunk to the question, without an index: the document is cut and
-/// encoded here, chunks alone, by the query's model or the default one. A row that an index scan of this transaction
-/// has returned gets the distance that the index found.
-fn document_distance(body: &str, query: &Query) -> Option<f64> {
-    if distances::any()
-        && let Some(distance) = distances::recall(query.identity(), body_hash(body))
-    {
-        return Some(distance);
-    }
-    if let Some(profile) = &query.profile {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!("profile \"{profile}\" can be used by a scan of its index only"),
-            "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
-        );
-    }
-    if query
-        .feedback
-        .as_ref()
-        .is_some_and(|options| options.method != Method::None)
-    {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "feedback comes from a scan of an index only".into(),
-            "The planner chose not to scan the index: use situ.search, or SET enable_seqscan = off.",
-        );
-    }
-    let model = model_by_name(query.model.as_deref()).or_raise();
-    let question = query.vector(&model);
-    if question.len() != model.dimensions {
-        fail(
-            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            format!(
-                "different vector dimensions {} and {}",
-                model.dimensions,
-                question.len()
-            ),
-        );
-    }
-    let options = SituateOptions {
-        mode: Situate::None,
-        chunk_tokens: 128,
-        window_tokens: 0,
-        weight: 0.0,
-    };
-    let passages = client::situate_document(&model, Lane::Bulk, None, body, &options).or_raise();
-    passages
-        .iter()
-        .map(|passage| cosine_distance(&passage.vector, &question))
-        .min_by(f64::total_cmp)
+/// What a question is compared and hashed by: what it prints, so that equal questions print alike.
+fn printed(query: &Query) -> String {
+    serde_json::to_string(query).unwrap_or_default()
 }
 
-/// `1 - cos(a, b)`, in f64.
-fn cosine_distance(a: &[f32], b: &[f32]) -> f64 {
-    let (mut dot, mut norm_a, mut norm_b) = (0.0f64, 0.0f64, 0.0f64);
-    for (&x, &y) in a.iter().zip(b) {
-        let (x, y) = (f64::from(x), f64::from(y));
-        dot += x * y;
-        norm_a += x * x;
-        norm_b += y * y;
-    }
-    1.0 - dot / (norm_a * norm_b).sqrt()
+/// `situ.query = situ.query`.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_eq(left: Query, right: Query) -> bool {
+    printed(&left) == printed(&right)
 }
 
-/// `text <=> text`: NULL for a body without words.
-#[pg_extern(stable, strict, parallel_safe, sql = false)]
-fn text_distance(body: &str, question: &str) -> Option<f64> {
-    document_distance(body, &Query::from_text(question.to_owned()))
+/// `situ.query <> situ.query`.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_ne(left: Query, right: Query) -> bool {
+    printed(&left) != printed(&right)
 }
 
-/// `text <=> situ.query`: NULL for a body without words.
-#[pg_extern(stable, strict, parallel_safe, sql = false)]
-fn text_query_distance(body: &str, query: Query) -> Option<f64> {
-    document_distance(body, &query)
+/// `situ.query < situ.query`: an order for sorting, without a meaning.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_lt(left: Query, right: Query) -> bool {
+    printed(&left) < printed(&right)
+}
+
+/// `situ.query <= situ.query`.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_le(left: Query, right: Query) -> bool {
+    printed(&left) <= printed(&right)
+}
+
+/// `situ.query > situ.query`.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_gt(left: Query, right: Query) -> bool {
+    printed(&left) > printed(&right)
+}
+
+/// `situ.query >= situ.query`.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_ge(left: Query, right: Query) -> bool {
+    printed(&left) >= printed(&right)
+}
+
+/// Support function of the B-tree operator class.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_cmp(left: Query, right: Query) -> i32 {
+    printed(&left).cmp(&printed(&right)) as i32
+}
+
+/// Support function of the hash operator class.
+#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+fn query_hash(query: Query) -> i32 {
+    body_hash(&printed(&query)) as i32
 }

@@ -1,14 +1,20 @@
 //! `situ.search`: the nearest rows with their evidence, by an index over text or over vectors.
 //!
 //! An entry over text has a passage to show; one over vectors is its row, and says nothing of ordinals and passages.
+//!
+//! The question is text, a `situ.query` or a `vector`. A parameter without a type is text for the server, so text is never
+//! taken for a vector: over vectors it is an error, unless a `situ.query` names the model that encodes it.
 
 use super::leaf::{Found, Want, leaves, search_leaf};
 use super::profiles;
 use crate::pg::am::kind;
+use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::sql::query::Query;
 use crate::pg::text_feedback;
+use crate::pg::vector::read_vector;
 use pgrx::PgSqlErrorCode;
+use pgrx::datum::AnyElement;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -26,7 +32,7 @@ pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<
 }
 
 /// A number of results that was asked for.
-pub fn positive(name: &str, value: i32) -> usize {
+pub fn positive(name: &str, value: i64) -> usize {
     match usize::try_from(value).ok().filter(|&value| value > 0) {
         Some(value) => value,
         None => fail_with_hint(
@@ -51,7 +57,7 @@ type Passages = TableIterator<
     ),
 >;
 
-fn search_index(index: pg_sys::Oid, query: &Query, k: i32) -> Passages {
+fn search_index(index: pg_sys::Oid, query: &Query, k: i64) -> Passages {
     let found = nearest(index, query, positive("k", k), &Want::Passage);
     let rows: Vec<_> = found
         .into_iter()
@@ -73,12 +79,20 @@ fn search_index(index: pg_sys::Oid, query: &Query, k: i32) -> Passages {
 
 /// `situ.search(index, text, k)`.
 #[pg_extern(stable, strict, sql = false)]
-fn search_text(index: pg_sys::Oid, query: &str, k: i32) -> Passages {
+fn search_text(index: pg_sys::Oid, query: &str, k: i64) -> Passages {
     search_index(index, &Query::from_text(query.to_owned()), k)
 }
 
 /// `situ.search(index, situ.query, k)`.
 #[pg_extern(stable, strict, sql = false)]
-fn search_query(index: pg_sys::Oid, query: Query, k: i32) -> Passages {
+fn search_query(index: pg_sys::Oid, query: Query, k: i64) -> Passages {
     search_index(index, &query, k)
+}
+
+/// `situ.search(index, vector, k)`.
+#[pg_extern(stable, strict, sql = false)]
+fn search_vector(index: pg_sys::Oid, query: AnyElement, k: i64) -> Passages {
+    // SAFETY: the function is declared with a vector here.
+    let vector = unsafe { read_vector(query.datum()) }.or_raise();
+    search_index(index, &Query::from_vector(vector), k)
 }

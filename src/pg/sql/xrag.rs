@@ -1,5 +1,5 @@
 //! A document as a token of an LLM: `situ.xrag_token`, `situ.xrag_prompt`, `situ.xrag_prompt_embeds`, `situ.import_xrag`, and
-//! `situ.import_bridge` from a file of the server's.
+//! `situ.import_bridge_file` from a file of the server's.
 
 use super::bridges::import_described;
 use super::generate::Options;
@@ -115,7 +115,7 @@ fn import_xrag(
     import(weights, what)
 }
 
-/// `situ.import_bridge(kind, path, name, model, llm, normalized, replace)`: a file of the server's.
+/// `situ.import_bridge_file(kind, path, name, model, llm, normalized, replace)`: a file of the server's.
 #[pg_extern(volatile, sql = false)]
 fn import_bridge_file(
     kind: Option<&str>,
@@ -130,7 +130,7 @@ fn import_bridge_file(
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             "kind and path must not be null".to_owned(),
-            "Use situ.import_bridge('xrag', 'file.safetensors').",
+            "Use situ.import_bridge_file('xrag', 'file.safetensors').",
         )
     };
     let place = resolve(&settings::model_dir(), path).or_raise();

@@ -51,7 +51,7 @@ type Tuned = TableIterator<
 >;
 
 /// Questions made of the index's documents, judged by where they come from.
-fn own_spans(index: pg_sys::Oid, kind: &str, n: i32, key: &str, seed: i64) -> (Vec<Asked>, Judgements) {
+fn own_spans(index: pg_sys::Oid, kind: &str, n: i64, key: &str, seed: i64) -> (Vec<Asked>, Judgements) {
     let made = made::make_queries(Some(index), Some(kind), Some(n), Some(seed), Some(key), None, None);
     let (mut asked, mut judgements) = (Vec::new(), Judgements::default());
     for (id, text, document) in made {
@@ -88,7 +88,7 @@ fn tune_feedback(
     queries_of: Option<pg_sys::Oid>,
     qrels_of: Option<pg_sys::Oid>,
     kind: Option<&str>,
-    n: Option<i32>,
+    n: Option<i64>,
     key: Option<&str>,
     seed: Option<i64>,
 ) -> Tuned {

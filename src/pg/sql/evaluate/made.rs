@@ -95,7 +95,7 @@ type Made = TableIterator<'static, (name!(id, String), name!(text, String), name
 pub fn make_queries(
     index: Option<pg_sys::Oid>,
     kind: Option<&str>,
-    n: Option<i32>,
+    n: Option<i64>,
     seed: Option<i64>,
     key: Option<&str>,
     part_from: Option<f64>,

@@ -49,7 +49,7 @@ fn run(
     index: Option<pg_sys::Oid>,
     queries: Option<pg_sys::Oid>,
     query: Option<Query>,
-    k: Option<i32>,
+    k: Option<i64>,
     key: Option<&str>,
 ) -> Run {
     let index = needed("index", index);

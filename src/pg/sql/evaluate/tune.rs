@@ -137,7 +137,7 @@ fn tune(
     name: Option<&str>,
     measure: Option<&str>,
     candidates: Option<Vec<Option<Query>>>,
-    depth: Option<i32>,
+    depth: Option<i64>,
     key: Option<&str>,
     seed: Option<i64>,
 ) -> Tuned {

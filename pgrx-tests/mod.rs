@@ -7,4 +7,5 @@
 mod datums;
 mod lexsem;
 mod pages;
+mod scans;
 mod service;

@@ -15,7 +15,7 @@ CREATE FUNCTION situ.search(
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
 COMMENT ON FUNCTION situ.search(regclass, text, bigint) IS
-    'the k rows nearest to a question in words, each with its nearest passage (byte span start..end of the body); an error over vectors; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    'the k rows nearest to a question in words by an index, or by the only such index of a table, each with its nearest passage (byte span start..end of the body); an error over vectors; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.search(
     index regclass,
@@ -32,7 +32,7 @@ CREATE FUNCTION situ.search(
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
 COMMENT ON FUNCTION situ.search(regclass, situ.query, bigint) IS
-    'the k rows nearest to a question: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    'the k rows nearest to a question by an index, or by the only such index of a table: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.search(
     index regclass,
@@ -49,7 +49,7 @@ CREATE FUNCTION situ.search(
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_vector_wrapper';
 COMMENT ON FUNCTION situ.search(regclass, @extschema:vector@.vector, bigint) IS
-    'the k rows nearest to a vector: over vectors the rows alone, over text each with its nearest passage (byte span start..end of the body), the vector then of the index''s model; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    'the k rows nearest to a vector by an index, or by the only such index of a table: over vectors the rows alone, over text each with its nearest passage (byte span start..end of the body), the vector then of the index''s model; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
 
 CREATE FUNCTION situ.index_statistics(
     index regclass,

@@ -13,10 +13,13 @@
 //! back exactly what was dropped. If hits alone fill the memory (bounds that tell nothing), the best is returned unproven.
 //! The table of lists and, for documents, the set of tids already returned are kept beside that bound.
 //!
+//! A scan that is asked to be exact follows no bounds at all (`exhaustive.rs`).
+//!
 //! Locks: at most one page is held at a time, none between calls.
 
 use super::IndexError;
 use super::code::Prepared;
+use super::exhaustive::Walk;
 use super::lists::{RankedList, rank};
 use super::meta::Meta;
 use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
@@ -131,6 +134,8 @@ impl Ord for Waiting {
         other
             .bound
             .total_cmp(&self.bound)
+            // Distances that are told apart in 64 bits alone.
+            .then_with(|| other.hit.distance.total_cmp(&self.hit.distance))
             .then_with(|| place(other).cmp(&place(self)))
     }
 }
@@ -143,7 +148,9 @@ pub struct Scan<S: PageStore> {
     rotation: Rotation,
     prepared: Prepared,
     pub(super) exact: Exact,
-    lists: Vec<RankedList>,
+    /// Where an exact walk is; none where the scan follows bounds.
+    pub(super) walk: Option<Walk>,
+    pub(super) lists: Vec<RankedList>,
     /// Lists at the front of `lists` that are in order of rank.
     sorted: usize,
     /// Lists read so far.
@@ -151,7 +158,7 @@ pub struct Scan<S: PageStore> {
     probes: usize,
     metric: Metric,
     slack: f32,
-    held: usize,
+    pub(super) held: usize,
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
     /// Rows that come out before anything else.
@@ -221,6 +228,7 @@ impl<S: PageStore> Scan<S> {
             meta: meta.clone(),
             rotation,
             exact: Exact::new(query, meta.options.metric, meta.options.element),
+            walk: params.exact.then(Walk::default),
             sorted: 0,
             read: 0,
             probes: (probes as usize).clamp(1, lists.len().max(1)),
@@ -252,6 +260,7 @@ impl<S: PageStore> Scan<S> {
     pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
         (self.prepared, self.lists) = aim(&mut self.reader, &self.meta, &self.layout, &self.rotation, query)?;
         self.exact = Exact::new(query, self.metric, self.meta.options.element);
+        self.walk = self.walk.take().map(|_| Walk::default());
         (self.sorted, self.read) = (0, 0);
         self.candidates.clear();
         self.waiting.clear();
@@ -262,6 +271,9 @@ impl<S: PageStore> Scan<S> {
 
     /// The next hit of the walk itself.
     pub(super) fn next_waiting(&mut self) -> Result<Option<Waiting>, IndexError> {
+        if self.walk.is_some() {
+            return self.next_exactly();
+        }
         if self.read == 0 {
             self.read_lists(self.probes)?;
         }

@@ -88,6 +88,8 @@ impl<S: PageStore> Scan<S> {
     /// Up to `total` of the rows that come next, each once: the first `certain` as [`Scan::next`] would give them, the
     /// rest by exact distance among what has been read so far. Nothing is given out by it.
     pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<Lead>, IndexError> {
+        // An exact walk finds rows in their order alone.
+        let certain = if self.walk.is_some() { total } else { certain };
         let mut leads: Vec<Lead> = self.ahead.iter().copied().take(total).collect();
         while leads.len() < certain.min(total) {
             let Some(Waiting { hit, place, .. }) = self.next_waiting()? else {
@@ -180,8 +182,8 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// Ranks `leads` (what [`Scan::leading`] found certain after `front`, which has been given out) by the moved query;
-    /// the rows after them follow as before.
-    pub fn reorder(&mut self, moved: &[f32], front: &[Lead], leads: &[Lead]) -> Result<(), IndexError> {
+    /// `rest` (which was found certain after them) and the rows after it follow as before.
+    pub fn reorder(&mut self, moved: &[f32], front: &[Lead], leads: &[Lead], rest: &[Lead]) -> Result<(), IndexError> {
         let first = leads.iter().map(|lead| lead.hit.distance);
         let mut rows: Vec<(Lead, f64)> = self.at_distance_to(moved, leads)?.into_iter().zip(first).collect();
         rows.sort_by(|(a, _), (b, _)| a.hit.distance.total_cmp(&b.hit.distance));
@@ -197,6 +199,10 @@ impl<S: PageStore> Scan<S> {
         };
         rows.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
         self.floor = rows.last().map_or(f64::NEG_INFINITY, |lead| lead.hit.distance);
+        rows.extend(rest.iter().map(|&Lead { mut hit, place }| {
+            hit.distance = hit.distance.max(self.floor);
+            Lead { hit, place }
+        }));
         self.ahead = rows.into();
         Ok(())
     }

@@ -124,6 +124,8 @@ pub struct ScanParams {
     pub probes: u32,
     /// Memory for candidates, in bytes.
     pub memory_bytes: usize,
+    /// Compare every vector instead of following bounds: slow over a large index, exact over any.
+    pub exact: bool,
 }
 
 impl Default for ScanParams {
@@ -131,6 +133,7 @@ impl Default for ScanParams {
         ScanParams {
             probes: 0,
             memory_bytes: 4 << 20,
+            exact: false,
         }
     }
 }

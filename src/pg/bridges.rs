@@ -10,6 +10,7 @@ use super::lexsem;
 use super::llm::projector::{self, Projector};
 pub(super) use super::owner::as_owner;
 use super::owner::{current_user, has_rights_of, table};
+use super::read::one;
 use super::service::client::ModelRef;
 use super::settings;
 use super::sql::models::model_by_name;
@@ -20,7 +21,6 @@ use crate::bridge::train::judged::Verdict;
 use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
 use pgrx::JsonB;
 use pgrx::PgSqlErrorCode;
-use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
@@ -57,15 +57,6 @@ pub struct Entry<'a> {
     pub imported: bool,
     /// Bytes of the safetensors file.
     pub weights: &'a [u8],
-}
-
-/// The first column of the first row.
-fn one<T: pgrx::FromDatum + pgrx::IntoDatum>(statement: &str, arguments: &[DatumWithOid<'_>]) -> Option<T> {
-    Spi::connect(|client| match client.select(statement, Some(1), arguments)?.next() {
-        Some(row) => row.get::<T>(1),
-        None => Ok(None),
-    })
-    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
 /// The bridge of that name; one that does not exist is an error.

@@ -20,6 +20,8 @@ pub mod lexsem;
 #[cfg(feature = "pg")]
 pub mod owner;
 #[cfg(feature = "pg")]
+pub mod read;
+#[cfg(feature = "pg")]
 pub mod settings;
 #[cfg(feature = "pg")]
 pub mod situated;

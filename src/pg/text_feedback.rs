@@ -199,8 +199,9 @@ fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
 }
 
 /// The query of the second round over these leaf indexes: the same with the vector that the reader gives it. A query
-/// that does not ask for feedback of texts is left as it is.
-pub fn second_round(query: Query, leaves: &[pg_sys::Oid]) -> Query {
+/// that does not ask for feedback of texts is left as it is. `relation` is the table whose privileges and policies decide
+/// which rows count, as in [`search_leaf`].
+pub fn second_round(query: Query, leaves: &[pg_sys::Oid], relation: Option<pg_sys::Oid>) -> Query {
     let Some(options) = asked(&query) else { return query };
     let name = options.model.as_deref().unwrap_or_else(|| nameless());
     // Each leaf's own: partitions may have been indexed with different models.
@@ -213,7 +214,7 @@ pub fn second_round(query: Query, leaves: &[pg_sys::Oid]) -> Query {
     let passages = reader.reading.passages;
     let mut found: Vec<_> = leaves
         .iter()
-        .flat_map(|leaf| search_leaf(*leaf, &plain, passages, &Want::Passage))
+        .flat_map(|leaf| search_leaf(*leaf, relation, &plain, passages, &Want::Passage))
         .collect();
     found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     if found.iter().any(|row| row.place.is_none()) {

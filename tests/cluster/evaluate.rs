@@ -159,8 +159,10 @@ fn relations_that_do_not_fit() {
     client.run("INSERT INTO judged VALUES (0, 'p0', 1)");
     let failure = client.failure("SELECT * FROM situ.evaluate('points_pkey', 'asked', 'judged')");
     assert_eq!(failure.code, "42809", "{failure:#?}");
-    let failure = client.failure("SELECT * FROM situ.evaluate('points', 'asked', 'judged')");
-    assert_eq!(failure.code, "42809", "{failure:#?}");
+    let failure = client.failure("SELECT * FROM situ.evaluate('asked', 'asked', 'judged')");
+    failure.is("42704", "no situ index");
+    let measures: i64 = client.one("SELECT count(*) FROM situ.evaluate('points', 'asked', 'judged')");
+    assert!(measures > 0, "a table names its only index");
     let failure = client.failure("SELECT * FROM situ.evaluate(NULL, 'asked', 'judged')");
     assert_eq!(failure.code, "22004", "{failure:#?}");
     for bad in ["k => 0", "depth => -1"] {

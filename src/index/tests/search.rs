@@ -340,3 +340,31 @@ fn a_cancel_ends_every_operation() {
     assert!(matches!(cleanup(&store), Err(IndexError::Cancelled)));
     assert!(scan_all(&store, &vectors[0]).len() <= 3000);
 }
+
+#[test]
+fn an_exact_scan_is_sorted_whatever_the_memory() {
+    for metric in METRICS {
+        let mut random = Random(77);
+        let mut vectors = random.clustered(2500, 24, 30);
+        vectors.extend_from_within(..500);
+        let (store, stats) = build(options(metric, 24), &vectors);
+        assert!(stats.lists > 10);
+        for memory_bytes in [1, 100_000, 64 << 20] {
+            let params = ScanParams {
+                memory_bytes,
+                exact: true,
+                ..ScanParams::default()
+            };
+            let query = random.vector(24);
+            let hits = scan(&store, &query, params, usize::MAX);
+            assert_eq!(hits.len(), 3000);
+            assert_eq!(hits.iter().map(|hit| hit.tid).collect::<HashSet<_>>().len(), 3000);
+            assert!(
+                hits.windows(2).all(|pair| pair[0].distance <= pair[1].distance),
+                "{metric:?}"
+            );
+            let exact = brute_force(metric, &query, &vectors);
+            assert!(recall(&hits, &exact, 100) > 0.999, "{metric:?}");
+        }
+    }
+}

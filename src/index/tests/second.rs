@@ -176,7 +176,7 @@ fn ranking_anew_is_brute_force_over_the_rows_looked_at() {
         let leads = scan.leading(100, 100).unwrap();
         let target = moved(&mut scan, &query, &leads);
         let front = give(&mut scan, 5);
-        scan.reorder(&target, &front, &leads[5..]).unwrap();
+        scan.reorder(&target, &front, &leads[5..], &[]).unwrap();
         let hits = behind(&front, scan);
         each_once(&hits, 2000);
         assert_eq!(hits[..5], plain[..5]);

@@ -14,6 +14,24 @@ const QUESTION_OPERATORS: f64 = 20_000.0;
 /// Estimating one distance from a code is far cheaper than an operator call.
 const CODE_OPERATORS: f64 = 0.02;
 
+/// Leaves a path its first distance alone. The server offers an index every distance of ORDER BY that it has an operator
+/// for, and takes it to break the ties of one by the next; a scan knows one order. What is left to sort by the other
+/// distances is an incremental sort above.
+///
+/// # Safety
+/// `path` is being costed: nothing has been made of it yet. Its lists are shared with other paths, so they are copied.
+unsafe fn order_by_first(path: *mut pg_sys::IndexPath) {
+    // SAFETY: the caller's promise; pathkeys stand beside the distances one for one.
+    unsafe {
+        let path = &mut *path;
+        if (*path.indexorderbys).length > 1 {
+            path.indexorderbys = pg_sys::list_copy_head(path.indexorderbys, 1);
+            path.indexorderbycols = pg_sys::list_copy_head(path.indexorderbycols, 1);
+            path.path.pathkeys = pg_sys::list_copy_head(path.path.pathkeys, 1);
+        }
+    }
+}
+
 /// Access-method callback: cost estimates of a path.
 #[pgrx::pg_guard]
 #[allow(clippy::too_many_arguments)] // the server's signature
@@ -42,6 +60,7 @@ pub unsafe extern "C-unwind" fn amcostestimate(
             }
             return;
         }
+        order_by_first(path);
         let mut costs = pg_sys::GenericCosts::default();
         pg_sys::genericcostestimate(root, path, loop_count, &raw mut costs);
 

@@ -4,14 +4,18 @@
 //! are given out as the plain scan finds them; the second round begins where the executor asks for a row behind them. A
 //! search for no more rows than stay in front is plain search.
 //!
+//! Only rows count that the caller may see: an index holds more, and what a hidden row did to the question could be read
+//! from what is found.
+//!
 //! How sharp the first round of the last such scan was is left for the calibration of gates
 //! (`pg/sql/evaluate/feedback.rs`).
 
 use crate::bridge::BridgeError;
 use crate::bridge::feedback::{Mode, Plan, sharpness};
 use crate::index::store::PageStore;
-use crate::index::{Hit, IndexError, Lead, Scan};
+use crate::index::{Hit, IndexError, Lead, Scan, Tid};
 use std::cell::Cell;
+use std::collections::HashMap;
 
 /// What can go wrong in it.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,17 @@ pub fn last_sharpness() -> f64 {
     SHARPNESS.get()
 }
 
+/// Says of each address in an index whether it leads to a row that the caller may see.
+pub type Judge = Box<dyn FnMut(&[Tid]) -> Vec<bool>>;
+
+/// What is found of the rows to come, those alone that the caller may see.
+struct Seen {
+    /// As many as were asked for, or all there are.
+    list: Vec<Lead>,
+    /// Certain ones that were found beyond them.
+    rest: Vec<Lead>,
+}
+
 /// The rounds of one scan.
 pub struct Rounds {
     /// The question that the scan was begun with.
@@ -43,17 +58,65 @@ pub struct Rounds {
     keep: Option<usize>,
     /// The last round runs: there is nothing left to do but to read on.
     last: bool,
+    judge: Judge,
+    /// What was judged.
+    known: HashMap<Tid, bool>,
 }
 
 impl Rounds {
     /// The rounds of a scan that begins with `query`.
-    pub fn new(query: Vec<f32>, plan: Plan) -> Rounds {
+    pub fn new(query: Vec<f32>, plan: Plan, judge: Judge) -> Rounds {
         Rounds {
             query,
             plan,
             front: Vec::new(),
             keep: plan.kept_always(),
             last: false,
+            judge,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Whether the caller may see the rows of `leads`.
+    fn judge(&mut self, leads: &[Lead]) {
+        let mut unknown: Vec<Tid> = leads.iter().map(|lead| lead.hit.tid).collect();
+        unknown.retain(|tid| !self.known.contains_key(tid));
+        if !unknown.is_empty() {
+            let judged = (self.judge)(&unknown);
+            self.known.extend(unknown.into_iter().zip(judged));
+        }
+    }
+
+    fn sees(&self, lead: &Lead) -> bool {
+        self.known.get(&lead.hit.tid).copied().unwrap_or_default()
+    }
+
+    /// [`Scan::leading`] over the rows that the caller may see: it looks further while too few of them were found.
+    fn leading<S: PageStore>(
+        &mut self,
+        scan: &mut Scan<S>,
+        certain: usize,
+        total: usize,
+    ) -> Result<Seen, FeedbackError> {
+        let (mut sure, mut all) = (certain, total);
+        loop {
+            let leads = scan.leading(sure, all)?;
+            self.judge(&leads);
+            let whole = leads.len() < all;
+            let sure_seen = leads.iter().take(sure).filter(|lead| self.sees(lead)).count();
+            let seen: Vec<Lead> = leads.iter().filter(|lead| self.sees(lead)).copied().collect();
+            if whole || (sure_seen >= certain.min(total) && seen.len() >= total) {
+                let (list, rest) = seen.split_at(total.min(seen.len()));
+                let rest = rest.iter().take(sure_seen.saturating_sub(list.len()));
+                return Ok(Seen {
+                    list: list.to_vec(),
+                    rest: rest.copied().collect(),
+                });
+            }
+            if sure_seen < certain.min(total) {
+                sure = (sure * 2).max(8);
+            }
+            all = (all * 2).max(8).max(sure);
         }
     }
 
@@ -67,11 +130,18 @@ impl Rounds {
                 Some(keep) => keep,
                 None => self.gate(scan)?,
             };
-            if self.front.len() < keep {
-                let lead = scan.lead()?;
-                self.last = lead.is_none();
-                self.front.extend(lead);
-                return Ok(lead.map(|lead| lead.hit));
+            while self.front.len() < keep {
+                let missing = keep - self.front.len();
+                let next = scan.leading(missing, missing)?;
+                self.judge(&next);
+                let Some(lead) = scan.lead()? else {
+                    self.last = true;
+                    return Ok(None);
+                };
+                if self.sees(&lead) {
+                    self.front.push(lead);
+                    return Ok(Some(lead.hit));
+                }
             }
             self.move_on(scan)?;
             self.last = true;
@@ -81,7 +151,7 @@ impl Rounds {
 
     /// How many rows the gate keeps in front: seen before the first of them is given out.
     fn gate<S: PageStore>(&mut self, scan: &mut Scan<S>) -> Result<usize, FeedbackError> {
-        let list = scan.leading(self.plan.depth, self.plan.list)?;
+        let list = self.leading(scan, self.plan.depth, self.plan.list)?.list;
         let keep = self.plan.keep(self.sharpness(&list));
         self.keep = Some(keep);
         Ok(keep)
@@ -96,14 +166,15 @@ impl Rounds {
     }
 
     /// Ends the first round: makes the moved question of its list and aims the scan at it.
-    fn move_on<S: PageStore>(&self, scan: &mut Scan<S>) -> Result<(), FeedbackError> {
-        let plan = &self.plan;
+    fn move_on<S: PageStore>(&mut self, scan: &mut Scan<S>) -> Result<(), FeedbackError> {
+        let plan = self.plan;
         let certain = match plan.mode {
             Mode::Retrieve => plan.depth,
             Mode::Rerank => plan.list,
         };
         let given = self.front.len();
-        let behind = scan.leading(certain.saturating_sub(given), plan.list.saturating_sub(given))?;
+        let Seen { list: behind, rest } =
+            self.leading(scan, certain.saturating_sub(given), plan.list.saturating_sub(given))?;
         let mut list: Vec<Lead> = self.front.iter().chain(&behind).copied().collect();
         // A row that came out a place late counts where it belongs.
         list.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
@@ -117,7 +188,7 @@ impl Rounds {
                 match plan.mode {
                     Mode::Retrieve => {
                         scan.again(&moved)?;
-                        list = scan.leading(plan.depth, plan.list)?;
+                        list = self.leading(scan, plan.depth, plan.list)?.list;
                     }
                     Mode::Rerank => list = scan.sorted(&moved, &list)?,
                 }
@@ -128,7 +199,7 @@ impl Rounds {
         }
         match plan.mode {
             Mode::Retrieve => scan.follow(&self.query, &moved, &self.front)?,
-            Mode::Rerank => scan.reorder(&moved, &self.front, &behind)?,
+            Mode::Rerank => scan.reorder(&moved, &self.front, &behind, &rest)?,
         }
         Ok(())
     }

@@ -1,16 +1,23 @@
 //! Scans: the question becomes a vector, the index walks its lists, rows come out nearest first.
+//!
+//! The executor believes the order. An index of few pages is compared whole; over a larger one a hit that is found late waits
+//! or is raised (`index/ordered.rs`). Over vectors the executor computes each distance itself, in another order of
+//! additions than the index: rows whose distances may differ by rounding alone carry `xs_recheckorderby`, so that the
+//! executor puts them in the order of its own distances. `situ.search` takes hits as they are found, and sorts.
 
 use super::distances::Returned;
-use super::feedback::Rounds;
+use super::feedback::{FeedbackError, Rounds};
 use super::insert;
 use super::kind::{self, KeyKind};
 use super::settings;
 use super::text::TextIndex;
 use crate::bridge::feedback::Plan;
-use crate::index::{Hit, Meta, Scan, ScanParams};
+use crate::index::store::PageStore;
+use crate::index::{Hit, Meta, Ordered, Rounding, Scan, ScanParams};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::sql::query::Query;
+use crate::pg::sql::rows::{self, Rights};
 use crate::pg::sql::{gates, profiles};
 use crate::pg::store::RelationStore;
 use crate::pg::text_feedback;
@@ -21,6 +28,12 @@ use pgrx::pg_sys;
 /// Strategy number of `text <=> situ.query`; 1 is the class's first operator. `situ.search` uses it over vectors too,
 /// with a query that brings its vector, though no operator of those classes has it.
 pub const QUERY_STRATEGY: u16 = 2;
+
+/// Pages up to which an index is compared whole: a scan then takes as long as reading 4 MB from memory.
+const SMALL: u32 = 512;
+
+/// Rows beside near ties that wait in the executor together: many rows may be at one distance, and few may be asked for.
+const MOST_NEAR: u32 = 100;
 
 /// What a scan keeps between calls, owned by the scan's memory context through a callback-free raw pointer that
 /// `amendscan` (or, after an error, the reset callback) gives back.
@@ -35,8 +48,72 @@ pub struct ScanState {
     pub hit: Option<Hit>,
     /// Where its distance is left for the operator.
     returned: Returned,
+    /// The scan is one of `situ.search`, over the table whose privileges and policies decide.
+    search: Option<Option<pg_sys::Oid>>,
+    order: Order,
     /// Rows are still to be counted as one scan of the index.
     counted: bool,
+}
+
+/// How hits become an order that the executor can believe.
+#[derive(Default)]
+struct Order {
+    ordered: Ordered,
+    /// Rows are looked at one ahead, so that near ties are known as such.
+    look_ahead: bool,
+    ahead: Option<Hit>,
+    /// The row returned last may differ from the next by rounding alone.
+    near: bool,
+    /// Rows in a row that stood beside a near tie.
+    run: u32,
+    rounding: Rounding,
+    /// Distances are NULL.
+    null: bool,
+}
+
+impl Order {
+    /// The order of a scan of that kind for `query`.
+    fn new(kind: KeyKind, query: &[f32], executor: bool) -> Order {
+        let rounding = Rounding::of(kind.metric(), query);
+        Order {
+            ordered: Ordered::new(kind == KeyKind::Text, rounding),
+            look_ahead: executor && kind != KeyKind::Text,
+            rounding,
+            ..Order::default()
+        }
+    }
+
+    /// The next hit of `pull`, and whether it stands beside a near tie.
+    fn next(
+        &mut self,
+        mut pull: impl FnMut() -> Result<Option<Hit>, FeedbackError>,
+    ) -> Result<Option<(Hit, bool)>, FeedbackError> {
+        let hit = match self.ahead.take() {
+            Some(hit) => Some(hit),
+            None => self.ordered.next(&mut pull)?,
+        };
+        let Some(hit) = hit.filter(|_| self.look_ahead) else {
+            return Ok(hit.map(|hit| (hit, false)));
+        };
+        self.ahead = self.ordered.next(&mut pull)?;
+        let before = self.near;
+        self.near = self
+            .ahead
+            .is_some_and(|next| self.rounding.near(hit.distance, next.distance));
+        self.run = match before || self.near {
+            true => (self.run + 1) % MOST_NEAR,
+            false => 0,
+        };
+        Ok(Some((hit, self.run > 0)))
+    }
+}
+
+impl ScanState {
+    /// Makes the scan one of `situ.search` or of what stands on it. `relation` is the table whose privileges and policies
+    /// decide; `None` chooses as for a scan of the executor.
+    pub fn search_of(&mut self, relation: Option<pg_sys::Oid>) {
+        self.search = Some(relation);
+    }
 }
 
 /// Access-method callback: allocates a scan.
@@ -58,8 +135,16 @@ pub unsafe extern "C-unwind" fn ambeginscan(
             question: None,
             hit: None,
             returned: Returned::new(),
+            search: None,
+            order: Order::default(),
             counted: false,
         };
+        if order_bys > 0 {
+            // What the executor sorts rows by that carry xs_recheckorderby.
+            let count = order_bys as usize;
+            (*scan).xs_orderbyvals = pg_sys::palloc0(count * size_of::<pg_sys::Datum>()).cast();
+            (*scan).xs_orderbynulls = pg_sys::palloc0(count * size_of::<bool>()).cast();
+        }
         (*scan).opaque = pgrx::PgMemoryContexts::CurrentMemoryContext
             .leak_and_drop_on_delete(state)
             .cast();
@@ -82,7 +167,13 @@ struct Operand {
 ///
 /// # Safety
 /// `key` is the scan's order-by key with a non-null argument.
-unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key: &pg_sys::ScanKeyData) -> Operand {
+unsafe fn read_operand(
+    index: pg_sys::Relation,
+    kind: KeyKind,
+    meta: &Meta,
+    key: &pg_sys::ScanKeyData,
+    relation: Option<pg_sys::Oid>,
+) -> Operand {
     // SAFETY: the argument has the type that the strategy's operator declares.
     unsafe {
         let asked = if key.sk_strategy == QUERY_STRATEGY {
@@ -97,7 +188,7 @@ unsafe fn read_operand(index: pg_sys::Relation, kind: KeyKind, meta: &Meta, key:
             };
         };
         let resolved = profiles::resolve(&asked, (*index).rd_id);
-        let query = text_feedback::second_round(resolved, &[(*index).rd_id]);
+        let query = text_feedback::second_round(resolved, &[(*index).rd_id], relation);
         let probes = query.probes.unwrap_or(0);
         let feedback = query
             .feedback
@@ -145,6 +236,29 @@ pub unsafe extern "C-unwind" fn amrescan(
     }
 }
 
+/// A judge of rows for feedback: which addresses lead to a row that the caller may see.
+///
+/// # Safety
+/// `scan` lives as long as the judge.
+unsafe fn judge(scan: pg_sys::IndexScanDesc, relation: Option<pg_sys::Oid>) -> super::feedback::Judge {
+    // SAFETY: an index scan of the server has its table and snapshot.
+    let table = unsafe { (*(*scan).heapRelation).rd_id };
+    let mut rights = None;
+    Box::new(move |tids: &[u64]| {
+        let rights = rights.get_or_insert_with(|| match relation {
+            Some(relation) => Rights::new(relation, table),
+            None => Rights::of_scanned(table),
+        });
+        // SAFETY: the caller's promise.
+        let seen = unsafe { rows::versions((*scan).heapRelation, tids, (*scan).xs_snapshot) };
+        let versions: Vec<u64> = seen.iter().copied().flatten().collect();
+        let visible = rights.visible(&versions, None);
+        seen.into_iter()
+            .map(|version| version.is_some_and(|version| visible.contains_key(&version)))
+            .collect()
+    })
+}
+
 /// Starts the walk at the first row that is asked for, so that a scan that is never read costs nothing.
 ///
 /// # Safety
@@ -160,31 +274,55 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
                 "Order by a distance: ORDER BY column <=> value.",
             );
         }
+        let snapshot = (*(*scan).xs_snapshot).snapshot_type;
+        if ![
+            pg_sys::SnapshotType::SNAPSHOT_MVCC,
+            pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC,
+        ]
+        .contains(&snapshot)
+        {
+            // An entry stays while its row may be seen by such a snapshot alone, and no pin holds vacuum back.
+            fail(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "a situ index cannot be scanned under a snapshot that is not MVCC".into(),
+            );
+        }
         insert::flush_index(index);
         let store = RelationStore::new(index);
         let meta = Meta::open(&store).or_raise();
         let key = *(*scan).orderByData;
-        let operand = if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
+        let null = key.sk_flags & pg_sys::SK_ISNULL as i32 != 0;
+        let relation = state.search.flatten();
+        let operand = if null {
             // Every distance to NULL is NULL: any order is right, and every row comes out.
             Operand {
                 vector: vec![0.0; meta.options.dimensions as usize],
                 ..Operand::default()
             }
         } else {
-            read_operand(index, state.kind, &meta, &key)
+            read_operand(index, state.kind, &meta, &key, relation)
         };
         let probes = if operand.probes > 0 {
             operand.probes
         } else {
             settings::probes()
         };
+        let small = probes == 0 && store.blocks().or_raise() <= SMALL;
         let params = ScanParams {
             probes,
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
+            exact: small || settings::exact(),
+        };
+        let executor = state.search.is_none() && !null && key.sk_strategy != QUERY_STRATEGY;
+        state.order = Order {
+            null,
+            ..Order::new(state.kind, &operand.vector, executor)
         };
         state.question = operand.question;
         state.running = Some(Scan::new(store, &operand.vector, params).or_raise());
-        state.rounds = operand.feedback.map(|plan| Rounds::new(operand.vector, plan));
+        state.rounds = operand
+            .feedback
+            .map(|plan| Rounds::new(operand.vector, plan, judge(scan, relation)));
     }
 }
 
@@ -209,6 +347,13 @@ unsafe fn count_scan(scan: pg_sys::IndexScanDesc) {
     }
 }
 
+/// A hit as it was found.
+fn pull_only(
+    mut pull: impl FnMut() -> Result<Option<Hit>, FeedbackError>,
+) -> Result<Option<(Hit, bool)>, FeedbackError> {
+    Ok(pull()?.map(|hit| (hit, false)))
+}
+
 /// Access-method callback: the next row, nearest first.
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn amgettuple(
@@ -228,12 +373,24 @@ pub unsafe extern "C-unwind" fn amgettuple(
         let Some(running) = state.running.as_mut() else {
             return false;
         };
-        let next = match &mut state.rounds {
-            Some(rounds) => rounds.next(running).or_raise(),
-            None => running.next().or_raise(),
+        let rounds = &mut state.rounds;
+        let pull = || match rounds {
+            Some(rounds) => rounds.next(running),
+            None => Ok(running.next()?),
         };
-        match next {
-            Some(hit) => {
+        let next = match state.search {
+            Some(_) => pull_only(pull),
+            None => state.order.next(pull),
+        };
+        match next.or_raise() {
+            Some((hit, near)) => {
+                if !(*scan).xs_orderbyvals.is_null() {
+                    // Below everything: a row beside a near tie waits in the executor for the first that is surely farther.
+                    let least = if near { f64::NEG_INFINITY } else { hit.distance };
+                    *(*scan).xs_orderbyvals = pgrx::IntoDatum::into_datum(least).unwrap_or(pg_sys::Datum::null());
+                    *(*scan).xs_orderbynulls = state.order.null;
+                }
+                (*scan).xs_recheckorderby = near;
                 (*scan).xs_heaptid = kind::unpack_tid(hit.tid);
                 if let Some(question) = state.question {
                     state.returned.set(scan, question, &hit);

@@ -3,6 +3,7 @@
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 static PROBES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static EXACT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static BUILD_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// Registers the settings.
@@ -14,6 +15,14 @@ pub fn define() {
         &PROBES,
         0,
         1_000_000,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"situ.exact",
+        c"Scans compare every vector of an index, instead of following its lists and codes.",
+        c"The answers are those of a scan of the table. Small indexes are searched like this in any case.",
+        &EXACT,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -32,6 +41,11 @@ pub fn define() {
 /// Lists of the first round, 0 for the calibrated number.
 pub fn probes() -> u32 {
     PROBES.get().unsigned_abs()
+}
+
+/// Whether scans compare every vector.
+pub fn exact() -> bool {
+    EXACT.get()
 }
 
 /// Threads of an index build: what the server would give a parallel build of its own, the backend included, and no more than

@@ -19,7 +19,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use ranking::{Answer, answers, judged};
-use relations::{Asked, Judgements, key_column, needed, with_relevant};
+use relations::{Asked, Judgements, key_column, needed, needed_index, with_relevant};
 
 /// What is asked of an index: which queries, under which judgements, how deep.
 struct Task {
@@ -38,7 +38,7 @@ impl Task {
         key: Option<&str>,
         depth: usize,
     ) -> Task {
-        let index = needed("index", index);
+        let index = needed_index(index);
         let judgements = relations::qrels(needed("qrels", qrels));
         let asked = relations::queries(needed("queries", queries));
         Task {

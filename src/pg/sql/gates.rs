@@ -6,10 +6,10 @@
 use super::profiles::{check_owner, qualified, write};
 use crate::bridge::feedback::{Gate, Method, Options, Plan};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail;
 use crate::pg::owner::{self, current_user};
+use crate::pg::read;
 use pgrx::prelude::*;
-use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
+use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Once;
@@ -65,7 +65,7 @@ fn gate(index: pg_sys::Oid) -> Option<Gate> {
     }
     // Read outside of the borrow: reading can run the invalidation callback.
     let relation = table()?;
-    let gate = read(index);
+    let gate = stored(index);
     KNOWN.with_borrow_mut(|known| {
         let known = known.get_or_insert_with(|| Known {
             relation,
@@ -79,21 +79,14 @@ fn gate(index: pg_sys::Oid) -> Option<Gate> {
     gate
 }
 
-fn read(index: pg_sys::Oid) -> Option<Gate> {
+fn stored(index: pg_sys::Oid) -> Option<Gate> {
     let statement = "SELECT g.gate::pg_catalog.text FROM situ.feedback_gates g \
                      JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) $1 OR c.oid OPERATOR(pg_catalog.=) ANY \
                           (SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1)) \
                      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
                      WHERE g.index OPERATOR(pg_catalog.=) pg_catalog.format('%I.%I', n.nspname, c.relname) \
                      ORDER BY c.oid OPERATOR(pg_catalog.=) $1 DESC LIMIT 1";
-    let stored = Spi::connect(|client| {
-        let mut table = client.select(statement, Some(1), &[index.into()])?;
-        match table.next() {
-            Some(row) => row.get::<String>(1),
-            None => Ok(None),
-        }
-    })
-    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()));
+    let stored = read::one::<String>(statement, &[index.into()]);
     // A gate that cannot be read is one of a version to come: the safe default holds.
     serde_json::from_str(&stored?).ok()
 }

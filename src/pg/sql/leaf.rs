@@ -1,8 +1,9 @@
 //! One leaf index searched: the scan, and the rows that the caller may see.
 //!
 //! The index is scanned through the server's own index scan, so that each entry is resolved to the row version that the
-//! snapshot sees (HOT chains included). The rows themselves are then read through SPI by their ctid, as the caller:
-//! privileges on the table and row security decide what comes out, and the scan goes on until k rows have passed.
+//! snapshot sees (HOT chains included). Privileges and policies of the table, or of the partitioned table that was
+//! searched, decide which of these rows come out (`rows.rs`), and the scan goes on until k rows have passed. All is read
+//! under the snapshot that is active when the search begins.
 
 use crate::index::{Meta, Metric};
 use crate::pg::am::build::ambuild;
@@ -10,19 +11,20 @@ use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::scan::ScanState;
 use crate::pg::am::text::{TextIndex, embed_question};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::read;
 use crate::pg::service::client::ModelRef;
 use crate::pg::sql::models::model_by_name;
 use crate::pg::sql::query::Query;
+use crate::pg::sql::rows::{IndexedText, Rights};
 use crate::pg::store::RelationStore;
 use crate::text::Span;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::HashMap;
 use std::ffi::CStr;
 
-/// Most rows that are read in one statement.
+/// Most rows that are looked at in one statement.
 const MOST_BATCH: usize = 10_000;
 
 /// What is read of the rows that are found.
@@ -55,6 +57,47 @@ struct Candidate {
     distance: f64,
 }
 
+/// Whether an open index is of this access method.
+///
+/// # Safety
+/// `index` is open.
+pub unsafe fn is_ours(index: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise; an index's relcache entry holds its access method's routines.
+    let built_by = unsafe { (*index).rd_indam.as_ref() }.and_then(|methods| methods.ambuild);
+    built_by.map(|function| function as usize) == Some(ambuild as *const () as usize)
+}
+
+/// Whether `snapshot` sees every row version that the index was built over. An index built after rows were updated in place
+/// holds the text of their last versions, under the address that older versions share; the server's planner does not use
+/// such an index in older transactions.
+///
+/// Writers were locked out while it was built, so whoever sees the transaction that built it sees theirs too. What this
+/// transaction built itself is seen from the next command on, unless its snapshot is older than other writers.
+///
+/// # Safety
+/// `index` is open, `snapshot` is active.
+unsafe fn is_seen(index: pg_sys::Relation, snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the caller's promise; the tuple of pg_index belongs to the relcache entry.
+    unsafe {
+        if !(*(*index).rd_index).indcheckxmin {
+            return true;
+        }
+        let header = (*(*index).rd_indextuple).t_data;
+        let frozen = pg_sys::HEAP_XMIN_FROZEN as u16;
+        if (*header).t_infomask & frozen == frozen {
+            return true;
+        }
+        let builder = (*header).t_choice.t_heap.t_xmin;
+        match pg_sys::TransactionIdIsCurrentTransactionId(builder) {
+            true => {
+                pg_sys::XactIsoLevel < pg_sys::XACT_REPEATABLE_READ as i32
+                    && pg_sys::HeapTupleHeaderGetCmin(header) < (*snapshot).curcid
+            }
+            false => !pg_sys::XidInMVCCSnapshot(builder, snapshot),
+        }
+    }
+}
+
 /// One leaf index and its table, open for reading.
 struct OpenIndex {
     heap: pg_sys::Relation,
@@ -78,9 +121,7 @@ impl OpenIndex {
             }
             let heap = pg_sys::table_open(table, lock);
             let index = pg_sys::index_open(oid, lock);
-            let methods = (*index).rd_indam.as_ref();
-            let built_by = methods.and_then(|methods| methods.ambuild);
-            if built_by.map(|function| function as usize) != Some(ambuild as *const () as usize) {
+            if !is_ours(index) {
                 not_an_index(oid);
             }
             if !(*(*index).rd_index).indisvalid {
@@ -103,27 +144,20 @@ impl OpenIndex {
         }
     }
 
-    /// The statement that reads rows by ctid: parameter 1 is a tid[] as text.
-    fn row_statement(&self, want: &Want) -> String {
-        // SAFETY: both relations are open; the server quotes the names.
-        unsafe {
-            let table = (*self.heap).rd_id;
-            let namespace = pg_sys::get_namespace_name((*(*self.heap).rd_rel).relnamespace);
-            let relation = pg_sys::get_rel_name(table);
-            let qualified = pg_sys::quote_qualified_identifier(namespace, relation);
-            let read = match want {
-                Want::Column(column) => pgrx::spi::quote_identifier(column),
-                Want::Passage if self.kind == KeyKind::Text => pgrx::direct_function_call::<String>(
-                    pg_sys::pg_get_indexdef_ext,
-                    &[(*self.index).rd_id.into_datum(), 1i32.into_datum(), false.into_datum()],
-                )
-                .unwrap_or_default(),
-                Want::Passage => "NULL".to_owned(),
-            };
-            format!(
-                "SELECT ctid, ({read})::pg_catalog.text FROM ONLY {} WHERE ctid = ANY ($1::pg_catalog.tid[])",
-                CStr::from_ptr(qualified).to_string_lossy()
-            )
+    /// Fails unless the index can answer under `snapshot`.
+    ///
+    /// # Safety
+    /// `snapshot` is active.
+    unsafe fn check_seen(&self, snapshot: pg_sys::Snapshot) {
+        // SAFETY: the index is open.
+        let (seen, oid) = unsafe { (is_seen(self.index, snapshot), (*self.index).rd_id) };
+        if !seen {
+            fail_full(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("index {} cannot answer under this snapshot", name_of(oid)),
+                "It was built after rows had been updated that the snapshot still sees as they were.".into(),
+                "Search in a transaction that begins after the index was built.".into(),
+            );
         }
     }
 }
@@ -141,11 +175,20 @@ pub fn name_of(oid: pg_sys::Oid) -> String {
     }
 }
 
-fn not_an_index(oid: pg_sys::Oid) -> ! {
+pub(super) fn not_an_index(oid: pg_sys::Oid) -> ! {
+    // SAFETY: a catalogue look-up.
+    if unsafe { pg_sys::get_rel_relkind(oid) } == 0 {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("index with OID {} does not exist", oid.to_u32()),
+            "REINDEX CONCURRENTLY gives an index another OID: name the table in views and functions, as in \
+             situ.search('docs', ...).",
+        )
+    }
     fail_with_hint(
         PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
         format!("\"{}\" is not a situ index", name_of(oid)),
-        "Name an index made with CREATE INDEX ... USING situ over a text or a vector column.",
+        "Name a table, or its index made with CREATE INDEX ... USING situ over a text or a vector column.",
     )
 }
 
@@ -155,15 +198,18 @@ pub fn leaves(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     if unsafe { pg_sys::get_rel_relkind(oid) } as u8 != pg_sys::RELKIND_PARTITIONED_INDEX {
         return vec![oid];
     }
-    Spi::connect(|client| {
-        let statement = "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf";
-        let table = client.select(statement, None, &[oid.into()])?;
-        table
-            .map(|row| row.get::<pg_sys::Oid>(1))
-            .filter_map(Result::transpose)
-            .collect::<Result<Vec<_>, _>>()
-    })
-    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+    let statement = "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf";
+    read::column(statement, &[oid.into()])
+}
+
+/// The table of the index `oid`, which may be partitioned.
+pub fn table_of(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a catalogue look-up; gives InvalidOid for what is no index.
+    let table = unsafe { pg_sys::IndexGetRelation(oid, true) };
+    if table == pg_sys::InvalidOid {
+        not_an_index(oid)
+    }
+    table
 }
 
 /// What the first column of the leaf index `oid` holds; an error where it is not a situ index.
@@ -173,27 +219,6 @@ pub fn kind_of(oid: pg_sys::Oid) -> KeyKind {
     let kind = open.kind;
     open.close();
     kind
-}
-
-/// Rows of `candidates` that the caller may see, by packed tid, with what was wanted of them.
-fn visible_rows(statement: &str, candidates: &[Candidate]) -> HashMap<u64, Option<String>> {
-    let list: Vec<String> = candidates
-        .iter()
-        .map(|row| format!("\"({},{})\"", row.tid >> 16, row.tid & 0xffff))
-        .collect();
-    let array = format!("{{{}}}", list.join(","));
-    Spi::connect(|client| {
-        let mut rows = HashMap::new();
-        let table = client.select(statement, None, &[array.into()])?;
-        for row in table {
-            if let Some(mut ctid) = row.get::<pg_sys::ItemPointerData>(1)? {
-                // SAFETY: a valid item pointer on the stack.
-                rows.insert(unsafe { kind::pack_tid(&raw mut ctid) }, row.get::<String>(2)?);
-            }
-        }
-        Ok::<_, pgrx::spi::SpiError>(rows)
-    })
-    .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
 /// The query as an index of that kind takes it: over vectors it has to bring its vector, or to name the model that makes
@@ -218,59 +243,115 @@ fn operand(query: &Query, kind: KeyKind, index: pg_sys::Oid) -> Query {
     }
 }
 
-/// The k nearest rows of one leaf index that the caller may see, nearest first.
-pub fn search_leaf(oid: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<Found> {
-    // SAFETY: a scan as the executor makes it: begun, keyed, read to a slot and ended in this call, under the active
-    // snapshot; after an error the transaction's abort cleans up.
-    unsafe {
-        let open = OpenIndex::open(oid);
-        let statement = open.row_statement(want);
-        let query = operand(query, open.kind, oid);
-        let snapshot = pg_sys::GetActiveSnapshot();
-        #[cfg(feature = "pg18")]
-        let scan = pg_sys::index_beginscan(open.heap, open.index, snapshot, std::ptr::null_mut(), 0, 1);
-        #[cfg(not(feature = "pg18"))]
-        let scan = pg_sys::index_beginscan(open.heap, open.index, snapshot, 0, 1);
-        let slot = pg_sys::table_slot_create(open.heap, std::ptr::null_mut());
+/// The scan of a search.
+struct Running {
+    scan: pg_sys::IndexScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+}
 
-        let mut key = pg_sys::ScanKeyData {
-            sk_attno: 1,
-            sk_strategy: crate::pg::am::scan::QUERY_STRATEGY,
-            sk_argument: query.into_datum().unwrap_or(pg_sys::Datum::null()),
-            ..Default::default()
-        };
-        pg_sys::index_rescan(scan, std::ptr::null_mut(), 0, &raw mut key, 1);
+impl Running {
+    /// Begins the scan of `query` under `snapshot`.
+    ///
+    /// # Safety
+    /// `snapshot` is active and stays so until [`Running::end`].
+    unsafe fn begin(
+        open: &OpenIndex,
+        query: Query,
+        snapshot: pg_sys::Snapshot,
+        relation: Option<pg_sys::Oid>,
+    ) -> Running {
+        // SAFETY: both relations are open; the key's argument has the type that the strategy declares.
+        unsafe {
+            #[cfg(feature = "pg18")]
+            let scan = pg_sys::index_beginscan(open.heap, open.index, snapshot, std::ptr::null_mut(), 0, 1);
+            #[cfg(not(feature = "pg18"))]
+            let scan = pg_sys::index_beginscan(open.heap, open.index, snapshot, 0, 1);
+            let slot = pg_sys::table_slot_create(open.heap, std::ptr::null_mut());
+            let mut key = pg_sys::ScanKeyData {
+                sk_attno: 1,
+                sk_strategy: crate::pg::am::scan::QUERY_STRATEGY,
+                sk_argument: query.into_datum().unwrap_or(pg_sys::Datum::null()),
+                ..Default::default()
+            };
+            (*(*scan).opaque.cast::<ScanState>()).search_of(relation);
+            pg_sys::index_rescan(scan, std::ptr::null_mut(), 0, &raw mut key, 1);
+            Running { scan, slot }
+        }
+    }
 
-        let mut found: Vec<Found> = Vec::with_capacity(k.min(1024));
-        let mut batch = k.min(MOST_BATCH);
-        let mut asked = false;
-        loop {
-            let mut candidates = Vec::new();
-            while candidates.len() < batch
-                && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
+    /// Up to `count` further row versions, nearest first; less at the end of the index.
+    fn next(&mut self, count: usize) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        // SAFETY: the scan runs; its state is this access method's.
+        unsafe {
+            while candidates.len() < count
+                && pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot)
             {
-                let state = &*(*scan).opaque.cast::<ScanState>();
+                let state = &*(*self.scan).opaque.cast::<ScanState>();
                 if let Some(hit) = &state.hit {
                     candidates.push(Candidate {
-                        tid: kind::pack_tid(&raw mut (*slot).tts_tid),
+                        tid: kind::pack_tid(&raw mut (*self.slot).tts_tid),
                         ordinal: hit.ordinal,
                         span: hit.span,
                         distance: hit.distance,
                     });
                 }
             }
+        }
+        candidates
+    }
+
+    fn end(self) {
+        // SAFETY: begun by `begin`.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            pg_sys::index_endscan(self.scan);
+        }
+    }
+}
+
+/// The k nearest rows of one leaf index that the caller may see, nearest first. `relation` is the table whose privileges and
+/// policies decide: the leaf's, or a partitioned one above it; `None` chooses as for a table that the caller's own
+/// statement scans.
+pub fn search_leaf(
+    oid: pg_sys::Oid,
+    relation: Option<pg_sys::Oid>,
+    query: &Query,
+    k: usize,
+    want: &Want,
+) -> Vec<Found> {
+    // SAFETY: a scan as the executor makes it: begun, keyed, read to a slot and ended in this call, under the active
+    // snapshot; after an error the transaction's abort cleans up.
+    unsafe {
+        let open = OpenIndex::open(oid);
+        let snapshot = pg_sys::GetActiveSnapshot();
+        open.check_seen(snapshot);
+        let table = (*open.heap).rd_id;
+        let rights = relation.map_or_else(|| Rights::of_scanned(table), |relation| Rights::new(relation, table));
+        let mut text = (open.kind == KeyKind::Text && matches!(want, Want::Passage))
+            .then(|| IndexedText::open(open.heap, open.index));
+        let column = match want {
+            Want::Column(column) => Some(column.as_str()),
+            Want::Passage => None,
+        };
+        let mut running = Running::begin(&open, operand(query, open.kind, oid), snapshot, relation);
+        let mut found: Vec<Found> = Vec::with_capacity(k.min(1024));
+        let mut batch = k.min(MOST_BATCH);
+        loop {
+            let candidates = running.next(batch);
             let last = candidates.len() < batch;
-            if !candidates.is_empty() || !asked {
-                // Asked at least once, so that missing privileges are an error even over an empty table.
-                asked = true;
-                let mut rows = visible_rows(&statement, &candidates);
-                for candidate in candidates {
-                    if found.len() == k {
-                        break;
-                    }
-                    if let Some(read) = rows.remove(&candidate.tid) {
-                        found.extend(open.found(candidate, read, want));
-                    }
+            let tids: Vec<u64> = candidates.iter().map(|candidate| candidate.tid).collect();
+            let mut rows = rights.visible(&tids, column);
+            for candidate in candidates {
+                if found.len() == k {
+                    break;
+                }
+                if let Some(read) = rows.remove(&candidate.tid) {
+                    let read = match &mut text {
+                        Some(text) => text.read(candidate.tid, snapshot),
+                        None => read,
+                    };
+                    found.extend(open.found(candidate, read, want));
                 }
             }
             if last || found.len() == k {
@@ -278,8 +359,10 @@ pub fn search_leaf(oid: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Ve
             }
             batch = (batch * 2).min(MOST_BATCH);
         }
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        pg_sys::index_endscan(scan);
+        running.end();
+        if let Some(text) = text {
+            text.close();
+        }
         open.close();
         found
     }

@@ -7,6 +7,7 @@
 use super::leaf::name_of;
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::owner::{as_owner, current_user};
+use crate::pg::read;
 use crate::pg::sql::query::Query;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -64,14 +65,7 @@ fn options(index: pg_sys::Oid, profile: &str) -> Option<String> {
                      WHERE p.name OPERATOR(pg_catalog.=) $2 \
                        AND p.index OPERATOR(pg_catalog.=) pg_catalog.format('%I.%I', n.nspname, c.relname) \
                      ORDER BY c.oid OPERATOR(pg_catalog.=) $1 DESC LIMIT 1";
-    Spi::connect(|client| {
-        let mut table = client.select(statement, Some(1), &[index.into(), profile.into()])?;
-        match table.next() {
-            Some(row) => row.get::<String>(1),
-            None => Ok(None),
-        }
-    })
-    .unwrap_or_else(|error: pgrx::spi::SpiError| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
+    read::one(statement, &[index.into(), profile.into()])
 }
 
 /// The schema-qualified, quoted name of a relation.

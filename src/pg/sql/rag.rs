@@ -5,6 +5,7 @@
 
 use super::generate::{Options, stops};
 use super::leaf::{Found, Want, model_of};
+use super::named::{Over, index_of};
 use super::prompt::{Prompt, PromptPiece};
 use super::query::Query;
 use super::search::{nearest, positive};
@@ -164,6 +165,7 @@ fn rag(
     search: Option<Query>,
 ) -> Answers {
     let mode = mode(mode_name, bridge);
+    let index = index.map(|index| index_of(index, Over::Any));
     let (Some(index), Some(question)) = (index, question) else {
         return TableIterator::new(Vec::new());
     };

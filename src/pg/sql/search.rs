@@ -5,7 +5,8 @@
 //! The question is text, a `situ.query` or a `vector`. A parameter without a type is text for the server, so text is never
 //! taken for a vector: over vectors it is an error, unless a `situ.query` names the model that encodes it.
 
-use super::leaf::{Found, Want, leaves, search_leaf};
+use super::leaf::{Found, Want, leaves, search_leaf, table_of};
+use super::named::{Over, index_of};
 use super::profiles;
 use crate::pg::am::kind;
 use crate::pg::error::OrRaise;
@@ -21,10 +22,11 @@ use pgrx::prelude::*;
 /// The k nearest rows of an index, or of all partitions of a partitioned one, nearest first.
 pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<Found> {
     let leaves = leaves(index);
-    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves);
+    let table = table_of(index);
+    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves, Some(table));
     let mut found: Vec<Found> = leaves
         .into_iter()
-        .flat_map(|leaf| search_leaf(leaf, &query, k, want))
+        .flat_map(|leaf| search_leaf(leaf, Some(table), &query, k, want))
         .collect();
     found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     found.truncate(k);
@@ -58,7 +60,11 @@ type Passages = TableIterator<
 >;
 
 fn search_index(index: pg_sys::Oid, query: &Query, k: i64) -> Passages {
-    let found = nearest(index, query, positive("k", k), &Want::Passage);
+    let over = match &query.text {
+        Some(_) => Over::Text,
+        None => Over::Vectors,
+    };
+    let found = nearest(index_of(index, over), query, positive("k", k), &Want::Passage);
     let rows: Vec<_> = found
         .into_iter()
         .map(|row| {

@@ -4,23 +4,26 @@
 //! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those that are
 //! left out already are not encoded.
 
-use super::material::{Bounds, bad, each_row, passage_bytes};
+use super::material::{Bounds, bad, passage_bytes};
 use crate::bridge::train::data::Passage;
 use crate::bridge::train::drawn::Drawn;
 use crate::index::Meta;
 use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text::TextIndex;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail;
+use crate::pg::read;
 use crate::pg::service::client::{self, Documents, ModelRef};
 use crate::pg::service::{Lane, SituatedPassage};
 use crate::pg::sql::evaluate::relations::table_of;
 use crate::pg::sql::leaf::{kind_of, name_of};
 use crate::pg::sql::profiles::qualified;
+use crate::pg::sql::rows::Bodies;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 use std::collections::HashMap;
+
+/// How many rows are read at a time.
+const ROWS: i64 = 64;
 
 /// What is read of an index.
 pub struct Stored {
@@ -106,32 +109,16 @@ fn done(text: &TextIndex, rows: &mut HashMap<u64, Row>, key: u64, mut passages: 
     kept.add(document, row.passages(document, passages));
 }
 
-/// What reads key, body and title of the index's rows: the row's first column, and the index's expressions, under its
-/// predicate.
-fn statement(index: pg_sys::Oid, title: bool) -> String {
+/// What reads key and place of the rows of an index's table; the key is the row's first column.
+fn statement(index: pg_sys::Oid) -> String {
     let table = table_of(index);
-    let text = |statement: &str, oid: pg_sys::Oid| -> Option<String> {
-        Spi::get_one_with_args(statement, &[oid.into()])
-            .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
-    };
-    let column = |number: i32| text(&format!("SELECT pg_catalog.pg_get_indexdef($1, {number}, true)"), index);
-    let key = text(
-        "SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute \
-          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum LIMIT 1",
-        table,
-    );
-    let predicate = text(
-        "SELECT pg_catalog.pg_get_expr(indpred, indrelid) FROM pg_catalog.pg_index WHERE indexrelid = $1",
-        index,
-    );
-    let (key, body) = (key.unwrap_or_default(), column(1).unwrap_or_default());
-    let title = match title {
-        true => format!("({})::pg_catalog.text", column(2).unwrap_or_default()),
-        false => "NULL::pg_catalog.text".to_owned(),
-    };
-    let predicate = predicate.map_or(String::new(), |predicate| format!(" WHERE {predicate}"));
+    let key = "SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute \
+                WHERE attrelid OPERATOR(pg_catalog.=) $1 AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped \
+                ORDER BY attnum LIMIT 1";
+    let key = read::one::<String>(key, &[table.into()]).unwrap_or_default();
     format!(
-        "SELECT ({key})::pg_catalog.text, ({body})::pg_catalog.text, {title} FROM {}{predicate}",
+        "SELECT ({key})::pg_catalog.text, {} FROM {}",
+        Bodies::PLACE,
         qualified(table)
     )
 }
@@ -165,11 +152,12 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
         rows: HashMap::new(),
     });
     let mut document = 0;
-    each_row(&statement(index, text.record.title), |row| {
-        let (Some(key), Some(body)) = (row.get::<String>(1)?, row.get::<String>(2)?) else {
-            return Ok(());
+    let mut bodies = Bodies::of(index);
+    read::batches(&statement(index), &[], ROWS, |row| {
+        let (Some(key), Some([Some(body), title])) = (row.get::<String>(1), bodies.read(row, 2)) else {
+            return;
         };
-        let (title, row) = (row.get::<String>(3)?, Row { key, body });
+        let row = Row { key, body };
         match &mut encoding {
             Some(encoding) if kept.wants(document) => encoding.push(document, title.as_deref(), row, &mut kept),
             _ => {
@@ -179,8 +167,8 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
             }
         }
         document += 1;
-        Ok(())
     });
+    bodies.close();
     if let Some(encoding) = encoding {
         encoding.flush(&mut kept);
     }

@@ -1,7 +1,7 @@
 //! `situ.tune_feedback`: the gate of an index, calibrated on judged queries or on spans of its own documents.
 
 use super::ranking::{answers, judged};
-use super::relations::{Asked, Judgements, key_column, needed, qrels, queries, with_relevant};
+use super::relations::{Asked, Judgements, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{draws, made};
 use crate::bridge::feedback::{Method, Options};
 use crate::bridge::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
@@ -92,7 +92,7 @@ fn tune_feedback(
     key: Option<&str>,
     seed: Option<i64>,
 ) -> Tuned {
-    let index = needed("index", index);
+    let index = needed_index(index);
     profiles::check_owner(index);
     let key = key_column(index, key);
     let seed = seed.unwrap_or_default();

@@ -3,20 +3,21 @@
 //! The table is read twice as the caller: once for the keys and, where the task weighs words, the words of every
 //! document; then the documents that were drawn. Memory holds the keys, the vocabulary and one batch of documents.
 
-use super::relations::{key_column, needed, table_of};
+use super::relations::{key_column, needed_index, table_of};
 use crate::eval::random::Random;
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::pg::am::kind::KeyKind;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::fail::fail_with_hint;
+use crate::pg::read;
 use crate::pg::sql::leaf::{kind_of, leaves, name_of};
 use crate::pg::sql::profiles::qualified;
+use crate::pg::sql::rows::Bodies;
 use crate::pg::sql::search::positive;
 use crate::text::sentences;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::spi::SpiError;
 use std::ops::Range;
 
 /// Documents read in one statement.
@@ -24,9 +25,10 @@ const BATCH: i64 = 500;
 
 /// How the documents of an index are read.
 struct Source {
+    index: pg_sys::Oid,
     /// Column that names them.
     key: String,
-    /// `SELECT key, body FROM table ...` without its conditions.
+    /// `SELECT key, place FROM table ...` without its conditions.
     select: String,
 }
 
@@ -44,42 +46,25 @@ impl Source {
             );
         }
         let key = pgrx::spi::quote_identifier(key_column(index, key));
-        // SAFETY: a catalog function with its three arguments; the server quotes what it returns.
-        let body = unsafe {
-            pgrx::direct_function_call::<String>(
-                pg_sys::pg_get_indexdef_ext,
-                &[index.into_datum(), 1i32.into_datum(), false.into_datum()],
-            )
-        }
-        .unwrap_or_default();
         let select = format!(
-            "SELECT ({key})::pg_catalog.text AS key, ({body})::pg_catalog.text AS body FROM {}",
+            "SELECT ({key})::pg_catalog.text, {} FROM {}",
+            Bodies::PLACE,
             qualified(table_of(index))
         );
-        Source { key, select }
+        Source { index, key, select }
     }
 
     /// Reads the documents that `condition` chooses with the keys of its parameter, batch by batch.
     fn each(&self, condition: &str, keys: Option<Vec<String>>, mut take: impl FnMut(String, Option<String>)) {
         let statement = format!("{} {condition}", self.select);
         let arguments = keys.map(|keys| vec![keys.into()]).unwrap_or_default();
-        let result = Spi::connect(|client| {
-            let mut cursor = client.try_open_cursor(&statement, &arguments)?;
-            loop {
-                let table = cursor.fetch(BATCH)?;
-                if table.is_empty() {
-                    return Ok::<_, SpiError>(());
-                }
-                for row in table {
-                    if let Some(key) = row.get::<String>(1)? {
-                        take(key, row.get::<String>(2)?);
-                    }
-                }
+        let mut bodies = Bodies::of(self.index);
+        read::batches(&statement, &arguments, BATCH, |row| {
+            if let Some(key) = row.get::<String>(1) {
+                take(key, bodies.read(row, 2).and_then(|[body, _]| body));
             }
         });
-        if let Err(error) = result {
-            fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
-        }
+        bodies.close();
     }
 }
 
@@ -115,7 +100,7 @@ pub fn make_queries(
             "They are shares of each document's words, 0 <= part_from < part_to <= 1.",
         );
     }
-    let source = Source::of(needed("index", index), key);
+    let source = Source::of(needed_index(index), key);
     let mut frequencies = Frequencies::default();
     let mut keys = Vec::new();
     source.each("", None, |key, body| {

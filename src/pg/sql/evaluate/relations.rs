@@ -1,16 +1,17 @@
 //! What the caller's relations hold: queries, judgements, runs, and the key that names a document.
 //!
-//! Everything is read through SPI as the caller. Identifiers of any type are compared as text.
+//! Everything is read as the caller, under the statement's snapshot. Identifiers of any type are compared as text.
 
 use crate::eval::report::Ranked;
 use crate::eval::trec::{RunLine, rankings};
 use crate::pg::fail::{fail, fail_full, fail_with_hint};
+use crate::pg::read;
 use crate::pg::sql::leaf::name_of;
+pub use crate::pg::sql::leaf::table_of;
+use crate::pg::sql::named::{Over, index_of};
 use crate::pg::sql::profiles::qualified;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
-use pgrx::prelude::*;
-use pgrx::spi::SpiError;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 
@@ -34,10 +35,6 @@ pub fn needed<T>(name: &str, value: Option<T>) -> T {
             format!("{name} must not be NULL"),
         ),
     }
-}
-
-fn spi<T>(result: Result<T, SpiError>) -> T {
-    result.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
 }
 
 /// Whether a relation has a column of that name.
@@ -71,17 +68,13 @@ pub fn queries(relation: pg_sys::Oid) -> Vec<Asked> {
         "SELECT id::pg_catalog.text, text::pg_catalog.text, {embedding} FROM {}",
         qualified(relation)
     );
-    let mut found: Vec<Asked> = spi(Spi::connect(|client| {
-        let mut found = Vec::new();
-        for row in client.select(&statement, None, &[])? {
-            let (id, text) = (row.get::<String>(1)?, row.get::<String>(2)?);
-            if let (Some(id), Some(text)) = (id, text) {
-                let embedding = row.get::<Vec<f32>>(3)?;
-                found.push(Asked { id, text, embedding });
-            }
+    let mut found: Vec<Asked> = Vec::new();
+    read::each(&statement, &[], |row| {
+        if let (Some(id), Some(text)) = (row.get(1), row.get(2)) {
+            let embedding = row.get::<Vec<f32>>(3);
+            found.push(Asked { id, text, embedding });
         }
-        Ok(found)
-    }));
+    });
     found.sort_by(|a, b| a.id.cmp(&b.id));
     let mut seen = HashSet::new();
     if let Some(twice) = found.iter().find(|asked| !seen.insert(asked.id.as_str())) {
@@ -105,18 +98,15 @@ pub fn qrels(relation: pg_sys::Oid) -> Judgements {
         "SELECT query_id::pg_catalog.text, document_id::pg_catalog.text, {grade} FROM {}",
         qualified(relation)
     );
-    spi(Spi::connect(|client| {
-        let mut found = Judgements::new();
-        for row in client.select(&statement, None, &[])? {
-            let (query, document) = (row.get::<String>(1)?, row.get::<String>(2)?);
-            if let (Some(query), Some(document), Some(grade)) = (query, document, row.get::<f64>(3)?) {
-                let judged = found.entry(query).or_default();
-                let kept = judged.entry(document).or_insert(grade);
-                *kept = kept.max(grade);
-            }
+    let mut found = Judgements::new();
+    read::each(&statement, &[], |row| {
+        if let (Some(query), Some(document), Some(grade)) = (row.get(1), row.get(2), row.get::<f64>(3)) {
+            let judged = found.entry(query).or_default();
+            let kept = judged.entry(document).or_insert(grade);
+            *kept = kept.max(grade);
         }
-        Ok(found)
-    }))
+    });
+    found
 }
 
 /// The ranked documents of each query of a relation with columns `query_id`, `document_id` and `score`.
@@ -127,22 +117,18 @@ pub fn run(relation: pg_sys::Oid) -> HashMap<String, Vec<String>> {
         "SELECT query_id::pg_catalog.text, document_id::pg_catalog.text, score::pg_catalog.float8 FROM {}",
         qualified(relation)
     );
-    let lines: Vec<RunLine> = spi(Spi::connect(|client| {
-        let mut lines = Vec::new();
-        for row in client.select(&statement, None, &[])? {
-            let (query, document) = (row.get::<String>(1)?, row.get::<String>(2)?);
-            if let (Some(query), Some(document), Some(score)) = (query, document, row.get::<f64>(3)?) {
-                lines.push(RunLine {
-                    query,
-                    document,
-                    rank: 0,
-                    score,
-                    tag: String::new(),
-                });
-            }
+    let mut lines: Vec<RunLine> = Vec::new();
+    read::each(&statement, &[], |row| {
+        if let (Some(query), Some(document), Some(score)) = (row.get(1), row.get(2), row.get::<f64>(3)) {
+            lines.push(RunLine {
+                query,
+                document,
+                rank: 0,
+                score,
+                tag: String::new(),
+            });
         }
-        Ok(lines)
-    }));
+    });
     let ranked = rankings(lines).into_iter();
     ranked
         .map(|(query, documents)| (query, once(documents.into_iter().map(|(document, _)| document))))
@@ -179,18 +165,9 @@ pub fn with_relevant(mut asked: Vec<Asked>, judgements: &Judgements) -> Vec<Aske
     asked
 }
 
-/// The table of an index.
-pub fn table_of(index: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: a catalog look-up; gives InvalidOid for what is no index.
-    let table = unsafe { pg_sys::IndexGetRelation(index, true) };
-    if table == pg_sys::InvalidOid {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            format!("\"{}\" is not a situ index", name_of(index)),
-            "Name an index made with CREATE INDEX ... USING situ.",
-        );
-    }
-    table
+/// The index that an argument names: itself, or by its table.
+pub fn needed_index(index: Option<pg_sys::Oid>) -> pg_sys::Oid {
+    index_of(needed("index", index), Over::Any)
 }
 
 /// The column that names the documents of an index: the one that was given, or the table's primary key.
@@ -205,15 +182,10 @@ pub fn key_column(index: pg_sys::Oid, named: Option<&str>) -> String {
         return named.to_owned();
     }
     let statement = "SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_index i \
-                     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
-                     WHERE i.indrelid = $1 AND i.indisprimary";
-    let columns: Vec<String> = spi(Spi::connect(|client| {
-        let table = client.select(statement, None, &[table.into()])?;
-        table
-            .map(|row| row.get::<String>(1))
-            .filter_map(Result::transpose)
-            .collect()
-    }));
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid \
+                          AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey) \
+                     WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisprimary";
+    let columns: Vec<String> = read::column(statement, &[table.into()]);
     match <[String; 1]>::try_from(columns) {
         Ok([column]) => column,
         Err(columns) => fail_full(

@@ -2,7 +2,7 @@
 //! judgements.
 
 use super::ranking::answers;
-use super::relations::{self, key_column, needed};
+use super::relations::{self, key_column, needed, needed_index};
 use crate::eval::EvalError;
 use crate::eval::trec::{self, Judgement, RunLine};
 use crate::pg::error::{Describe, OrRaise};
@@ -52,7 +52,7 @@ fn run(
     k: Option<i64>,
     key: Option<&str>,
 ) -> Run {
-    let index = needed("index", index);
+    let index = needed_index(index);
     let depth = positive("k", k.unwrap_or(100));
     let key = key_column(index, key);
     let asked = relations::queries(needed("queries", queries));

@@ -8,7 +8,7 @@
 //! behind it; feedback, of vectors or of texts. The caller's own are one stage.
 
 use super::ranking::{answers, judged};
-use super::relations::{Asked, key_column, needed, qrels, queries, with_relevant};
+use super::relations::{Asked, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{Judgements, draws};
 use crate::bridge::train::judged::Verdict;
 use crate::eval::bootstrap::Draws;
@@ -141,7 +141,7 @@ fn tune(
     key: Option<&str>,
     seed: Option<i64>,
 ) -> Tuned {
-    let index = needed("index", index);
+    let index = needed_index(index);
     let name = name.unwrap_or("best");
     if name.is_empty() {
         fail(

@@ -222,6 +222,7 @@ fn little_memory_loses_no_rows() {
         let params = ScanParams {
             probes,
             memory_bytes: memory,
+            ..ScanParams::default()
         };
         let hits = scan(&store, &query, params, usize::MAX);
         assert_eq!(hits.len(), 8000, "{lists} {probes} {memory}");

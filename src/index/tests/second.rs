@@ -267,6 +267,7 @@ fn several_rounds_and_little_memory_lose_no_rows() {
         let params = ScanParams {
             probes: 0,
             memory_bytes: memory,
+            ..ScanParams::default()
         };
         let query = random.vector(32);
         let mut scan = Scan::new(store.clone(), &query, params).unwrap();

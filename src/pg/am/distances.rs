@@ -33,6 +33,12 @@ thread_local! {
 /// The place where one scan leaves its last row: emptied when it is dropped.
 pub struct Returned(u64);
 
+impl Default for Returned {
+    fn default() -> Returned {
+        Returned::new()
+    }
+}
+
 impl Returned {
     /// A place that is empty.
     pub fn new() -> Returned {

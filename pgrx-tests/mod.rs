@@ -9,3 +9,4 @@ mod lexsem;
 mod pages;
 mod scans;
 mod service;
+mod waiting;

@@ -68,15 +68,15 @@ CREATE FUNCTION situ.index_statistics(
     OUT encode_seconds double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'index_statistics_wrapper';
-COMMENT ON FUNCTION situ.index_statistics(regclass) IS 'what one situ index holds';
+COMMENT ON FUNCTION situ.index_statistics(regclass) IS 'what one situ index holds; no row where it cannot be read now';
 
 CREATE VIEW situ.stat_index AS
-    SELECT class.oid::regclass AS indexrelid, index.indrelid::regclass AS relid, statistics.*
+    SELECT class.oid::regclass AS indexrelid, index.indrelid::regclass AS relid, index.indisvalid AS valid, statistics.*
       FROM pg_catalog.pg_class class
       JOIN pg_catalog.pg_am am ON am.oid = class.relam AND am.amname = 'situ'
       JOIN pg_catalog.pg_index index ON index.indexrelid = class.oid
-      CROSS JOIN LATERAL situ.index_statistics(class.oid) statistics
+      LEFT JOIN LATERAL situ.index_statistics(class.oid) statistics ON true
      WHERE class.relkind = 'i' AND NOT pg_catalog.pg_is_other_temp_schema(class.relnamespace);
 COMMENT ON VIEW situ.stat_index IS
-    'the situ indexes of this database: documents, chunks, tokens and seconds of the build, lists, first-round probes, size, model';
+    'the situ indexes of this database: documents and chunks in them, tokens and seconds of the build, lists, first-round probes, size, model; NULL in an index that cannot be read now (being rebuilt, half built, or unlogged on a standby)';
 GRANT SELECT ON situ.stat_index TO PUBLIC;

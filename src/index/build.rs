@@ -9,7 +9,7 @@ use super::code::Centroid;
 use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
 use super::meta::{Meta, check_options};
-use super::page::{FIRST, Layout, RECORD_HEADER};
+use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at};
 use super::spool::{Records, SpoolFactory};
 use super::store::PageStore;
 use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
@@ -283,12 +283,12 @@ impl<S: PageStore> Build<S> {
         })
     }
 
-    /// The list of every entry in the order of arrival, and entries a list.
-    fn assign(&mut self, centroids: &[f32], truth: &mut Truth) -> Result<(Records, Vec<u64>), IndexError> {
+    /// The list of every entry in the order of arrival, and what lives in each list.
+    fn assign(&mut self, centroids: &[f32], truth: &mut Truth) -> Result<(Records, Vec<Counts>), IndexError> {
         let d = self.layout.dimensions;
         let n = self.entries.len();
         let panels = Panels::new(centroids, d);
-        let mut counts = vec![0u64; panels.len()];
+        let mut counts = vec![Counts::default(); panels.len()];
         let mut owners = Records::new(4, self.memory / 8);
         let size = RECORD_HEADER + 4 * d;
         let batch = (self.memory / 32 / size).clamp(16, 4096);
@@ -313,8 +313,8 @@ impl<S: PageStore> Build<S> {
                 store.check_cancel()
             })?;
             truth.show(&rows, d, &owner, done);
-            for (list, _) in &owner {
-                counts[*list as usize] += 1;
+            for ((list, _), record) in owner.iter().zip(bytes.chunks_exact(size)) {
+                counts[*list as usize].add(u32_at(record, 16));
                 owners.push(&list.to_le_bytes(), &mut self.spools)?;
             }
             done += owner.len() as u64;

@@ -13,13 +13,13 @@
 use super::IndexError;
 use super::code::{encode, lane, put};
 use super::lists::nearest;
-use super::meta::Meta;
+use super::meta::{Meta, decide};
 use super::page::{
     CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Place, Reader, corrupted,
     expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
 };
 use super::store::{Block, PageBytes, PageChange, PageStore};
-use super::types::{Element, Entry};
+use super::types::{Element, Entry, IndexOptions};
 use super::vector::{check, prepare, put_record};
 use crate::compute::rotation::Rotation;
 
@@ -28,7 +28,30 @@ use crate::compute::rotation::Rotation;
 /// Fails on a vector of another number of dimensions, NaN and infinity before anything is written. Zero vectors under
 /// cosine are left out.
 pub fn insert<S: PageStore>(store: &S, entries: &[Entry<'_>]) -> Result<(), IndexError> {
-    let meta = Meta::open(store)?;
+    insert_from(store, entries, 0, &mut || ())
+}
+
+/// Like [`insert`], without the first `from` entries, which an earlier call has put in; `placed` is called for each entry
+/// as soon as it is in. So a call that failed half way can be repeated without anything coming in twice.
+pub fn insert_from<S: PageStore>(
+    store: &S,
+    entries: &[Entry<'_>],
+    from: usize,
+    placed: &mut dyn FnMut(),
+) -> Result<(), IndexError> {
+    let Some(first) = entries.first() else {
+        return Ok(());
+    };
+    let mut meta = Meta::open(store)?;
+    if !meta.is_decided() {
+        check(first.vector, first.vector.len())?;
+        let options = IndexOptions {
+            dimensions: first.vector.len() as u32,
+            ..meta.options
+        };
+        decide(store, options)?;
+        meta = Meta::open(store)?;
+    }
     let layout = Layout::new(&meta.options);
     for entry in entries {
         check_entry(entry, &layout, meta.options.element)?;
@@ -37,9 +60,20 @@ pub fn insert<S: PageStore>(store: &S, entries: &[Entry<'_>]) -> Result<(), Inde
     let rotation = Rotation::new(layout.dimensions, meta.seed);
     let (mut direction, mut rotated, mut residual, mut record) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut row = None;
-    for entry in entries {
+    for (number, entry) in entries.iter().enumerate() {
         store.check_cancel()?;
         if prepare(entry.vector, meta.options.metric, &mut direction).is_none() {
+            if number >= from {
+                placed();
+            }
+            continue;
+        }
+        let first = if row.replace(entry.tid) == Some(entry.tid) {
+            0
+        } else {
+            FIRST
+        };
+        if number < from {
             continue;
         }
         rotation.apply(&direction, &mut rotated);
@@ -48,31 +82,23 @@ pub fn insert<S: PageStore>(store: &S, entries: &[Entry<'_>]) -> Result<(), Inde
         reader.check(head)?;
         let factors = encode(meta.options.metric, &rotated, &centroid, &mut residual);
         put_record(entry, meta.options.element, &mut record)?;
-        let first = if row.replace(entry.tid) == Some(entry.tid) {
-            0
-        } else {
-            FIRST
-        };
         let pieces = if layout.pieces > 0 {
             write_pieces(store, entry, &record)?
         } else {
             NONE
         };
+        let ordinal = entry.ordinal | first;
         let new = NewEntry {
             list,
             head,
             pieces,
+            ordinal,
             record: &record,
         };
         place(store, &mut reader, &layout, &new, &mut |page, at, place| {
-            put(
-                &layout,
-                page,
-                at,
-                &lane(factors, entry.tid, entry.ordinal | first, place),
-                &residual,
-            );
+            put(&layout, page, at, &lane(factors, entry.tid, ordinal, place), &residual);
         })?;
+        placed();
     }
     Ok(())
 }
@@ -95,6 +121,8 @@ struct NewEntry<'a> {
     head: Block,
     /// First piece of a record that was written already.
     pieces: Block,
+    /// With [`FIRST`].
+    ordinal: u32,
     record: &'a [u8],
 }
 
@@ -104,7 +132,7 @@ fn new_block<S: PageStore>(store: &S, change: &mut S::Change, reuse: bool) -> Re
         if block == NONE || block >= store.blocks()? {
             return Ok(None);
         }
-        return match change.try_page(block)? {
+        return match change.try_renew(block)? {
             Some(page) if is_free(page) => Ok(Some(block)),
             _ => Ok(None),
         };
@@ -230,6 +258,10 @@ fn attempt<S: PageStore>(
     }
     let page = change.page(target)?;
     fill(page, free.unwrap_or(0), place);
+    let page = change.page(head)?;
+    let mut counts = layout.counts(page);
+    counts.add(new.ordinal);
+    layout.put_counts(page, counts);
     change.commit()?;
     Ok(Attempt::Done)
 }

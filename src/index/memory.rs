@@ -36,8 +36,20 @@ impl Slot {
     }
 }
 
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot {
+            bytes: RwLock::new(Arc::new([0; PAGE_SIZE])),
+            locked: Mutex::default(),
+            unlocked: Condvar::default(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Inner {
+    /// Its lock is the one on the whole.
+    whole: Arc<Slot>,
     slots: RwLock<Vec<Arc<Slot>>>,
     free: Mutex<Vec<Block>>,
     reads: AtomicU64,
@@ -77,6 +89,16 @@ impl Deref for MemoryPage {
 impl Drop for MemoryPage {
     fn drop(&mut self) {
         PAGES_HELD.set(PAGES_HELD.get().saturating_sub(1));
+    }
+}
+
+/// The lock on the whole.
+pub struct MemoryWhole(Arc<Slot>);
+
+impl Drop for MemoryWhole {
+    fn drop(&mut self) {
+        *self.0.locked.lock() = false;
+        self.0.unlocked.notify_all();
     }
 }
 
@@ -165,6 +187,21 @@ fn check_page(block: Block, bytes: &PageBytes) {
 impl PageStore for MemoryStore {
     type Page = MemoryPage;
     type Change = MemoryChange;
+    type Whole = MemoryWhole;
+
+    fn lock_whole(&self) -> Result<MemoryWhole, IndexError> {
+        assert_free("the whole is locked");
+        self.maybe_fail()?;
+        let slot = self.0.whole.clone();
+        let mut locked = slot.locked.lock();
+        while *locked {
+            let timeout = slot.unlocked.wait_for(&mut locked, Duration::from_secs(10));
+            assert!(!timeout.timed_out(), "deadlock on the whole");
+        }
+        *locked = true;
+        drop(locked);
+        Ok(MemoryWhole(slot))
+    }
 
     fn blocks(&self) -> Result<Block, IndexError> {
         Ok(self.0.slots.read().len() as Block)
@@ -284,7 +321,11 @@ impl PageChange for MemoryChange {
         }
     }
 
-    fn try_page(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError> {
+    fn renew(&mut self, block: Block) -> Result<&mut PageBytes, IndexError> {
+        self.page(block)
+    }
+
+    fn try_renew(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError> {
         Ok(self.find(block, false)?.map(|at| &mut *self.pages[at].2))
     }
 

@@ -5,9 +5,15 @@
 //! @60, seed u64 @64, entries u64 @72, rows u64 @80, model bytes u32 @88, extra bytes u32 @92, checksum u32 @96` of the
 //! bytes 28..96 (FNV-1a), then from 104 the blob: the origin (`f32 * D`, rotated), the model's name, the extra bytes. A blob
 //! longer than the page goes on from byte 32 of the following blocks.
+//!
+//! An index is *undecided* while nothing says how many dimensions its vectors have: 0 dimensions, 0 lists, no origin
+//! and no pages but this one. The first entry decides ([`decide`]).
 
 use super::IndexError;
-use super::page::{self, Kind, Layout, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
+use super::build::Build;
+use super::memory::MemoryStore;
+use super::page::{self, Kind, Layout, NONE, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
+use super::spool::memory_spool;
 use super::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};
 use super::types::{Element, IndexOptions, Metric};
 
@@ -24,7 +30,7 @@ const BLOB_MORE: usize = 32;
 pub struct Meta {
     /// Options the index was created with.
     pub options: IndexOptions,
-    /// Entries and rows at the time of the build or of the last vacuum.
+    /// Entries and rows at the time of the build or of the last vacuum; [`super::count`] gives those of now.
     pub entries: u64,
     pub rows: u64,
     /// Number of lists.
@@ -71,7 +77,63 @@ pub fn check_options(options: &IndexOptions) -> Result<(), IndexError> {
     Ok(())
 }
 
+/// The meta page of an index that nothing was put into yet and whose dimensions are not known.
+pub fn write_undecided<S: PageStore>(store: &S, options: IndexOptions) -> Result<(), IndexError> {
+    let meta = Meta {
+        options: IndexOptions {
+            dimensions: 0,
+            ..options
+        },
+        entries: 0,
+        rows: 0,
+        lists: 0,
+        probes: 0,
+        slack: 0.0,
+        seed: 0,
+        centroids: NONE,
+        origin: Vec::new(),
+    };
+    for page in meta.to_pages() {
+        store.append_bulk(&page)?;
+    }
+    store.finish_bulk()
+}
+
+/// Makes an undecided index an empty one with these options; one that is decided already stays what it is.
+///
+/// Pages behind the first become durable one by one, and the meta page last: after a crash between, the index is
+/// undecided as before, and the next decision takes the pages that are there. Scans meanwhile see an undecided index.
+pub fn decide<S: PageStore>(store: &S, options: IndexOptions) -> Result<(), IndexError> {
+    check_options(&options)?;
+    let _whole = store.lock_whole()?;
+    if Meta::open(store)?.is_decided() {
+        return Ok(());
+    }
+    let empty = MemoryStore::new();
+    let quiet = Box::new(|_, _, _| {});
+    Build::new(empty.clone(), options, 0, 1, memory_spool(), quiet)?.finish()?;
+    for block in (0..empty.blocks()?).rev() {
+        store.check_cancel()?;
+        while store.blocks()? <= block {
+            let mut change = store.change()?;
+            change.extend()?;
+            change.commit()?;
+        }
+        let page = *empty.read(block)?;
+        let mut change = store.change()?;
+        // What comes before belongs to the server: the log's position and the checksum.
+        change.renew(block)?[12..].copy_from_slice(&page[12..]);
+        change.commit()?;
+    }
+    Ok(())
+}
+
 impl Meta {
+    /// Whether the number of dimensions is known: before, there is no entry.
+    pub fn is_decided(&self) -> bool {
+        self.options.dimensions > 0
+    }
+
     /// Reads and checks the meta pages.
     pub fn open<S: PageStore>(store: &S) -> Result<Meta, IndexError> {
         let blocks = store.blocks()?;
@@ -107,7 +169,7 @@ impl Meta {
             meta.options.model = Some(name.to_owned());
         }
         let end = u64::from(meta.centroids) + Layout::new(&meta.options).pages_of_centroids(meta.lists as usize) as u64;
-        if meta.centroids < block || end > u64::from(blocks) {
+        if meta.is_decided() && (meta.centroids < block || end > u64::from(blocks)) {
             return Err(corrupted(0, "the centroids lie outside the index"));
         }
         Ok(meta)
@@ -151,9 +213,11 @@ impl Meta {
             extra: Vec::new(),
         };
         let lists = u32_at(page, 48);
-        let dimensions = 1..=IndexOptions::MAX_DIMENSIONS;
+        let decided = (1..=IndexOptions::MAX_DIMENSIONS).contains(&options.dimensions)
+            && (1..=IndexOptions::MAX_LISTS).contains(&lists);
+        let undecided = options.dimensions == 0 && lists == 0;
         let long = model > IndexOptions::MAX_EXTRA || extra > IndexOptions::MAX_EXTRA;
-        if !dimensions.contains(&options.dimensions) || !(1..=IndexOptions::MAX_LISTS).contains(&lists) || long {
+        if !(decided || undecided) || long {
             return Err(corrupted(0, "a field is out of range"));
         }
         let meta = Meta {
@@ -161,7 +225,7 @@ impl Meta {
             entries: u64_at(page, 72),
             rows: u64_at(page, 80),
             lists,
-            probes: u32_at(page, 56).clamp(1, lists),
+            probes: u32_at(page, 56).clamp(1, lists.max(1)),
             slack: f32_at(page, 60),
             seed: u64_at(page, 64),
             centroids: u32_at(page, 52),

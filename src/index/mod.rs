@@ -25,16 +25,16 @@ mod vector;
 mod write;
 
 pub use build::{Build, Progress};
-pub use insert::insert;
+pub use insert::{insert, insert_from};
 pub use memory::MemoryStore;
-pub use meta::Meta;
+pub use meta::{Meta, decide, write_undecided};
 pub use ordered::{Ordered, Rounding};
 pub use page::{init_page, new_page};
 pub use scan::Scan;
 pub use second::Lead;
 pub use spool::{Spool, SpoolFactory, memory_spool};
 pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, ScanParams, Tid, VacuumStats};
-pub use vacuum::{bulk_delete, cleanup};
+pub use vacuum::{bulk_delete, cleanup, count};
 
 /// What can go wrong inside the index.
 #[derive(Debug, thiserror::Error)]

@@ -12,12 +12,13 @@
 //! pages alone.
 //!
 //! **Codes**: a list is a chain of code pages; its head is in the centroid's record and never changes.
-//! `list u32 @28, head u32 @32, next u32 @36 (0: last), cursor u32 @40, open vectors u32 @44, live bitmap @56 (256
-//! bits)`, then from 88, for N lanes: `add f32*N, scale f32*N, error f32*N, tid u64*N, vector block u32*N, vector slot
+//! `list u32 @28, head u32 @32, next u32 @36 (0: last), cursor u32 @40, open vectors u32 @44, entries u32 @48, rows u32
+//! @52, live bitmap @56 (256 bits)`, then from 88, for N lanes: `add f32*N, scale f32*N, error f32*N, tid u64*N, vector block u32*N, vector slot
 //! u16*N, ordinal u32*N` (bit 31 of the ordinal marks the first entry of its row), then the codes. Up to 1,728 padded
 //! dimensions the codes lie in blocks of 32 lanes (`compute/fastscan.rs`); above, where such a block does not fit a
-//! page, one row code a lane. `cursor` and `open vectors` are kept in the head alone: where an insert looks for a lane
-//! first (0: the head itself), and the first of the list's vector pages with free slots.
+//! page, one row code a lane. `cursor`, `open vectors`, `entries` and `rows` are kept in the head alone: where an insert
+//! looks for a lane first (0: the head itself), the first of the list's vector pages with free slots, and the live
+//! lanes of the list, all of them and those that are the first of their row.
 //!
 //! **Vectors**: `next open u32 @28, used bitmap @32 (256 bits)`, records from 64: `tid u64, hash u64, ordinal u32,
 //! span u32 u32`, then the vector. Flag 1 of a vector page: it is in some list's chain of open pages.
@@ -66,6 +67,8 @@ pub const HEAD: usize = 32;
 pub const NEXT: usize = 36;
 pub const CURSOR: usize = 40;
 pub const OPEN_VECTORS: usize = 44;
+const ENTRIES: usize = 48;
+const ROWS: usize = 52;
 const LIVE: usize = 56;
 const LANES_START: usize = 88;
 const LANES_SIZE: usize = PAGE_SIZE - LANES_START;
@@ -228,6 +231,27 @@ pub struct Place {
     pub slot: u16,
 }
 
+/// What lives in a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub entries: u32,
+    pub rows: u32,
+}
+
+impl Counts {
+    /// One entry more, with this ordinal.
+    pub fn add(&mut self, ordinal: u32) {
+        self.entries = self.entries.saturating_add(1);
+        self.rows = self.rows.saturating_add(u32::from(ordinal & FIRST != 0));
+    }
+
+    /// One entry less.
+    pub fn remove(&mut self, ordinal: u32) {
+        self.entries = self.entries.saturating_sub(1);
+        self.rows = self.rows.saturating_sub(u32::from(ordinal & FIRST != 0));
+    }
+}
+
 /// What a lane of a code page says beside its code.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lane {
@@ -301,6 +325,19 @@ impl Layout {
         begin(page, Kind::Codes, self.codes_end());
         put_u32(page, LIST, list);
         put_u32(page, HEAD, head);
+    }
+
+    /// Live entries and rows of the list whose head `page` is.
+    pub fn counts(&self, page: &PageBytes) -> Counts {
+        Counts {
+            entries: u32_at(page, ENTRIES),
+            rows: u32_at(page, ROWS),
+        }
+    }
+
+    pub fn put_counts(&self, page: &mut PageBytes, counts: Counts) {
+        put_u32(page, ENTRIES, counts.entries);
+        put_u32(page, ROWS, counts.rows);
     }
 
     pub fn set_live(&self, page: &mut PageBytes, lane: usize, on: bool) {

@@ -35,6 +35,11 @@ pub trait PageStore: Clone {
     type Page: Deref<Target = PageBytes>;
     /// A set of pages that are locked for writing and become durable together.
     type Change: PageChange;
+    /// The right to decide what the index is, held until it is dropped.
+    type Whole;
+
+    /// Waits until nobody else holds the right to decide the index ([`super::decide`]). Never called under a page lock.
+    fn lock_whole(&self) -> Result<Self::Whole, IndexError>;
 
     /// Number of blocks now.
     fn blocks(&self) -> Result<Block, IndexError>;
@@ -77,8 +82,13 @@ pub trait PageChange {
     /// Locks `block` and gives its bytes. Asking twice for one block gives the same bytes.
     fn page(&mut self, block: Block) -> Result<&mut PageBytes, IndexError>;
 
-    /// Like [`PageChange::page`], but `None` at once if another backend holds the lock.
-    fn try_page(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError>;
+    /// Like [`PageChange::page`], for a page whose whole content is replaced: it is logged whole, so that what it was
+    /// before does not matter to recovery. A page may lie in the file as zeros of which the log knows nothing (it was
+    /// added by a change that never became durable), and a difference to such a page cannot be replayed.
+    fn renew(&mut self, block: Block) -> Result<&mut PageBytes, IndexError>;
+
+    /// Like [`PageChange::renew`], but `None` at once if another backend holds the lock.
+    fn try_renew(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError>;
 
     /// Adds an empty page (header initialised, content zero) at the end of the relation.
     fn extend(&mut self) -> Result<(Block, &mut PageBytes), IndexError>;

@@ -24,6 +24,12 @@ use super::types::{Tid, VacuumStats};
 /// freed.
 pub fn bulk_delete<S: PageStore>(store: &S, dead: &mut dyn FnMut(Tid) -> bool) -> Result<VacuumStats, IndexError> {
     let meta = Meta::open(store)?;
+    if !meta.is_decided() {
+        return Ok(VacuumStats {
+            pages: store.blocks()?,
+            ..VacuumStats::default()
+        });
+    }
     let layout = Layout::new(&meta.options);
     let mut reader = Reader::new(store.clone())?;
     let mut stats = VacuumStats::default();
@@ -50,6 +56,9 @@ pub fn cleanup<S: PageStore>(store: &S) -> Result<VacuumStats, IndexError> {
         pages: store.blocks()?,
         ..VacuumStats::default()
     };
+    if !meta.is_decided() {
+        return Ok(stats);
+    }
     for block in meta.centroids..stats.pages {
         store.check_cancel()?;
         store.vacuum_delay();
@@ -72,6 +81,27 @@ pub fn cleanup<S: PageStore>(store: &S) -> Result<VacuumStats, IndexError> {
         meta.update(store)?;
     }
     Ok(stats)
+}
+
+/// Entries and rows that live in the lists now: those of rows that died since the last vacuum are among them. Reads one
+/// page a list.
+pub fn count<S: PageStore>(store: &S) -> Result<(u64, u64), IndexError> {
+    let meta = Meta::open(store)?;
+    if !meta.is_decided() {
+        return Ok((0, 0));
+    }
+    let layout = Layout::new(&meta.options);
+    let mut reader = Reader::new(store.clone())?;
+    let (mut entries, mut rows) = (0, 0);
+    for head in heads(&mut reader, &meta, &layout)? {
+        store.check_cancel()?;
+        let page = reader.read(head)?;
+        expect_kind(&page, head, Kind::Codes)?;
+        let counts = layout.counts(&page);
+        entries += u64::from(counts.entries);
+        rows += u64::from(counts.rows);
+    }
+    Ok((entries, rows))
 }
 
 struct ListVacuum<'a, S: PageStore> {
@@ -155,7 +185,11 @@ impl<S: PageStore> ListVacuum<'_, S> {
                 return Err(corrupted(block, "a lane without a vector"));
             }
             let mut change = self.reader.store.change()?;
-            self.check(change.page(self.head)?, self.head)?;
+            let page = change.page(self.head)?;
+            self.check(page, self.head)?;
+            let mut counts = self.layout.counts(page);
+            group.iter().for_each(|(_, value)| counts.remove(value.ordinal));
+            self.layout.put_counts(page, counts);
             let page = change.page(block)?;
             self.check(page, block)?;
             for (lane, value) in group {

@@ -11,7 +11,8 @@ use super::code::{Centroid, Factors, encode, lane, put};
 use super::lists::{centroid_pages, put_centroid};
 use super::meta::{Meta, pages_of_meta};
 use super::page::{
-    Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at, write_piece,
+    Counts, Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at,
+    write_piece,
 };
 use super::spool::{Records, SpoolFactory};
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
@@ -62,6 +63,22 @@ struct Output {
     record: Vec<u8>,
 }
 
+/// What is known of the lists before their pages are written.
+#[derive(Clone, Copy)]
+struct Lists<'a> {
+    counts: &'a [Counts],
+    heads: &'a [Block],
+}
+
+impl Lists<'_> {
+    /// Makes `page` the empty head of a list. Behind the last list it is a page that is never put away.
+    fn begin(&self, layout: &Layout, page: &mut PageBytes, list: usize) {
+        let head = self.heads.get(list).copied().unwrap_or(NONE);
+        layout.begin_codes(page, list as u32, head);
+        layout.put_counts(page, self.counts.get(list).copied().unwrap_or_default());
+    }
+}
+
 fn to_block(number: u64) -> Result<Block, IndexError> {
     Block::try_from(number).map_err(|_| IndexError::Store("the index would have more than 2^32 pages".into()))
 }
@@ -73,7 +90,7 @@ impl<S: PageStore> Writer<'_, S> {
         meta: &mut Meta,
         entries: Records,
         owners: Records,
-        counts: &[u64],
+        counts: &[Counts],
     ) -> Result<(), IndexError> {
         let n = entries.len();
         let first = self.store.blocks()?;
@@ -93,7 +110,7 @@ impl<S: PageStore> Writer<'_, S> {
         let mut next = codes_at;
         for count in counts {
             heads.push(to_block(next)?);
-            next += count.div_ceil(layout.lanes as u64).max(1);
+            next += u64::from(count.entries).div_ceil(layout.lanes as u64).max(1);
         }
         to_block(next)?;
         meta.centroids = centroids_at as Block;
@@ -120,12 +137,13 @@ impl<S: PageStore> Writer<'_, S> {
             record: Vec::new(),
         };
         layout.begin_vectors(&mut output.vectors);
-        layout.begin_codes(&mut output.code, 0, output.code_block);
-        self.write_entries(meta, entries, owners, counts, &heads, &mut output)?;
+        let lists = Lists { counts, heads: &heads };
+        lists.begin(&layout, &mut output.code, 0);
+        self.write_entries(meta, entries, owners, lists, &mut output)?;
         if output.slot > 0 {
             self.append(output.vector_block, &output.vectors)?;
         }
-        self.move_to_list(&mut output, counts.len(), &heads)?;
+        self.move_to_list(&mut output, counts.len(), lists)?;
         let mut codes = output.codes;
         codes.rewind()?;
         let mut block = to_block(codes_at)?;
@@ -161,33 +179,32 @@ impl<S: PageStore> Writer<'_, S> {
         meta: &Meta,
         mut entries: Records,
         mut owners: Records,
-        counts: &[u64],
-        heads: &[Block],
+        lists: Lists<'_>,
         output: &mut Output,
     ) -> Result<(), IndexError> {
         let n = entries.len() as usize;
         let size = RECORD_HEADER + 4 * self.layout.dimensions;
-        let mut starts = Vec::with_capacity(counts.len());
+        let mut starts = Vec::with_capacity(lists.counts.len());
         let mut sum = 0u64;
-        for count in counts {
+        for count in lists.counts {
             starts.push(sum);
-            sum += count;
+            sum += u64::from(count.entries);
         }
         owners.rewind()?;
-        let mut lists = Vec::new();
+        let mut owned = Vec::new();
         if let Some(bytes) = entries.in_memory() {
             let mut order = vec![(0u32, 0u32); n];
             let mut next = starts;
-            owners.read(n, &mut lists)?;
-            for (i, list) in lists.chunks_exact(4).enumerate() {
+            owners.read(n, &mut owned)?;
+            for (i, list) in owned.chunks_exact(4).enumerate() {
                 let list = u32_at(list, 0);
                 order[next[list as usize] as usize] = (i as u32, list);
                 next[list as usize] += 1;
             }
-            drop(lists);
+            drop(owned);
             for (i, batch) in order.chunks(BATCH).enumerate() {
                 let places = batch.iter().map(|&(entry, list)| (entry as usize * size, list));
-                self.lay_out(meta, bytes, places, heads, output)?;
+                self.lay_out(meta, bytes, places, lists, output)?;
                 (self.progress)(Phase::Writing, ((i * BATCH) + batch.len()) as u64, n as u64);
             }
             return Ok(());
@@ -206,11 +223,11 @@ impl<S: PageStore> Writer<'_, S> {
                 self.store.check_cancel()?;
                 let batch = (self.memory / 16 / size).clamp(1, 1024);
                 entries.read(batch, &mut bytes)?;
-                owners.read(batch, &mut lists)?;
+                owners.read(batch, &mut owned)?;
                 if bytes.is_empty() {
                     break;
                 }
-                for (record, list) in bytes.chunks_exact(size).zip(lists.chunks_exact(4)) {
+                for (record, list) in bytes.chunks_exact(size).zip(owned.chunks_exact(4)) {
                     let place = &mut next[u32_at(list, 0) as usize];
                     if (low..high).contains(place) {
                         tagged.clear();
@@ -236,7 +253,7 @@ impl<S: PageStore> Writer<'_, S> {
                 order.sort_unstable();
                 for batch in order.chunks(BATCH) {
                     let places = batch.iter().map(|&(_, at)| (at + 12, u32_at(&bytes, at + 8)));
-                    self.lay_out(meta, &bytes, places, heads, output)?;
+                    self.lay_out(meta, &bytes, places, lists, output)?;
                 }
                 (self.progress)(Phase::Writing, (base + order.len() as u64).min(n as u64), n as u64);
             }
@@ -250,7 +267,7 @@ impl<S: PageStore> Writer<'_, S> {
         meta: &Meta,
         bytes: &[u8],
         places: impl Iterator<Item = (usize, u32)>,
-        heads: &[Block],
+        lists: Lists<'_>,
         output: &mut Output,
     ) -> Result<(), IndexError> {
         self.store.check_cancel()?;
@@ -270,14 +287,15 @@ impl<S: PageStore> Writer<'_, S> {
             }
         });
         for entry in &batch {
-            self.move_to_list(output, entry.list as usize, heads)?;
+            self.move_to_list(output, entry.list as usize, lists)?;
             let place = self.write_vector(output, &bytes[entry.at..entry.at + size], meta.options.element)?;
             let record = &bytes[entry.at..entry.at + size];
             let (tid, ordinal) = (u64_at(record, 0), u32_at(record, 16));
             if output.lane == self.layout.lanes {
-                let (list, head) = (output.list, heads[output.list]);
+                let (list, head) = (output.list, lists.heads[output.list]);
                 put_u32(&mut *output.code, NEXT, output.code_block + 1);
-                self.end_code_page(output, list, head)?;
+                self.end_code_page(output)?;
+                self.layout.begin_codes(&mut output.code, list as u32, head);
             }
             let value = lane(entry.factors, tid, ordinal, place);
             put(&self.layout, &mut output.code, output.lane, &value, &entry.residual);
@@ -287,21 +305,20 @@ impl<S: PageStore> Writer<'_, S> {
     }
 
     /// Ends the code pages of the current list, and of empty lists after it, until `list` is the current one.
-    fn move_to_list(&mut self, output: &mut Output, list: usize, heads: &[Block]) -> Result<(), IndexError> {
+    fn move_to_list(&mut self, output: &mut Output, list: usize, lists: Lists<'_>) -> Result<(), IndexError> {
         while output.list < list {
             output.list += 1;
-            let (next, head) = (output.list, heads.get(output.list).copied().unwrap_or(NONE));
-            self.end_code_page(output, next, head)?;
+            self.end_code_page(output)?;
+            lists.begin(&self.layout, &mut output.code, output.list);
         }
         Ok(())
     }
 
-    /// Puts the code page away and begins one for `list`.
-    fn end_code_page(&mut self, output: &mut Output, list: usize, head: Block) -> Result<(), IndexError> {
+    /// Puts the code page away; the next one is to begin.
+    fn end_code_page(&mut self, output: &mut Output) -> Result<(), IndexError> {
         output.codes.push(&output.code[..], self.spools)?;
         output.code_block += 1;
         output.lane = 0;
-        self.layout.begin_codes(&mut output.code, list as u32, head);
         Ok(())
     }
 

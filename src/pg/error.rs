@@ -180,6 +180,7 @@ impl Describe for RegistryError {
             RegistryError::Unknown(_) | RegistryError::Empty => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             RegistryError::Ambiguous => PgSqlErrorCode::ERRCODE_AMBIGUOUS_PARAMETER,
             RegistryError::Taken { .. } => PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            RegistryError::InUse { .. } => PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
             RegistryError::NotInstalled => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             RegistryError::EmptyName => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             RegistryError::NotOwner(_) => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -193,6 +194,7 @@ impl Describe for RegistryError {
             RegistryError::Taken { registered, found, .. } => {
                 Some(format!("Registered fingerprint {registered}, found {found}."))
             }
+            RegistryError::InUse { indexes, .. } => Some(format!("Built with it: {}.", indexes.join(", "))),
             _ => None,
         }
     }
@@ -204,6 +206,9 @@ impl Describe for RegistryError {
             RegistryError::Ambiguous => "Name the model, or set situ.default_model.".to_owned(),
             RegistryError::Taken { .. } => {
                 "Choose another name, or pass replace => true and REINDEX the indexes that use the model.".to_owned()
+            }
+            RegistryError::InUse { .. } => {
+                "DROP INDEX them first, or ALTER INDEX ... SET (model = ...) and REINDEX them.".to_owned()
             }
             RegistryError::NotInstalled => "CREATE EXTENSION situ CASCADE creates it.".to_owned(),
             RegistryError::EmptyName => "Give the model a name.".to_owned(),

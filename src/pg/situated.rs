@@ -96,6 +96,11 @@ fn find(name: &str) -> Option<Row> {
     }
 }
 
+/// Whether the registry has a bridge of that name.
+pub fn is_known(name: &str) -> bool {
+    find(name).is_some()
+}
+
 /// Finds a bridge that changes passages of that model; anything else is an error.
 pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
     let Some(row) = find(name) else {

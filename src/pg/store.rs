@@ -47,6 +47,11 @@ impl RelationStore {
         }
     }
 
+    /// Whether this is the fork that the server reads and writes.
+    pub fn is_main(&self) -> bool {
+        self.fork == pg_sys::ForkNumber::MAIN_FORKNUM
+    }
+
     fn manager_relation(&self) -> pg_sys::BufferManagerRelation {
         // What the header's BMR_REL macro makes.
         pg_sys::BufferManagerRelation {
@@ -97,6 +102,32 @@ impl Drop for ReadPage {
     }
 }
 
+/// What a change writes to the log of a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Logged {
+    /// What differs from the page as it was.
+    Difference,
+    /// The page as it becomes.
+    Whole,
+    /// The same, of a page that begins empty.
+    New,
+}
+
+/// The server's lock on page 0 as a lock of its own, apart from that of its buffer.
+pub struct WholeLock {
+    relation: pg_sys::Relation,
+}
+
+impl Drop for WholeLock {
+    fn drop(&mut self) {
+        // While unwinding from a server error the lock belongs to the transaction's abort.
+        if !std::thread::panicking() {
+            // SAFETY: the relation is open, and this guard holds the lock.
+            unsafe { pg_sys::UnlockPage(self.relation, 0, pg_sys::ExclusiveLock as pg_sys::LOCKMODE) }
+        }
+    }
+}
+
 struct ChangedPage {
     block: Block,
     buffer: pg_sys::Buffer,
@@ -111,13 +142,16 @@ pub struct RelationChange {
 }
 
 impl RelationChange {
-    fn register(&mut self, block: Block, buffer: pg_sys::Buffer, new: bool) -> &mut PageBytes {
-        let flags = if new { pg_sys::GENERIC_XLOG_FULL_IMAGE as i32 } else { 0 };
+    fn register(&mut self, block: Block, buffer: pg_sys::Buffer, logged: Logged) -> &mut PageBytes {
+        let flags = match logged {
+            Logged::Difference => 0,
+            Logged::Whole | Logged::New => pg_sys::GENERIC_XLOG_FULL_IMAGE as i32,
+        };
         // SAFETY: the buffer is locked exclusively; the image that comes back lives until the record is finished or
         // aborted, which only `commit` and `drop` do.
         let page = unsafe {
             let page = pg_sys::GenericXLogRegisterBuffer(self.state, buffer, flags);
-            if new {
+            if logged == Logged::New {
                 pg_sys::PageInit(page, PAGE_SIZE, 0);
             }
             page.cast::<PageBytes>()
@@ -169,10 +203,22 @@ impl PageChange for RelationChange {
         let buffer = self.pin(block);
         // SAFETY: pinned just now.
         unsafe { pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_EXCLUSIVE as i32) };
-        Ok(self.register(block, buffer, false))
+        Ok(self.register(block, buffer, Logged::Difference))
     }
 
-    fn try_page(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError> {
+    fn renew(&mut self, block: Block) -> Result<&mut PageBytes, IndexError> {
+        if let Some(bytes) = self.known(block) {
+            // SAFETY: an image of this change, alive as long as the change.
+            return Ok(unsafe { &mut *bytes });
+        }
+        self.room()?;
+        let buffer = self.pin(block);
+        // SAFETY: pinned just now.
+        unsafe { pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_EXCLUSIVE as i32) };
+        Ok(self.register(block, buffer, Logged::Whole))
+    }
+
+    fn try_renew(&mut self, block: Block) -> Result<Option<&mut PageBytes>, IndexError> {
         if let Some(bytes) = self.known(block) {
             // SAFETY: an image of this change, alive as long as the change.
             return Ok(Some(unsafe { &mut *bytes }));
@@ -186,7 +232,7 @@ impl PageChange for RelationChange {
                 return Ok(None);
             }
         }
-        Ok(Some(self.register(block, buffer, false)))
+        Ok(Some(self.register(block, buffer, Logged::Whole)))
     }
 
     fn extend(&mut self) -> Result<(Block, &mut PageBytes), IndexError> {
@@ -201,7 +247,7 @@ impl PageChange for RelationChange {
             );
             (buffer, pg_sys::BufferGetBlockNumber(buffer))
         };
-        Ok((block, self.register(block, buffer, true)))
+        Ok((block, self.register(block, buffer, Logged::New)))
     }
 
     fn commit(mut self) -> Result<(), IndexError> {
@@ -235,6 +281,15 @@ impl Drop for RelationChange {
 impl PageStore for RelationStore {
     type Page = ReadPage;
     type Change = RelationChange;
+    type Whole = WholeLock;
+
+    fn lock_whole(&self) -> Result<WholeLock, IndexError> {
+        // SAFETY: the relation is open. A wait for the lock can be cancelled.
+        unsafe { pg_sys::LockPage(self.relation, 0, pg_sys::ExclusiveLock as pg_sys::LOCKMODE) };
+        Ok(WholeLock {
+            relation: self.relation,
+        })
+    }
 
     fn blocks(&self) -> Result<Block, IndexError> {
         // SAFETY: the relation is open.

@@ -106,6 +106,7 @@ cases! {
     case_08_savepoints_merge_upsert: "08";
     case_09_held_and_scrolled_cursors: "09";
     case_10_rank_fusion: "10";
+    case_11_model_in_use: "11";
     case_12_generated_column_or_trigger: "12", alone;
     case_21_spans_in_bytes: "21";
 }

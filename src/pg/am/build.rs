@@ -5,23 +5,22 @@ use super::kind::{self, Key, KeyKind, MAX_DIMENSIONS};
 use super::options::{self, IndexSettings};
 use super::settings;
 use super::spool::TemporaryFile;
-use super::text::{TextRecord, fingerprint};
-use crate::bridge::situate::Situate;
-use crate::index::{Build, Entry, IndexOptions, Metric, Phase, Spool};
+use super::text::{self, TextPlan};
+use crate::index::{self, Build, Entry, IndexOptions, Phase, Spool};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail_with_hint;
 use crate::pg::service::Lane;
-use crate::pg::service::{Documents, ModelRef, SituatedPassage};
-use crate::pg::situated::{self, PassageBridge};
-use crate::pg::sql::models::model_by_name;
+use crate::pg::service::memory::give_back;
+use crate::pg::service::{Documents, SituatedPassage};
+use crate::pg::sql::models;
 use crate::pg::store::RelationStore;
 use crate::pg::version;
 use crate::text::Span;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::rc::Rc;
 use std::time::Instant;
 
 /// Numbers of the phases in `pg_stat_progress_create_index`; 1 is the server's own "initializing".
@@ -70,9 +69,7 @@ fn report_rows(rows: u64) {
 
 /// What documents need on their way into the index.
 struct TextBuild {
-    record: TextRecord,
-    model: ModelRef,
-    bridge: Option<Rc<PassageBridge>>,
+    plan: TextPlan,
     /// Opened at the first document: an empty table needs no encoder.
     documents: Option<Documents>,
     /// Body hashes of the documents that are being encoded, by packed tid.
@@ -80,11 +77,13 @@ struct TextBuild {
     started: Instant,
 }
 
-/// The state behind the table scan's callback.
+/// The state behind the table scan's callback. It is dropped also when the scan ends in an error.
 struct Builder {
+    index: pg_sys::Relation,
     key: Key,
     store: RelationStore,
-    /// Dimensions are 0 where the column declares none: then the first vector says.
+    /// Dimensions are 0 where the column declares none, and over text before the first document: then the first entry
+    /// says.
     options: IndexOptions,
     /// The statement's memory context, for what outlives a row.
     context: pg_sys::MemoryContext,
@@ -99,49 +98,22 @@ struct Builder {
     row_context: pgrx::PgMemoryContexts,
 }
 
-/// Options of the index's own format, and the text side's record where there is one.
+/// Options of the index's own format, as far as its definition says them.
 ///
 /// # Safety
 /// `index` is open.
-unsafe fn index_options(
-    index: pg_sys::Relation,
-    key: Key,
-    settings: &IndexSettings,
-) -> (IndexOptions, Option<(TextRecord, ModelRef)>) {
-    let base = IndexOptions {
+unsafe fn index_options(index: pg_sys::Relation, key: Key, settings: &IndexSettings) -> IndexOptions {
+    // SAFETY: the caller's promise.
+    let declared = unsafe { kind::declared_dimensions(index) }.filter(|_| key.kind != KeyKind::Text);
+    IndexOptions {
         metric: key.kind.metric(),
         element: key.kind.element(),
-        dimensions: 0,
+        dimensions: declared.unwrap_or(0) as u32,
         lists: settings.lists,
-        documents: false,
+        documents: key.kind == KeyKind::Text,
         model: None,
         extra: Vec::new(),
-    };
-    if key.kind == KeyKind::Text {
-        let model = model_by_name(settings.model.as_deref()).or_raise();
-        let record = TextRecord::new(&model, key, settings);
-        let bridge = record.bridge.as_deref().map(|name| situated::open(name, &model));
-        let options = IndexOptions {
-            dimensions: model.dimensions as u32,
-            documents: true,
-            // The mix of a residual is not normalised: its inner product with a question is the mix of both scores.
-            metric: match record.situate.mode {
-                Situate::Residual => Metric::InnerProduct,
-                _ => base.metric,
-            },
-            model: Some(fingerprint(&model, bridge.as_deref())),
-            extra: record.write().or_raise(),
-            ..base
-        };
-        return (options, Some((record, model)));
     }
-    // SAFETY: the caller's promise.
-    let dimensions = unsafe { kind::declared_dimensions(index) }.unwrap_or(0);
-    let options = IndexOptions {
-        dimensions: dimensions as u32,
-        ..base
-    };
-    (options, None)
 }
 
 /// Bytes that `maintenance_work_mem` allows.
@@ -152,13 +124,6 @@ fn maintenance_memory() -> usize {
 
 /// Refuses what cannot be indexed.
 fn check_dimensions(dimensions: usize) {
-    if dimensions == 0 {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "column does not have dimensions".into(),
-            "Declare them, as in vector(384), or insert a row first: the first vector says.",
-        )
-    }
     if dimensions > MAX_DIMENSIONS {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -174,28 +139,42 @@ impl Builder {
     unsafe fn new(index: pg_sys::Relation, store: RelationStore) -> Builder {
         // SAFETY: the caller's promise.
         let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
-        // SAFETY: as above.
-        let (options, text) = unsafe { index_options(index, key, &settings) };
-        let text = text.map(|(record, model)| TextBuild {
-            bridge: record.bridge.as_deref().map(|name| situated::open(name, &model)),
-            record,
-            model,
-            documents: None,
-            hashes: HashMap::new(),
-            started: Instant::now(),
-        });
+        if key.kind == KeyKind::Text {
+            text::mode(key, &settings);
+        }
         Builder {
+            index,
             key,
             store,
-            options,
+            // SAFETY: as above.
+            options: unsafe { index_options(index, key, &settings) },
             // SAFETY: a variable of this backend.
             context: unsafe { pg_sys::CurrentMemoryContext },
             build: None,
-            text,
+            text: None,
             rows: 0,
             read: 0,
             row_context: pgrx::PgMemoryContexts::new("situ build row"),
         }
+    }
+
+    /// The text side, asked of the registry at the first document.
+    fn text(&mut self) -> &mut TextBuild {
+        let Builder {
+            index, options, text, ..
+        } = self;
+        text.get_or_insert_with(|| {
+            models::hold();
+            // SAFETY: the index stays open for its build.
+            let plan = unsafe { text::plan(*index) };
+            options.clone_from(&plan.options);
+            TextBuild {
+                plan,
+                documents: None,
+                hashes: HashMap::new(),
+                started: Instant::now(),
+            }
+        })
     }
 
     /// The index's build, opened at the first vector, or at the end for what the column declares.
@@ -232,7 +211,7 @@ impl Builder {
     /// `values` and `isnull` are the row's index columns.
     unsafe fn row(&mut self, tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool, alive: bool) {
         self.read += 1;
-        if self.text.is_none() && self.read.is_multiple_of(64) {
+        if self.key.kind != KeyKind::Text && self.read.is_multiple_of(64) {
             report_rows(self.read);
         }
         // SAFETY: the caller's promise.
@@ -256,12 +235,14 @@ impl Builder {
                 self.open(vector.len()).add(entry).or_raise();
             }
             Row::Document { title, body, .. } => {
-                let Some(text) = self.text.as_mut() else { return };
+                let text = self.text();
                 text.hashes.insert(tid, kind::body_hash(&body));
                 let mut done = Vec::new();
                 let documents = match &mut text.documents {
                     Some(documents) => documents,
-                    none => none.insert(Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise()),
+                    none => {
+                        none.insert(Documents::open(&text.plan.model, Lane::Bulk, &text.plan.record.situate).or_raise())
+                    }
                 };
                 documents
                     .push(tid, title.as_deref(), &body, &mut |key, passages| {
@@ -279,10 +260,10 @@ impl Builder {
         for (tid, mut passages) in done {
             let Some(text) = self.text.as_mut() else { return };
             let hash = text.hashes.remove(&tid).unwrap_or_default();
-            if let Some(bridge) = &text.bridge {
+            if let Some(bridge) = &text.plan.bridge {
                 bridge.apply(&mut passages);
             }
-            text.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
+            text.plan.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
             self.rows += u64::from(!passages.is_empty());
             report_rows(self.rows);
             for passage in &passages {
@@ -310,17 +291,47 @@ impl Builder {
                 .or_raise();
             self.take(done);
         }
+        // SAFETY: the index stays open for its build.
+        let lacks = |index| unsafe { text::missing(index) };
+        if self.key.kind == KeyKind::Text && self.text.is_none() {
+            match lacks(self.index) {
+                None => _ = self.text(),
+                Some(lack) if self.store.is_main() => warn_undecided(&lack),
+                Some(_) => {}
+            }
+        }
+        if self.build.is_none() && self.options.dimensions == 0 {
+            index::write_undecided(&self.store, self.options.clone()).or_raise();
+            return 0;
+        }
         if let Some(text) = self.text.as_mut() {
-            text.record.encode_milliseconds = text.started.elapsed().as_millis() as u64;
-            let extra = text.record.write().or_raise();
+            text.plan.record.encode_milliseconds = text.started.elapsed().as_millis() as u64;
+            let extra = text.plan.record.write().or_raise();
             self.open(0).set_extra(extra);
         }
         self.open(0);
-        if let Some(build) = self.build {
+        if let Some(build) = self.build.take() {
             build.finish().or_raise();
         }
         self.rows
     }
+}
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        // What a build needs is large, and its backend may stay for long.
+        self.build = None;
+        give_back();
+    }
+}
+
+/// Says that an index over no rows names what the registry does not have.
+fn warn_undecided(lack: &str) {
+    pgrx::ereport!(
+        pgrx::PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        format!("{lack}: the index is empty until the first text, which needs it")
+    );
 }
 
 /// Called by the table scan for each row.
@@ -359,19 +370,27 @@ pub unsafe extern "C-unwind" fn ambuild(
         report(Phase::Loading, 0, (*(*heap).rd_rel).reltuples.max(0.0) as u64);
         let methods = &*(*heap).rd_tableam;
         let heap_tuples = match methods.index_build_range_scan {
-            Some(scan) => scan(
-                heap,
-                index,
-                info,
-                true,
-                false,
-                true,
-                0,
-                pg_sys::InvalidBlockNumber,
-                Some(build_row),
-                (&raw mut builder).cast(),
-                std::ptr::null_mut(),
-            ),
+            Some(scan) => {
+                let state = (&raw mut builder).cast();
+                let none = std::ptr::null_mut();
+                let last = pg_sys::InvalidBlockNumber;
+                // An error in the scan must unwind through this function, which owns the builder.
+                pg_guard_ffi_boundary(|| {
+                    scan(
+                        heap,
+                        index,
+                        info,
+                        true,
+                        false,
+                        true,
+                        0,
+                        last,
+                        Some(build_row),
+                        state,
+                        none,
+                    )
+                })
+            }
             None => 0.0,
         };
         let rows = builder.finish();

@@ -2,30 +2,26 @@
 //! the encoder idle most of the time; so the documents of one statement are gathered and encoded together.
 //!
 //! Rules for gathered documents (servers from 17 on, which say when a statement's inserts are over; before, each row
-//! is encoded at once):
+//! is encoded at once), see `waiting.rs`:
 //! - they are flushed when the statement ends, when enough have gathered, and before any scan of the same index in
 //!   this backend, so that no command can tell that they waited; nobody else can see rows of an open transaction;
-//! - those of a subtransaction that aborts are dropped with it, those of one that commits go to its parent;
+//! - those of a subtransaction that aborts are dropped with it, those of one that commits go to its parent; a flush
+//!   that fails leaves what it did not put in to the next one;
 //! - the end of the transaction finds none left; the commit callback flushes all the same, and abort drops them.
 
 use super::kind::{self, Key, KeyKind};
-use super::text::TextIndex;
+use super::text::{self, TextIndex};
+use super::waiting::{self, Flight, Full, Waiting};
 use crate::index::{self, Entry, Meta};
 use crate::pg::error::OrRaise;
 use crate::pg::service::Lane;
 use crate::pg::service::{Documents, SituatedPassage};
+use crate::pg::sql::models;
 use crate::pg::store::RelationStore;
 use crate::pg::version;
 use crate::text::Span;
 use pgrx::pg_sys;
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_void;
-
-/// Documents of one index that gather before they are encoded.
-const GATHER_ROWS: usize = 256;
-/// Bytes of text that gather before they are encoded.
-const GATHER_BYTES: usize = 4 << 20;
 
 /// One row's keys.
 pub enum Row {
@@ -58,19 +54,6 @@ impl Row {
     }
 }
 
-struct Waiting {
-    index: pg_sys::Oid,
-    subtransaction: pg_sys::SubTransactionId,
-    tid: u64,
-    title: Option<String>,
-    body: String,
-}
-
-thread_local! {
-    // A backend has one thread that calls Postgres; these are its documents.
-    static WAITING: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
-}
-
 /// Access-method callback: one row.
 #[pgrx::pg_guard]
 #[allow(clippy::too_many_arguments)] // the server's signature
@@ -82,7 +65,7 @@ pub unsafe extern "C-unwind" fn aminsert(
     _heap: pg_sys::Relation,
     _unique: pg_sys::IndexUniqueCheck::Type,
     _unchanged: bool,
-    _info: *mut pg_sys::IndexInfo,
+    info: *mut pg_sys::IndexInfo,
 ) -> bool {
     version::check();
     // SAFETY: the server's contract for aminsert.
@@ -101,32 +84,18 @@ pub unsafe extern "C-unwind" fn aminsert(
                 index::insert(&RelationStore::new(index), &[entry]).or_raise();
             }
             Some(Row::Document { title, body }) => {
-                let full = gather((*index).rd_id, tid, title, body);
-                if full || cfg!(feature = "pg16") {
-                    flush_index(index);
+                // CREATE INDEX CONCURRENTLY adds rows of others, which its snapshot keeps.
+                let others = !info.is_null() && (*info).ii_Concurrent;
+                let writer = (!others).then(|| pg_sys::GetCurrentTransactionIdIfAny());
+                match waiting::add((*index).rd_id, Waiting::new(tid, title, body, writer)) {
+                    Full::All => flush_all(),
+                    Full::Nothing if !cfg!(feature = "pg16") => {}
+                    _ => flush_index(index),
                 }
             }
         }
     }
     false
-}
-
-/// Adds a document to those that wait; says whether enough wait now.
-fn gather(index: pg_sys::Oid, tid: u64, title: Option<String>, body: String) -> bool {
-    // SAFETY: reads a variable of this backend.
-    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
-    WAITING.with_borrow_mut(|waiting| {
-        waiting.push(Waiting {
-            index,
-            subtransaction,
-            tid,
-            title,
-            body,
-        });
-        let mine = waiting.iter().filter(|row| row.index == index);
-        let (rows, bytes) = mine.fold((0, 0), |(rows, bytes), row| (rows + 1, bytes + row.body.len()));
-        rows >= GATHER_ROWS || bytes >= GATHER_BYTES
-    })
 }
 
 /// Access-method callback: the statement's inserts are over.
@@ -143,34 +112,37 @@ pub unsafe extern "C-unwind" fn aminsertcleanup(index: pg_sys::Relation, _info: 
 /// `index` is an open index relation of this access method.
 pub unsafe fn flush_index(index: pg_sys::Relation) {
     // SAFETY: the caller's promise.
-    let oid = unsafe { (*index).rd_id };
-    let rows: Vec<Waiting> = WAITING.with_borrow_mut(|waiting| {
-        if waiting.iter().any(|row| row.index == oid) {
-            waiting.extract_if(.., |row| row.index == oid).collect()
-        } else {
-            Vec::new()
-        }
-    });
-    if rows.is_empty() {
+    let mut flight = waiting::take(unsafe { (*index).rd_id });
+    if flight.is_empty() {
         return;
     }
-    // SAFETY: the caller's promise.
-    let store = unsafe { RelationStore::new(index) };
-    let meta = Meta::open(&store).or_raise();
-    // SAFETY: as above.
-    let text = unsafe { TextIndex::open(index, &meta) };
+    // SAFETY: the caller's promise: the rows are those of this index.
+    let (store, text) = unsafe {
+        flight.drop_dead(index);
+        if flight.is_empty() {
+            return;
+        }
+        let store = RelationStore::new(index);
+        let mut meta = Meta::open(&store).or_raise();
+        if !meta.is_decided() {
+            models::hold();
+            index::decide(&store, text::plan(index).options).or_raise();
+            meta = Meta::open(&store).or_raise();
+        }
+        (store, TextIndex::open(index, &meta))
+    };
     let mut documents = Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise();
-    let hashes: HashMap<u64, u64> = rows.iter().map(|row| (row.tid, kind::body_hash(&row.body))).collect();
     let mut done = Vec::new();
-    for row in &rows {
+    for at in 0..flight.len() {
+        let Some(row) = flight.get(at) else { continue };
         let mut sink = |key, passages| {
             done.push((key, passages));
             Ok(())
         };
         documents
-            .push(row.tid, row.title.as_deref(), &row.body, &mut sink)
+            .push(at as u64, row.title.as_deref(), &row.body, &mut sink)
             .or_raise();
-        insert_documents(&store, &text, &hashes, std::mem::take(&mut done));
+        insert_documents(&store, &text, &mut flight, std::mem::take(&mut done));
     }
     documents
         .flush(&mut |key, passages| {
@@ -178,20 +150,23 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
             Ok(())
         })
         .or_raise();
-    insert_documents(&store, &text, &hashes, done);
+    insert_documents(&store, &text, &mut flight, done);
 }
 
+/// Puts documents of a flight into the index, by their place in it.
 fn insert_documents(
     store: &RelationStore,
     text: &TextIndex,
-    hashes: &HashMap<u64, u64>,
+    flight: &mut Flight,
     done: Vec<(u64, Vec<SituatedPassage>)>,
 ) {
-    for (tid, mut passages) in done {
+    for (at, mut passages) in done {
+        let at = at as usize;
+        let Some(row) = flight.get(at) else { continue };
+        let (tid, hash, placed) = (row.tid, kind::body_hash(&row.body), row.placed);
         if let Some(bridge) = &text.bridge {
             bridge.apply(&mut passages);
         }
-        let hash = hashes.get(&tid).copied().unwrap_or_default();
         let entries: Vec<Entry> = passages
             .iter()
             .map(|passage| Entry {
@@ -202,21 +177,19 @@ fn insert_documents(
                 vector: &passage.vector,
             })
             .collect();
-        index::insert(store, &entries).or_raise();
+        index::insert_from(store, &entries, placed, &mut || flight.placed(at)).or_raise();
+        flight.done(at);
     }
 }
 
-/// Flushes whatever still waits, for a server that did not say that a statement was over.
+/// Flushes whatever waits, of all indexes.
 unsafe fn flush_all() {
-    loop {
-        let Some(oid) = WAITING.with_borrow(|waiting| waiting.first().map(|row| row.index)) else {
-            return;
-        };
+    while let Some(oid) = waiting::any() {
         // SAFETY: inside a transaction; an index that is gone takes its documents with it.
         unsafe {
             let index = pg_sys::try_index_open(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
             if index.is_null() {
-                WAITING.with_borrow_mut(|waiting| waiting.retain(|row| row.index != oid));
+                waiting::forget(oid);
                 continue;
             }
             flush_index(index);
@@ -232,7 +205,7 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
         // SAFETY: before commit the transaction still runs.
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => unsafe { flush_all() },
         XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
-            WAITING.with_borrow_mut(Vec::clear);
+            waiting::forget_all();
             super::distances::forget();
         }
         _ => {}
@@ -247,16 +220,11 @@ unsafe extern "C-unwind" fn subtransaction_event(
     _argument: *mut c_void,
 ) {
     use pg_sys::SubXactEvent::*;
-    // Numbers of subtransactions grow: those inside the one that ends have larger ones.
-    WAITING.with_borrow_mut(|waiting| match event {
-        SUBXACT_EVENT_ABORT_SUB => waiting.retain(|row| row.subtransaction < own),
-        SUBXACT_EVENT_COMMIT_SUB => {
-            for row in waiting.iter_mut().filter(|row| row.subtransaction >= own) {
-                row.subtransaction = parent;
-            }
-        }
+    match event {
+        SUBXACT_EVENT_ABORT_SUB => waiting::abort(own),
+        SUBXACT_EVENT_COMMIT_SUB => waiting::commit(own, parent),
         _ => {}
-    });
+    }
 }
 
 /// Registers the transaction callbacks, once a process.

@@ -13,7 +13,9 @@ pub mod scan;
 pub mod settings;
 pub mod spool;
 pub mod text;
+pub mod users;
 pub mod vacuum;
+pub mod waiting;
 
 use pgrx::pg_sys;
 

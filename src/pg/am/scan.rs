@@ -290,6 +290,10 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         insert::flush_index(index);
         let store = RelationStore::new(index);
         let meta = Meta::open(&store).or_raise();
+        if !meta.is_decided() {
+            // Nothing was put in yet.
+            return;
+        }
         let key = *(*scan).orderByData;
         let null = key.sk_flags & pg_sys::SK_ISNULL as i32 != 0;
         let relation = state.search.flatten();

@@ -1,14 +1,17 @@
 //! Indexes over text: which model, how chunks are cut and situated, and the way from a document to its entries.
+//!
+//! An index over an empty table may name a model or a bridge that the registry does not have yet (a restored schema, whose
+//! rows follow): it is undecided, and its first text asks the registry.
 
-use super::kind::Key;
-use super::options::IndexSettings;
+use super::kind::{self, Key, KeyKind};
+use super::options::{self, IndexSettings};
 use crate::bridge::situate::{Situate, SituateOptions};
-use crate::index::{IndexError, Meta};
-use crate::pg::error::OrRaise;
+use crate::index::{IndexError, IndexOptions, Meta, Metric};
+use crate::pg::error::{Describe, OrRaise};
 use crate::pg::fail::{fail_full, fail_with_hint};
 use crate::pg::service::client::{self, ModelRef};
 use crate::pg::situated::{self, PassageBridge};
-use crate::pg::sql::models::model_by_name;
+use crate::pg::sql::models::{RegistryError, model_by_name};
 use crate::pg::sql::query::Query;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -36,27 +39,14 @@ pub struct TextRecord {
 
 impl TextRecord {
     /// The record of a new index.
-    pub fn new(model: &ModelRef, key: Key, settings: &IndexSettings) -> TextRecord {
-        let bridge = settings.bridge.as_deref().map(|name| situated::open(name, model));
-        let mode = settings.situate.unwrap_or(match (&bridge, key.title) {
-            (Some(_), _) => Situate::Bridge,
-            (None, true) => Situate::Header,
-            (None, false) => Situate::None,
-        });
-        if (mode == Situate::Bridge) != bridge.is_some() {
-            fail_with_hint(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                "situate = 'bridge' and the option bridge belong together".into(),
-                "Use WITH (situate = 'bridge', bridge = 'name of a row of situ.bridges').",
-            );
-        }
+    pub fn new(model: &ModelRef, bridge: Option<&PassageBridge>, key: Key, settings: &IndexSettings) -> TextRecord {
         TextRecord {
             model: model.name.clone(),
             situate: SituateOptions {
-                mode,
+                mode: mode(key, settings),
                 chunk_tokens: settings.chunk_tokens,
                 window_tokens: settings.window_tokens,
-                weight: bridge.map_or(settings.situate_weight, |bridge| bridge.share()),
+                weight: bridge.map_or(settings.situate_weight, PassageBridge::share),
             },
             title: key.title,
             tokens: 0,
@@ -80,6 +70,80 @@ impl TextRecord {
     /// The bytes for a meta page.
     pub fn write(&self) -> Result<Vec<u8>, IndexError> {
         postcard::to_stdvec(self).map_err(|error| IndexError::Store(error.to_string()))
+    }
+}
+
+/// How the chunks of an index are situated; an error where its options contradict each other.
+pub fn mode(key: Key, settings: &IndexSettings) -> Situate {
+    let bridge = settings.bridge.is_some();
+    let mode = settings.situate.unwrap_or(match (bridge, key.title) {
+        (true, _) => Situate::Bridge,
+        (false, true) => Situate::Header,
+        (false, false) => Situate::None,
+    });
+    if (mode == Situate::Bridge) != bridge {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "situate = 'bridge' and the option bridge belong together".into(),
+            "Use WITH (situate = 'bridge', bridge = 'name of a row of situ.bridges').",
+        );
+    }
+    mode
+}
+
+/// What a text index becomes when it is built, or decided, now.
+pub struct TextPlan {
+    pub options: IndexOptions,
+    pub record: TextRecord,
+    pub model: ModelRef,
+    pub bridge: Option<Rc<PassageBridge>>,
+}
+
+/// Why there is no plan yet: what the registry lacks. Anything else that is wrong is an error.
+///
+/// # Safety
+/// `index` is an open text index.
+pub unsafe fn missing(index: pg_sys::Relation) -> Option<String> {
+    // SAFETY: the caller's promise.
+    let settings = unsafe { options::settings(index) };
+    match model_by_name(settings.model.as_deref()) {
+        Err(RegistryError::NotEncoder(name)) => RegistryError::NotEncoder(name).raise(),
+        Err(error) => return Some(error.to_string()),
+        Ok(_) => {}
+    }
+    let bridge = settings.bridge?;
+    (!situated::is_known(&bridge)).then(|| format!("bridge \"{bridge}\" does not exist"))
+}
+
+/// The plan of a text index by its options and the registry of now.
+///
+/// # Safety
+/// `index` is an open text index.
+pub unsafe fn plan(index: pg_sys::Relation) -> TextPlan {
+    // SAFETY: the caller's promise.
+    let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
+    let model = model_by_name(settings.model.as_deref()).or_raise();
+    mode(key, &settings);
+    let bridge = settings.bridge.as_deref().map(|name| situated::open(name, &model));
+    let record = TextRecord::new(&model, bridge.as_deref(), key, &settings);
+    let options = IndexOptions {
+        dimensions: model.dimensions as u32,
+        // The mix of a residual is not normalised: its inner product with a question is the mix of both scores.
+        metric: match record.situate.mode {
+            Situate::Residual => Metric::InnerProduct,
+            _ => KeyKind::Text.metric(),
+        },
+        element: KeyKind::Text.element(),
+        lists: settings.lists,
+        documents: true,
+        model: Some(fingerprint(&model, bridge.as_deref())),
+        extra: record.write().or_raise(),
+    };
+    TextPlan {
+        options,
+        record,
+        model,
+        bridge,
     }
 }
 
@@ -113,11 +177,21 @@ pub struct TextIndex {
 }
 
 impl TextIndex {
-    /// Reads the index's record and finds its model; a model that changed since the build is an error.
+    /// Reads the index's record and finds its model; a model that changed since the build is an error. An undecided
+    /// index is taken for what it would become now.
     ///
     /// # Safety
     /// `index` is an open text index and `meta` its meta page.
     pub unsafe fn open(index: pg_sys::Relation, meta: &Meta) -> TextIndex {
+        if !meta.is_decided() {
+            // SAFETY: the caller's promise.
+            let plan = unsafe { plan(index) };
+            return TextIndex {
+                record: plan.record,
+                model: plan.model,
+                bridge: plan.bridge,
+            };
+        }
         let record = TextRecord::read(meta).or_raise();
         // SAFETY: the caller's promise.
         let settings = unsafe { super::options::settings(index) };

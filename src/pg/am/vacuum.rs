@@ -5,6 +5,7 @@ use crate::index::{self, VacuumStats};
 use crate::pg::error::OrRaise;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::ffi::c_void;
 
 /// The result that VACUUM carries from callback to callback, allocated at the first.
@@ -43,7 +44,9 @@ pub unsafe extern "C-unwind" fn ambulkdelete(
         let store = RelationStore::new((*info).index);
         let mut dead = |tid: u64| {
             let mut pointer = kind::unpack_tid(tid);
-            is_dead(&raw mut pointer, callback_state)
+            let pointer = &raw mut pointer;
+            // An error in the server's function must unwind through this room, which holds its own state.
+            pg_guard_ffi_boundary(|| is_dead(pointer, callback_state))
         };
         let counts = index::bulk_delete(&store, &mut dead).or_raise();
         fill(result, &counts);

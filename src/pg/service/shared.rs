@@ -225,7 +225,7 @@ unsafe extern "C-unwind" fn on_request() {
     // SAFETY: called by the server in its hook.
     unsafe {
         if let Some(previous) = PREVIOUS_REQUEST {
-            previous();
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let slots = slots_in(settings::queue_memory(), devices().0.len());
         let llm_slots = slots_in(settings::llm_queue_memory(), 1);
@@ -240,7 +240,7 @@ unsafe extern "C-unwind" fn on_startup() {
     // area is 64-byte aligned (the server aligns to cache lines); zeroed bytes are valid values of every field.
     unsafe {
         if let Some(previous) = PREVIOUS_STARTUP {
-            previous();
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let (devices, listed) = devices();
         AREA.store(

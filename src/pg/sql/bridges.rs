@@ -2,6 +2,7 @@
 
 use super::models::model_by_name;
 use crate::bridge::train::judged::Verdict;
+use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::bridges::{self, Entry};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail_full, fail_with_hint};
@@ -9,7 +10,7 @@ use crate::pg::owner::table;
 use crate::pg::vector::{Vector, read_vector};
 use pgrx::datum::AnyElement;
 use pgrx::prelude::*;
-use pgrx::{pg_guard, pg_sys};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use serde_json::{Value, json};
 
 /// Tells the server that [`situ_bridges_changed`] uses the version-1 calling convention.
@@ -98,6 +99,16 @@ fn export_bridge(name: &str) -> Vec<u8> {
 /// `situ.drop_bridge(name)`.
 #[pg_extern(strict, sql = false)]
 fn drop_bridge(name: &str) {
+    bridges::check_owner(&bridges::find(name));
+    let indexes = needed_by(Needed::Bridge(name));
+    if !indexes.is_empty() {
+        fail_full(
+            PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+            format!("cannot drop bridge \"{name}\" because indexes use it"),
+            format!("Built with it: {}.", indexes.join(", ")),
+            "DROP INDEX them first.".into(),
+        )
+    }
     bridges::remove(name);
 }
 

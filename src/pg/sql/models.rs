@@ -5,6 +5,7 @@
 
 use crate::model::calibrate::Calibration;
 use crate::model::{Manifest, ModelError, Precision};
+use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail;
 use crate::pg::llm::runtime;
@@ -38,6 +39,8 @@ pub enum RegistryError {
     NotInstalled,
     #[error("the name of a model is empty")]
     EmptyName,
+    #[error("cannot drop model \"{name}\" because indexes use it")]
+    InUse { name: String, indexes: Vec<String> },
     #[error("must be owner of model \"{0}\"")]
     NotOwner(String),
     #[error("\"{0}\" is an LLM, which makes no vectors of texts")]
@@ -77,6 +80,18 @@ unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: 
 
 fn registry_relation() -> Option<pg_sys::Oid> {
     table(c"model_registry")
+}
+
+/// Keeps models from being dropped until the transaction ends: for indexes that take one.
+pub fn hold() {
+    lock(pg_sys::RowExclusiveLock);
+}
+
+fn lock(mode: u32) {
+    if let Some(relation) = registry_relation() {
+        // SAFETY: a relation that exists; the wait can be cancelled.
+        unsafe { pg_sys::LockRelationOid(relation, mode as pg_sys::LOCKMODE) };
+    }
 }
 
 fn read() -> Result<Registry, RegistryError> {
@@ -406,6 +421,13 @@ fn calibrate_model(name: &str) -> &'static str {
 #[pg_extern(sql = false)]
 fn drop_model(name: &str) {
     check_owner(&any_by_name(name).or_raise()).or_raise();
+    // Builds hold the registry in a mode that this one waits for: afterwards every index that took the model is seen.
+    lock(pg_sys::ShareRowExclusiveLock);
+    let indexes = needed_by(Needed::Model(name));
+    if !indexes.is_empty() {
+        let name = name.to_owned();
+        Err(RegistryError::InUse { name, indexes }).or_raise()
+    }
     write(
         "drop the model",
         "DELETE FROM situ.model_registry WHERE name OPERATOR(pg_catalog.=) $1",

@@ -39,6 +39,7 @@ mod precision;
 mod privileges;
 mod profiles;
 mod rows_of_search;
+mod residual;
 mod service;
 mod service_cancel;
 mod service_control;

@@ -103,6 +103,8 @@ struct OpenIndex {
     heap: pg_sys::Relation,
     index: pg_sys::Relation,
     kind: KeyKind,
+    /// How the index compares; text with models that do not normalise is not under its operator class's metric.
+    metric: Metric,
 }
 
 impl OpenIndex {
@@ -132,7 +134,13 @@ impl OpenIndex {
                 );
             }
             let kind = kind::column_kind(index, 1);
-            OpenIndex { heap, index, kind }
+            let metric = Meta::open(&RelationStore::new(index)).or_raise().options.metric;
+            OpenIndex {
+                heap,
+                index,
+                kind,
+                metric,
+            }
         }
     }
 
@@ -377,7 +385,7 @@ impl OpenIndex {
             Want::Passage if text => Some(candidate.span.of(&read?).unwrap_or_default().to_owned()),
             Want::Passage => None,
         };
-        let score = match self.kind.metric() {
+        let score = match self.metric {
             Metric::Cosine => 1.0 - candidate.distance,
             Metric::L2 | Metric::InnerProduct => -candidate.distance,
         };

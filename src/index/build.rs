@@ -8,6 +8,7 @@ use super::calibrate::{QUERIES, Sample, Truth};
 use super::code::Centroid;
 use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
+use super::memory_limit::{filled, reserve};
 use super::meta::{Meta, check_options};
 use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at};
 use super::spool::{Records, SpoolFactory};
@@ -62,16 +63,18 @@ struct Reservoir {
 }
 
 impl Reservoir {
-    fn show(&mut self, row: &[f32], random: &mut u64) {
+    fn show(&mut self, row: &[f32], random: &mut u64) -> Result<(), IndexError> {
         self.seen += 1;
         if self.rows.len() / self.d < self.most {
+            reserve(&mut self.rows, row.len())?;
             self.rows.extend_from_slice(row);
-            return;
+            return Ok(());
         }
         let at = (splitmix64(random) % self.seen) as usize;
         if at < self.most {
             self.rows[at * self.d..(at + 1) * self.d].copy_from_slice(row);
         }
+        Ok(())
     }
 }
 
@@ -154,7 +157,7 @@ impl<S: PageStore> Build<S> {
         };
         put_record(&marked, Element::F32, &mut self.record)?;
         self.entries.push(&self.record, &mut self.spools)?;
-        self.sample.show(&self.direction, &mut self.random);
+        self.sample.show(&self.direction, &mut self.random)?;
         self.draw_query(&entry, number);
         if number.is_multiple_of(CHECK_EVERY) {
             self.store.check_cancel()?;
@@ -301,13 +304,14 @@ impl<S: PageStore> Build<S> {
                 return Ok((owners, counts));
             }
             rows.clear();
+            reserve(&mut rows, bytes.len() / size * d)?;
             for record in bytes.chunks_exact(size) {
                 let vector = record_vector(record);
                 if prepare(&vector, self.options.metric, &mut direction).is_some() {
                     rows.extend_from_slice(&direction);
                 }
             }
-            let mut owner = vec![(0u32, 0.0f32); bytes.len() / size];
+            let mut owner = filled((0u32, 0.0f32), bytes.len() / size)?;
             let store = &self.store;
             assign(&panels, &rows, d, self.threads, &mut owner, &mut || {
                 store.check_cancel()

@@ -1,6 +1,7 @@
 //! Centroids from a sample: Lloyd's k-means, in two levels where there are many centroids.
 
 use super::IndexError;
+use super::memory_limit::{filled, joined, reserve_exact};
 use crate::compute::nearest::Panels;
 use crate::compute::parallel::parallel_for;
 use crate::compute::rotation::splitmix64;
@@ -57,7 +58,7 @@ pub fn cluster(
         return lloyd(
             sample,
             d,
-            random_rows(sample, d, k, &mut state),
+            random_rows(sample, d, k, &mut state)?,
             ROUNDS,
             threads,
             &mut state,
@@ -73,13 +74,13 @@ pub fn cluster(
     let top = lloyd(
         part,
         d,
-        random_rows(part, d, first, &mut state),
+        random_rows(part, d, first, &mut state)?,
         ROUNDS,
         threads,
         &mut state,
         &mut |_| tick(0, total),
     )?;
-    let mut owner = vec![(0, 0.0); n];
+    let mut owner = filled((0, 0.0), n)?;
     assign(&Panels::new(&top, d), sample, d, threads, &mut owner, &mut || {
         tick(0, total)
     })?;
@@ -89,7 +90,8 @@ pub fn cluster(
     }
     members.retain(|rows| !rows.is_empty());
     let shares = shares(&members, k);
-    let results: Vec<Mutex<Vec<f32>>> = members.iter().map(|_| Mutex::new(Vec::new())).collect();
+    let results: Vec<Mutex<Result<Vec<f32>, IndexError>>> =
+        members.iter().map(|_| Mutex::new(Ok(Vec::new()))).collect();
     let mut done = 0;
     let group = threads.max(1) * 2;
     for start in (0..members.len()).step_by(group) {
@@ -97,22 +99,28 @@ pub fn cluster(
         let end = (start + group).min(members.len());
         parallel_for(threads, end - start, |i| {
             let i = start + i;
-            let rows: Vec<f32> = members[i]
-                .iter()
-                .flat_map(|&row| &sample[row as usize * d..(row as usize + 1) * d])
-                .copied()
-                .collect();
-            let mut state = seed ^ (i as u64 + 1);
-            let init = random_rows(&rows, d, shares[i], &mut state);
-            // Nothing in this closure fails: its tick does not look for cancels, which only the caller's thread may.
-            if let Ok(found) = lloyd(&rows, d, init, ROUNDS, 1, &mut state, &mut |_| Ok(())) {
-                *results[i].lock() = found;
-            }
+            // Its tick does not look for cancels, which only the caller's thread may.
+            let found = joined(
+                members[i]
+                    .iter()
+                    .map(|&row| &sample[row as usize * d..(row as usize + 1) * d]),
+                d,
+            )
+            .and_then(|rows| {
+                let mut state = seed ^ (i as u64 + 1);
+                let init = random_rows(&rows, d, shares[i], &mut state)?;
+                lloyd(&rows, d, init, ROUNDS, 1, &mut state, &mut |_| Ok(()))
+            });
+            *results[i].lock() = found;
         });
         done += shares[start..end].iter().sum::<usize>() as u64;
     }
-    let joined: Vec<f32> = results.into_iter().flat_map(Mutex::into_inner).collect();
-    lloyd(sample, d, joined, JOINED_ROUNDS, threads, &mut state, &mut |_| {
+    let mut all = Vec::new();
+    reserve_exact(&mut all, k * d)?;
+    for found in results {
+        all.extend_from_slice(&found.into_inner()?);
+    }
+    lloyd(sample, d, all, JOINED_ROUNDS, threads, &mut state, &mut |_| {
         tick(done, total)
     })
 }
@@ -133,20 +141,20 @@ fn shares(members: &[Vec<u32>], k: usize) -> Vec<usize> {
 }
 
 /// `k` rows drawn without repetition while there are enough.
-fn random_rows(rows: &[f32], d: usize, k: usize, state: &mut u64) -> Vec<f32> {
+fn random_rows(rows: &[f32], d: usize, k: usize, state: &mut u64) -> Result<Vec<f32>, IndexError> {
     let n = rows.len() / d;
-    let mut order: Vec<u32> = (0..n as u32).collect();
+    let mut order: Vec<u32> = Vec::new();
+    reserve_exact(&mut order, n)?;
+    order.extend(0..n as u32);
     for i in 0..k.min(n) {
         let j = i + (splitmix64(state) % (n - i) as u64) as usize;
         order.swap(i, j);
     }
-    (0..k)
-        .flat_map(|i| {
-            let row = order[i % n] as usize;
-            &rows[row * d..(row + 1) * d]
-        })
-        .copied()
-        .collect()
+    let drawn = (0..k).map(|i| {
+        let row = order[i % n] as usize;
+        &rows[row * d..(row + 1) * d]
+    });
+    joined(drawn, d)
 }
 
 /// Lloyd's algorithm; `tick` is told when a round is over.
@@ -161,7 +169,7 @@ fn lloyd(
 ) -> Result<Vec<f32>, IndexError> {
     let n = rows.len() / d;
     let k = centroids.len() / d;
-    let mut owner = vec![(0u32, 0.0f32); n];
+    let mut owner = filled((0u32, 0.0f32), n)?;
     let mut counts = vec![0u32; k];
     let mut before = f64::INFINITY;
     for _ in 0..rounds {
@@ -228,7 +236,7 @@ mod tests {
                 .collect();
             let found = cluster(&sample, d, k, 2, 5, &mut |_, _| Ok(())).unwrap();
             assert_eq!(found.len(), k * d);
-            let drawn = random_rows(&sample, d, k, &mut 17);
+            let drawn = random_rows(&sample, d, k, &mut 17).unwrap();
             let (got, start) = (spread(&sample, d, &found), spread(&sample, d, &drawn));
             assert!(got < start * 0.8, "k={k}: {got} against {start} from random rows");
         }

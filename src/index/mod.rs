@@ -12,6 +12,7 @@ mod insert;
 mod kmeans;
 mod lists;
 mod memory;
+mod memory_limit;
 mod meta;
 mod ordered;
 mod page;
@@ -61,6 +62,9 @@ pub enum IndexError {
         allowed: usize,
         what: String,
     },
+    /// The system has no more memory for this process.
+    #[error("out of memory: {bytes} more bytes were asked for")]
+    OutOfMemory { bytes: usize },
     /// The store failed.
     #[error("{0}")]
     Store(String),

@@ -21,6 +21,7 @@ use super::IndexError;
 use super::code::Prepared;
 use super::exhaustive::Walk;
 use super::lists::{RankedList, rank};
+use super::memory_limit::reserve;
 use super::meta::Meta;
 use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
 use super::second::{Behind, Lead};
@@ -380,20 +381,19 @@ impl<S: PageStore> Scan<S> {
             // Counted as read first: after an error the scan goes on without it, and does not read it twice.
             self.read += 1;
             if let Err(error) = self.read_list(position, Key::START, &mut found) {
-                self.hold(&mut found);
+                self.hold(&mut found)?;
                 return Err(error);
             }
         }
         // Once for all lists: making a heap of many is cheaper than adding a few to it many times.
-        self.hold(&mut found);
-        Ok(())
+        self.hold(&mut found)
     }
 
     fn read_partial(&mut self) -> Result<(), IndexError> {
         if let Some(Reverse((from, list))) = self.partial.pop() {
             let mut found = Vec::new();
             self.read_list(list as usize, from, &mut found)?;
-            self.hold(&mut found);
+            self.hold(&mut found)?;
         }
         Ok(())
     }
@@ -415,6 +415,7 @@ impl<S: PageStore> Scan<S> {
             if pages.is_multiple_of(64) {
                 self.reader.store.check_cancel()?;
             }
+            reserve(found, self.layout.lanes)?;
             let page = self.reader.read(block)?;
             expect_kind(&page, block, Kind::Codes)?;
             if u32_at(&*page, LIST) != list || u32_at(&*page, HEAD) != head {
@@ -443,7 +444,7 @@ impl<S: PageStore> Scan<S> {
             block = u32_at(&*page, NEXT);
             drop(page);
             if found.len() > self.held {
-                self.hold(found);
+                self.hold(found)?;
                 let own = self
                     .partial
                     .iter()
@@ -455,14 +456,18 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// Takes what was found into the heap, dropping the farthest when over memory.
-    fn hold(&mut self, found: &mut Vec<Candidate>) {
+    fn hold(&mut self, found: &mut Vec<Candidate>) -> Result<(), IndexError> {
         if found.is_empty() {
-            return;
+            return Ok(());
         }
+        let full = |_| IndexError::OutOfMemory {
+            bytes: found.len() * size_of::<Candidate>(),
+        };
+        self.candidates.try_reserve(found.len()).map_err(full)?;
         self.candidates.extend(found.drain(..));
         let room = self.held.saturating_sub(self.waiting.len()).max(MIN_HELD);
         if self.candidates.len() <= room {
-            return;
+            return Ok(());
         }
         let mut all = std::mem::take(&mut self.candidates).into_vec();
         let keep = room / 2;
@@ -474,6 +479,7 @@ impl<S: PageStore> Scan<S> {
         dropped.dedup_by_key(|(list, _)| *list);
         self.partial = dropped.into_iter().map(|(list, key)| Reverse((key, list))).collect();
         self.candidates = all.into();
+        Ok(())
     }
 
     fn rerank(&mut self) -> Result<(), IndexError> {

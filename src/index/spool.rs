@@ -1,6 +1,7 @@
 //! Sequential scratch files of a build.
 
 use super::IndexError;
+use super::memory_limit::{reserve, reserve_exact};
 
 /// A scratch file: written from front to back, then read from front to back as often as needed.
 pub trait Spool {
@@ -105,7 +106,8 @@ impl Records {
                 self.memory.len() + bytes.len(),
                 limit.max(self.memory.len() + bytes.len()),
             );
-            self.memory.reserve_exact(want - self.memory.len());
+            let more = want - self.memory.len();
+            reserve_exact(&mut self.memory, more)?;
         }
         self.memory.extend_from_slice(bytes);
         Ok(())
@@ -130,6 +132,7 @@ impl Records {
         out.clear();
         let left = (self.count as usize).saturating_sub(self.at).min(records);
         let bytes = left * self.size;
+        reserve(out, bytes)?;
         match &mut self.spool {
             None => {
                 let start = self.at * self.size;

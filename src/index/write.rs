@@ -9,6 +9,7 @@ use super::IndexError;
 use super::build::{Progress, record_vector};
 use super::code::{Centroid, Factors, encode, lane, put};
 use super::lists::{centroid_pages, put_centroid};
+use super::memory_limit::{filled, reserve_exact};
 use super::meta::{Meta, pages_of_meta};
 use super::page::{
     Counts, Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at,
@@ -117,7 +118,8 @@ impl<S: PageStore> Writer<'_, S> {
         for (i, page) in meta.to_pages().iter().enumerate() {
             self.append(i as Block, page)?;
         }
-        let mut records = Vec::with_capacity(counts.len() * layout.centroid());
+        let mut records = Vec::new();
+        reserve_exact(&mut records, counts.len() * layout.centroid())?;
         for (centroid, &head) in self.centroids.iter().zip(&heads) {
             put_centroid(centroid, head, &mut records);
         }
@@ -193,7 +195,7 @@ impl<S: PageStore> Writer<'_, S> {
         owners.rewind()?;
         let mut owned = Vec::new();
         if let Some(bytes) = entries.in_memory() {
-            let mut order = vec![(0u32, 0u32); n];
+            let mut order = filled((0u32, 0u32), n)?;
             let mut next = starts;
             owners.read(n, &mut owned)?;
             for (i, list) in owned.chunks_exact(4).enumerate() {
@@ -243,7 +245,8 @@ impl<S: PageStore> Writer<'_, S> {
                 file.rewind()?;
                 let base = low + (i * run) as u64;
                 file.read(run, &mut bytes)?;
-                let mut order: Vec<(u64, usize)> = Vec::with_capacity(run.min(n));
+                let mut order: Vec<(u64, usize)> = Vec::new();
+                reserve_exact(&mut order, run.min(n))?;
                 order.extend(
                     bytes
                         .chunks_exact(size + 12)

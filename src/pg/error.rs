@@ -244,7 +244,7 @@ impl Describe for IndexError {
             IndexError::Corrupted { .. } => PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED,
             IndexError::Format { .. } => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             IndexError::Dimensions { .. } | IndexError::NotFinite => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
-            IndexError::Memory { .. } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+            IndexError::Memory { .. } | IndexError::OutOfMemory { .. } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
             IndexError::Store(_) => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -258,6 +258,9 @@ impl Describe for IndexError {
                 Some("Compare with vectors of as many dimensions as the indexed column has.".to_owned())
             }
             IndexError::NotFinite => Some("Vectors hold finite numbers only.".to_owned()),
+            IndexError::OutOfMemory { .. } => {
+                Some("Lower maintenance_work_mem or work_mem, or leave the server more memory.".to_owned())
+            }
             IndexError::Memory { .. } => Some("Raise maintenance_work_mem or work_mem.".to_owned()),
             _ => None,
         }

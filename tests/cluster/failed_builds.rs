@@ -1,7 +1,8 @@
 //! Builds that end in an error, again and again in one session: what they held is given back.
 
 use crate::data::{append_vectors, clustered};
-use crate::support::{Cluster, Sql};
+use crate::support::sql::failure_of;
+use crate::support::{Cluster, Sql, as_server, run};
 use postgres::Client;
 
 /// Resident memory of the session's server process, in MB.
@@ -82,4 +83,52 @@ fn failed_builds_inside_one_transaction_keep_no_slot_of_the_encoder() {
     let taken: i64 = client.one("SELECT count(*) FROM situ.stat_requests");
     assert_eq!(taken, 0, "slots that failed builds hold");
     client.run("COMMIT");
+}
+
+/// Bytes of address space of the session's server process.
+fn address_space(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the status of a running process");
+    let size = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmSize:"))
+        .expect("VmSize");
+    size.trim()
+        .trim_end_matches(" kB")
+        .trim()
+        .parse::<u64>()
+        .expect("a number")
+        * 1024
+}
+
+/// Limits the address space of a process of the server, as its own user: `bytes`, or `unlimited`.
+fn limit(pid: i32, bytes: &str) {
+    run(as_server("prlimit").args(["--pid", &pid.to_string(), &format!("--as={bytes}:")]));
+}
+
+#[test]
+fn a_build_that_finds_no_memory_is_an_error_of_its_statement() {
+    let cluster = Cluster::new();
+    let mut client = cluster.database("failed_memory");
+    client
+        .run("CREATE TABLE t (id bigint, v vector(256)); SET maintenance_work_mem = '1GB'; SET situ.build_threads = 1");
+    append_vectors(&mut client, "t", 0, &clustered(15_000, 256, 5));
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
+    let build = "CREATE INDEX nearest ON t USING situ (v vector_l2_ops)";
+    let free = address_space(pid);
+    let mut failed = 0;
+    for more in [6, 10, 14, 20, 28] {
+        limit(pid, &(free + (more << 20)).to_string());
+        match client.batch_execute(build) {
+            Ok(()) => client.run("DROP INDEX nearest"),
+            Err(error) => {
+                let failure = failure_of(&error);
+                assert_eq!(failure.code, "53200", "{more} MB: {failure:#?}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0, "the limits were too wide to mean anything");
+    limit(pid, "unlimited");
+    client.run(build);
+    assert_eq!(client.one::<i64>("SELECT documents FROM situ.stat_index"), 15_000);
 }

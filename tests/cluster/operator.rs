@@ -63,9 +63,7 @@ fn a_distance_is_the_index_s_under_any_plan() {
         format!("SELECT id, 1 - s FROM (SELECT id, 1 - (body <=> '{QUESTION}') AS s FROM docs) x ORDER BY s DESC"),
         format!("SELECT id, min(body <=> '{QUESTION}') FROM docs GROUP BY id"),
         format!("WITH d AS MATERIALIZED (SELECT id, body <=> '{QUESTION}' AS d FROM docs) SELECT * FROM d"),
-        format!(
-            "SELECT n.id, n.far FROM asked a, LATERAL (SELECT id, body <=> a.words AS far FROM docs ORDER BY body <=> a.words LIMIT 9) n"
-        ),
+        "SELECT n.id, n.far FROM asked a, LATERAL (SELECT id, body <=> a.words AS far FROM docs ORDER BY body <=> a.words LIMIT 9) n".to_owned(),
     ];
     client.run("SET enable_hashjoin = on; SET enable_nestloop = off; SET enable_mergejoin = off");
     for join in [

@@ -12,7 +12,8 @@ fn numbers(file: &SafeTensors, name: &str) -> Vec<f32> {
     four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// `normalize(e * exp(s * sum of the tokens' rows + b))`, the published code's SLR near the identity, from the file.
+/// `normalize(e * exp(s * sum of the tokens' rows + b))`, the published code's SLR near the identity, from the file; of a bridge
+/// that made queries alone have judged, half of that and half of the question itself.
 fn expected(file: &[u8], tokens: &[i32], vector: &[f32]) -> Vec<f32> {
     let file = SafeTensors::deserialize(file).expect("a safetensors file");
     let ids = file.tensor("tokens").expect("tokens");
@@ -38,8 +39,14 @@ fn expected(file: &[u8], tokens: &[i32], vector: &[f32]) -> Vec<f32> {
     }
     assert!(found > 1, "the query has no trained token");
     let moved: Vec<f32> = vector.iter().zip(&z).map(|(e, z)| e * z.exp()).collect();
-    let length = moved.iter().map(|value| value * value).sum::<f32>().sqrt();
-    moved.iter().map(|value| value / length).collect()
+    let whole = unit(&moved);
+    let mixed: Vec<f32> = whole.iter().zip(unit(vector)).map(|(x, own)| 0.5 * (x + own)).collect();
+    unit(&mixed)
+}
+
+fn unit(vector: &[f32]) -> Vec<f32> {
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    vector.iter().map(|value| value / length).collect()
 }
 
 /// The file with other numbers as its rows, accepted.

@@ -181,7 +181,7 @@ fn statistics_show_each_role_its_own() {
     assert!(stranger.one::<bool>(nothing));
     assert!(stranger.one::<bool>("SELECT state = 'running' AND slots > 0 FROM situ.stat_service"));
     assert_eq!(stranger.column::<String>(models), ["minilm"]);
-    let function = "SELECT situ.service_models()::text || coalesce((situ.service_statistics()).last_error, '')";
+    let function = "SELECT situ.service_models()::text || coalesce(string_agg(s.last_error, ' '), '') FROM situ.service_statistics() s";
     let all: String = stranger.one(function);
     assert!(!all.contains("secret") && !all.contains("gone"), "{all}");
     let llm = "SELECT last_error IS NULL AND last_error_at IS NULL AND loaded = '[]' FROM situ.stat_llm";

@@ -15,7 +15,8 @@ CREATE TABLE situ.model_registry (
     query_prefix text NOT NULL DEFAULT '',
     passage_prefix text NOT NULL DEFAULT '',
     registered_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    kind text NOT NULL DEFAULT 'encoder' CHECK (kind IN ('encoder', 'llm'))
+    kind text NOT NULL DEFAULT 'encoder' CHECK (kind IN ('encoder', 'llm')),
+    similarity text CHECK (similarity IN ('cosine', 'dot'))
 );
 COMMENT ON TABLE situ.model_registry IS 'registered models; written by situ.register_model and situ.drop_model, dumped with the database';
 GRANT SELECT ON situ.model_registry TO PUBLIC;
@@ -33,7 +34,7 @@ ALTER TABLE situ.model_registry ENABLE ALWAYS TRIGGER changed;
 CREATE VIEW situ.models AS
     SELECT r.name, r.path, r.fingerprint, r.dimensions, r.max_tokens, r.family, r.pooling, r.normalize, r.query_prefix,
            r.passage_prefix, r.registered_at, r.owner, CASE r.kind WHEN 'encoder' THEN p.precision END AS precision,
-           m.cosine, m.tokens_per_second, r.calibration, r.kind
+           m.cosine, m.tokens_per_second, r.calibration, r.kind, r.similarity
       FROM situ.model_registry r
      CROSS JOIN LATERAL (
            SELECT coalesce(nullif(pg_catalog.current_setting('situ.cpu_precision', true), 'auto'), r.precision, 'f32')
@@ -41,7 +42,7 @@ CREATE VIEW situ.models AS
       LEFT JOIN LATERAL pg_catalog.jsonb_to_recordset(r.calibration->'measured')
            m(precision text, cosine real, tokens_per_second real) ON m.precision = p.precision;
 COMMENT ON VIEW situ.models IS
-    'registered models, kind encoder or llm; dimensions of an LLM are those of the vector that stands for a token, max_tokens its context; of encoders precision is what situ.cpu_precision makes of the calibration, cosine the least of its texts to f32, tokens_per_second its speed then';
+    'registered models, kind encoder or llm; dimensions of an LLM are those of the vector that stands for a token, max_tokens its context; of encoders precision is what situ.cpu_precision makes of the calibration, cosine the least of its texts to f32, tokens_per_second its speed then, similarity how its vectors are compared: cosine, or dot for inner product';
 GRANT SELECT ON situ.models TO PUBLIC;
 
 CREATE FUNCTION situ.register_model(name text, path text, replace boolean DEFAULT false) RETURNS text

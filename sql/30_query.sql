@@ -115,13 +115,13 @@ CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_text_distance';
 COMMENT ON FUNCTION situ.distance(text, text) IS
-    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+    'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
 CREATE FUNCTION situ.query_distance(body text, question situ.query) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_query_distance';
 COMMENT ON FUNCTION situ.query_distance(text, situ.query) IS
-    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+    'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
 CREATE FUNCTION situ.document_distance(body text, title text, question situ.query) RETURNS double precision
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000000 AS 'MODULE_PATHNAME', 'situ_document_distance';
@@ -132,22 +132,22 @@ CREATE FUNCTION situ.character_distance(body character, question text) RETURNS d
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_text_distance';
 COMMENT ON FUNCTION situ.character_distance(character, text) IS
-    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+    'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
 CREATE FUNCTION situ.character_query_distance(body character, question situ.query) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_query_distance';
 COMMENT ON FUNCTION situ.character_query_distance(character, situ.query) IS
-    'cosine distance of a document''s nearest chunk to a question; NULL for a document without words';
+    'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
 CREATE OPERATOR <=> (LEFTARG = text, RIGHTARG = text, FUNCTION = situ.distance);
-COMMENT ON OPERATOR <=> (text, text) IS 'cosine distance of a document to a question';
+COMMENT ON OPERATOR <=> (text, text) IS 'distance of a document to a question: 1 - cosine, or the negative inner product where the model''s vectors are compared by it';
 
 CREATE OPERATOR <=> (LEFTARG = text, RIGHTARG = situ.query, FUNCTION = situ.query_distance);
-COMMENT ON OPERATOR <=> (text, situ.query) IS 'cosine distance of a document to a question';
+COMMENT ON OPERATOR <=> (text, situ.query) IS 'distance of a document to a question: 1 - cosine, or the negative inner product where the model''s vectors are compared by it';
 
 CREATE OPERATOR <=> (LEFTARG = character, RIGHTARG = text, FUNCTION = situ.character_distance);
-COMMENT ON OPERATOR <=> (character, text) IS 'cosine distance of a document to a question';
+COMMENT ON OPERATOR <=> (character, text) IS 'distance of a document to a question: 1 - cosine, or the negative inner product where the model''s vectors are compared by it';
 
 CREATE OPERATOR <=> (LEFTARG = character, RIGHTARG = situ.query, FUNCTION = situ.character_query_distance);
-COMMENT ON OPERATOR <=> (character, situ.query) IS 'cosine distance of a document to a question';
+COMMENT ON OPERATOR <=> (character, situ.query) IS 'distance of a document to a question: 1 - cosine, or the negative inner product where the model''s vectors are compared by it';

@@ -2,7 +2,7 @@
 
 use super::ModelError;
 use super::files::{read_json, required};
-use super::manifest::{Family, Manifest, Pooling};
+use super::manifest::{Family, Manifest, Pooling, Similarity};
 use crate::compute::Activation;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -110,6 +110,7 @@ impl Config {
             attention_bias: true,
             pooling: Pooling::Mean,
             normalize: false,
+            similarity: Similarity::Cosine,
             query_prefix: String::new(),
             passage_prefix: String::new(),
             fingerprint: String::new(),
@@ -166,6 +167,7 @@ impl Config {
             attention_bias: false,
             pooling: Pooling::Mean,
             normalize: false,
+            similarity: Similarity::Cosine,
             query_prefix: String::new(),
             passage_prefix: String::new(),
             fingerprint: String::new(),
@@ -225,6 +227,7 @@ impl Config {
             attention_bias: self.flag("attention_bias") == Some(true),
             pooling: Pooling::Last,
             normalize: false,
+            similarity: Similarity::Cosine,
             query_prefix: String::new(),
             passage_prefix: String::new(),
             fingerprint: String::new(),

@@ -51,6 +51,17 @@ pub enum Pooling {
     Last,
 }
 
+/// How vectors of a model are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Similarity {
+    /// By direction.
+    #[default]
+    Cosine,
+    /// By inner product: a longer passage vector is nearer.
+    Dot,
+}
+
 /// What a model directory says about itself: shapes, pooling, limits, prefixes and content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -93,6 +104,7 @@ pub struct Manifest {
     pub pooling: Pooling,
     /// Whether vectors come out with unit length.
     pub normalize: bool,
+    pub similarity: Similarity,
     /// Read before a query.
     pub query_prefix: String,
     /// Read before a passage.
@@ -124,9 +136,11 @@ impl Manifest {
         manifest.normalize = modules.normalize;
         (manifest.query_prefix, manifest.passage_prefix) = (prompts.query, prompts.passage);
         let weights = Weights::open(dir)?;
-        if embedding_head::found(&weights) && modules.pooling_config.is_none() {
+        let head = embedding_head::found(&weights);
+        if head && modules.pooling_config.is_none() {
             manifest.pooling = Pooling::Cls;
         }
+        manifest.similarity = modules.similarity(dir, head)?;
         network::check(&manifest, &weights)?;
         embedding_head::check(&manifest, &weights)?;
         manifest.fingerprint = fingerprint(dir, &content(dir)?)?;

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 pub use crate::compute::{Activation, Precision};
 pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
 pub use encoder::{Encoder, Read, Role, Sequence};
-pub use manifest::{Family, Manifest, Pooling};
+pub use manifest::{Family, Manifest, Pooling, Similarity};
 pub use tokenizer::PIECE_BYTES;
 pub use tokenizer::Tokens;
 

@@ -2,7 +2,7 @@
 
 use super::ModelError;
 use super::files::{read_json, read_optional_json};
-use super::manifest::Pooling;
+use super::manifest::{Pooling, Similarity};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ pub struct Modules {
     pub pooling_config: Option<PathBuf>,
     /// Whether the prompt's tokens count in the pooling.
     include_prompt: bool,
+    /// Whether the directory has the file that lists modules: sentence-transformers made it.
+    listed: bool,
 }
 
 impl Modules {
@@ -22,6 +24,7 @@ impl Modules {
         let path = dir.join("modules.json");
         let mut folder = "1_Pooling".to_string();
         let mut normalize = false;
+        let listed = path.is_file();
         if let Some(list) = read_optional_json(&path)?.as_array() {
             for module in list {
                 let kind = module.get("type").and_then(Value::as_str).unwrap_or_default();
@@ -55,7 +58,32 @@ impl Modules {
             normalize,
             pooling_config: present.then_some(config),
             include_prompt: parsed.get("include_prompt").and_then(Value::as_bool) != Some(false),
+            listed,
         })
+    }
+
+    /// How vectors are compared: what `similarity_fn_name` of config_sentence_transformers.json says. Where it says nothing,
+    /// by cosine if vectors have length 1 or sentence-transformers made the directory, whose default that is; by inner
+    /// product otherwise, and with ANCE's `head`, which was trained for it.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] for another function, unless length 1 makes its order that of the cosine.
+    pub fn similarity(&self, dir: &Path, head: bool) -> Result<Similarity, ModelError> {
+        let config = read_optional_json(&dir.join("config_sentence_transformers.json"))?;
+        let said = config.get("similarity_fn_name").filter(|said| !said.is_null());
+        match said.map(|said| said.as_str().unwrap_or_default()) {
+            Some("cosine") => Ok(Similarity::Cosine),
+            Some("dot" | "dot_product") if self.normalize => Ok(Similarity::Cosine),
+            Some("dot" | "dot_product") => Ok(Similarity::Dot),
+            Some("euclidean") if self.normalize => Ok(Similarity::Cosine),
+            Some(other) => Err(ModelError::Unsupported {
+                what: "similarity_fn_name",
+                found: other.to_string(),
+                supported: "cosine, dot; euclidean of vectors with length 1",
+            }),
+            None if self.normalize || (self.listed && !head) => Ok(Similarity::Cosine),
+            None => Ok(Similarity::Dot),
+        }
     }
 
     /// Fails where prompts would have to be left out of the pooling.

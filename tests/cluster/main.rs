@@ -44,6 +44,7 @@ mod service;
 mod service_cancel;
 mod service_control;
 mod service_share;
+mod similarity;
 mod situate;
 mod statistics;
 mod text;

@@ -73,6 +73,19 @@ fn compare(client: &mut Client, model: &str) {
             );
             assert_eq!(score, -distance, "{model} {question}: the score is the inner product");
         }
+        // The operator says the same where no index is scanned.
+        client.run("SET enable_indexscan = off");
+        let operator = format!("SELECT id, body <=> '{question}' FROM docs ORDER BY 2");
+        let evaluated = client.query(&operator, &[]).expect("rows of the operator");
+        client.run("RESET enable_indexscan");
+        assert_eq!(evaluated.len(), expected.len(), "{model} {question}");
+        for (evaluated, expected) in evaluated.iter().zip(&expected) {
+            let (distance, by_hand): (f64, f64) = (evaluated.get(1), expected.get(1));
+            assert!(
+                (distance - by_hand).abs() < 1e-4 * (1.0 + by_hand.abs()),
+                "{model} {question}: the operator says {distance}, by hand {by_hand}"
+            );
+        }
     }
 }
 

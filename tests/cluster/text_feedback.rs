@@ -176,7 +176,9 @@ fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
     python("scripts/convert_ance.py", &[checkpoint.as_ref(), model.as_ref()]);
     let mut client = cluster.database("ance");
     client.run("SELECT situ.register_model('ance', 'ance')");
-    assert!(client.one::<bool>("SELECT pooling = 'cls' AND NOT normalize AND dimensions = 24 FROM situ.models"));
+    assert!(client.one::<bool>(
+        "SELECT pooling = 'cls' AND NOT normalize AND dimensions = 24 AND similarity = 'dot' FROM situ.models"
+    ));
     // Lower-casing is part of the model.
     assert!(
         client.one::<bool>("SELECT situ.embed('Red RED red', 'ance')::text = situ.embed('red red red', 'ance')::text")
@@ -193,6 +195,10 @@ fn a_published_checkpoint_is_converted_and_reads_lower_cased_text() {
     client.run(
         "CREATE TABLE t AS SELECT n AS id, 'the fox number ' || n || ' is red' AS body FROM generate_series(1, 60) n;
          CREATE INDEX t_index ON t USING situ (body) WITH (model = 'ance')",
+    );
+    assert_eq!(
+        client.one::<String>("SELECT metric FROM situ.stat_index"),
+        "innerproduct"
     );
     let search =
         |options: &str| format!("SELECT count(*) FROM situ.search('t_index', situ.query('fox 7', {options}), 10)");

@@ -11,6 +11,7 @@ mod made_up;
 pub(crate) mod maker;
 mod mlm;
 mod reference;
+mod similarity;
 mod text_feedback;
 mod tokens;
 

@@ -18,7 +18,7 @@ pub const MAX_DIMENSIONS: usize = 16_000;
 /// What the first key column holds and how it is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
-    /// Documents, encoded by a model, compared by cosine.
+    /// Documents, encoded by a model, compared as its vectors are.
     Text,
     /// The title column beside a text column.
     Title,
@@ -43,7 +43,7 @@ impl KeyKind {
         })
     }
 
-    /// The distance that the index orders by.
+    /// The distance that the index orders by; over text, until its model says another.
     pub fn metric(self) -> Metric {
         match self {
             KeyKind::Text | KeyKind::Title => Metric::Cosine,

@@ -13,7 +13,7 @@ use super::settings;
 use super::text::TextIndex;
 use crate::bridge::feedback::Plan;
 use crate::index::store::PageStore;
-use crate::index::{Hit, Meta, Ordered, Rounding, Scan, ScanParams};
+use crate::index::{Hit, Meta, Metric, Ordered, Rounding, Scan, ScanParams};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::sql::query::Query;
@@ -73,8 +73,8 @@ struct Order {
 
 impl Order {
     /// The order of a scan of that kind for `query`.
-    fn new(kind: KeyKind, query: &[f32], executor: bool) -> Order {
-        let rounding = Rounding::of(kind.metric(), query);
+    fn new(kind: KeyKind, metric: Metric, query: &[f32], executor: bool) -> Order {
+        let rounding = Rounding::of(metric, query);
         Order {
             ordered: Ordered::new(kind == KeyKind::Text, rounding),
             look_ahead: executor && kind != KeyKind::Text,
@@ -320,7 +320,7 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         let executor = state.search.is_none() && !null && key.sk_strategy != QUERY_STRATEGY;
         state.order = Order {
             null,
-            ..Order::new(state.kind, &operand.vector, executor)
+            ..Order::new(state.kind, meta.options.metric, &operand.vector, executor)
         };
         state.question = operand.question;
         state.running = Some(Scan::new(store, &operand.vector, params).or_raise());

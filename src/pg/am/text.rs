@@ -7,6 +7,7 @@ use super::kind::{self, Key, KeyKind};
 use super::options::{self, IndexSettings};
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::index::{IndexError, IndexOptions, Meta, Metric};
+use crate::model::Similarity;
 use crate::pg::error::{Describe, OrRaise};
 use crate::pg::fail::{fail_full, fail_with_hint};
 use crate::pg::service::client::{self, ModelRef};
@@ -91,6 +92,17 @@ pub fn mode(key: Key, settings: &IndexSettings) -> Situate {
     mode
 }
 
+/// How vectors of texts are compared: as the model's are, where they are the model's own.
+pub fn metric(model: &ModelRef, mode: Situate) -> Metric {
+    match (mode, model.similarity) {
+        // The mix is not normalised: its inner product with a question is the mix of both scores.
+        (Situate::Residual, _) => Metric::InnerProduct,
+        // These come out with length 1.
+        (Situate::Late | Situate::Bridge, _) | (_, Similarity::Cosine) => Metric::Cosine,
+        (Situate::None | Situate::Header, Similarity::Dot) => Metric::InnerProduct,
+    }
+}
+
 /// What a text index becomes when it is built, or decided, now.
 pub struct TextPlan {
     pub options: IndexOptions,
@@ -128,11 +140,7 @@ pub unsafe fn plan(index: pg_sys::Relation) -> TextPlan {
     let record = TextRecord::new(&model, bridge.as_deref(), key, &settings);
     let options = IndexOptions {
         dimensions: model.dimensions as u32,
-        // The mix of a residual is not normalised: its inner product with a question is the mix of both scores.
-        metric: match record.situate.mode {
-            Situate::Residual => Metric::InnerProduct,
-            _ => KeyKind::Text.metric(),
-        },
+        metric: metric(&model, record.situate.mode),
         element: KeyKind::Text.element(),
         lists: settings.lists,
         documents: true,
@@ -174,6 +182,7 @@ pub struct TextIndex {
     pub model: ModelRef,
     /// What changes the passages.
     pub bridge: Option<Rc<PassageBridge>>,
+    pub metric: Metric,
 }
 
 impl TextIndex {
@@ -190,6 +199,7 @@ impl TextIndex {
                 record: plan.record,
                 model: plan.model,
                 bridge: plan.bridge,
+                metric: plan.options.metric,
             };
         }
         let record = TextRecord::read(meta).or_raise();
@@ -227,7 +237,12 @@ impl TextIndex {
                 format!("REINDEX INDEX {relation}; or register the model of the build again."),
             );
         }
-        TextIndex { record, model, bridge }
+        TextIndex {
+            record,
+            model,
+            bridge,
+            metric: meta.options.metric,
+        }
     }
 
     /// The vector of a question: the one it carries, or its text encoded by the index's model; changed by its bridge.

@@ -6,7 +6,7 @@ use super::shared::Shared;
 use super::wire::ModelKey;
 use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
-use crate::model::{Precision, Role};
+use crate::model::{Precision, Role, Similarity};
 use crate::pg::settings;
 use crate::text::{Place, Span};
 
@@ -59,6 +59,8 @@ pub struct ModelRef {
     pub fingerprint: String,
     /// Numbers in a vector; of an LLM in the vector that stands for a token.
     pub dimensions: usize,
+    /// How an encoder's vectors are compared.
+    pub similarity: Similarity,
     /// The role that registered it, as its OID.
     pub owner: u32,
     /// What the calibration chose; `None` where there was none.

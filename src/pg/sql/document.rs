@@ -16,11 +16,11 @@ use super::query::Query;
 use super::raw::{argument, function, kept, null};
 use crate::bridge::feedback::Method;
 use crate::bridge::situate::{Situate, SituateOptions};
-use crate::index::Meta;
+use crate::index::{Meta, Metric};
 use crate::pg::am::distances;
 use crate::pg::am::kind::{body_hash, read_text};
 use crate::pg::am::rows::{self, Place};
-use crate::pg::am::text::TextIndex;
+use crate::pg::am::text::{TextIndex, metric};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::service::client::ModelRef;
@@ -52,18 +52,24 @@ struct Table {
     title: Option<i16>,
 }
 
+/// How documents become vectors, and how those are compared.
+struct Encoding {
+    model: ModelRef,
+    options: SituateOptions,
+    bridge: Option<Rc<PassageBridge>>,
+    titled: bool,
+    metric: Metric,
+}
+
 /// How the documents of one question are encoded and compared.
 struct Way {
     identity: u64,
     index: Option<u32>,
     question: Vec<f32>,
-    model: ModelRef,
-    options: SituateOptions,
-    bridge: Option<Rc<PassageBridge>>,
-    titled: bool,
+    encoding: Encoding,
     /// Tables of the index, or of its parts.
     tables: Vec<Table>,
-    /// Identifies all of the above but the question.
+    /// Identifies what makes a document's vectors.
     recipe: [u8; 32],
 }
 
@@ -182,13 +188,20 @@ impl Way {
                 weight: 0.0,
             };
             let model = model_by_name(query.model.as_deref()).or_raise();
-            Way::new(query, model, options, None, false, Vec::new())
+            let encoding = Encoding {
+                metric: metric(&model, options.mode),
+                model,
+                options,
+                bridge: None,
+                titled: false,
+            };
+            Way::new(query, encoding, Vec::new())
         })
     }
 
     /// As the index does it; `None` where it is gone.
     fn by_index(query: &Query, index: pg_sys::Oid) -> Option<Way> {
-        let (mut way, mut tables) = (None, Vec::new());
+        let (mut encoding, mut tables) = (None, Vec::new());
         for leaf in leaves(index) {
             // SAFETY: an index that exists is locked to the end of the transaction; the planner has checked what it is.
             unsafe {
@@ -196,10 +209,16 @@ impl Way {
                 if open.is_null() {
                     continue;
                 }
-                if way.is_none() {
+                if encoding.is_none() {
                     let meta = Meta::open(&RelationStore::new(open)).or_raise();
                     let text = TextIndex::open(open, &meta);
-                    way = Some((text.model, text.record.situate, text.bridge, text.record.title));
+                    encoding = Some(Encoding {
+                        model: text.model,
+                        options: text.record.situate,
+                        bridge: text.bridge,
+                        titled: text.record.title,
+                        metric: text.metric,
+                    });
                 }
                 if let Some(body) = distances::key_column(open, 0) {
                     tables.push(Table {
@@ -211,19 +230,14 @@ impl Way {
                 pg_sys::index_close(open, pg_sys::NoLock as pg_sys::LOCKMODE);
             }
         }
-        let (model, options, bridge, titled) = way?;
-        Some(Way::new(query, model, options, bridge, titled, tables))
+        Some(Way::new(query, encoding?, tables))
     }
 
-    fn new(
-        query: &Query,
-        model: ModelRef,
-        options: SituateOptions,
-        bridge: Option<Rc<PassageBridge>>,
-        titled: bool,
-        tables: Vec<Table>,
-    ) -> Way {
-        let question = query.vector(&model);
+    fn new(query: &Query, encoding: Encoding, tables: Vec<Table>) -> Way {
+        let Encoding {
+            model, options, bridge, ..
+        } = &encoding;
+        let question = query.vector(model);
         if question.len() != model.dimensions {
             fail(
                 PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
@@ -249,10 +263,7 @@ impl Way {
             identity: query.identity(),
             index: query.index,
             question,
-            model,
-            options,
-            bridge,
-            titled,
+            encoding,
             tables,
             recipe: digest.finalize().into(),
         }
@@ -288,14 +299,14 @@ impl Way {
             }
             Ok(())
         };
-        let mut line = Documents::open(&self.model, Lane::Bulk, &self.options).or_raise();
+        let mut line = Documents::open(&self.encoding.model, Lane::Bulk, &self.encoding.options).or_raise();
         for (number, (title, body)) in documents.iter().enumerate() {
             line.push(number as u64, title.as_deref(), body, &mut sink).or_raise();
         }
         line.flush(&mut sink).or_raise();
         drop(line);
         let vectors = found.into_iter().map(|mut passages| {
-            if let Some(bridge) = &self.bridge {
+            if let Some(bridge) = &self.encoding.bridge {
                 bridge.apply(&mut passages);
             }
             passages.into_iter().map(|passage| passage.vector).collect()
@@ -336,7 +347,9 @@ impl Evaluator {
         let way = self.way(identity, query);
         // SAFETY: as above.
         let vectors = unsafe { self.vectors(&way, document) };
-        let distances = vectors.iter().map(|vector| cosine_distance(vector, &way.question));
+        let distances = vectors
+            .iter()
+            .map(|vector| distance(way.encoding.metric, vector, &way.question));
         distances.min_by(f64::total_cmp)
     }
 
@@ -358,7 +371,7 @@ impl Evaluator {
         unsafe {
             let place = way.place(document.value);
             let title = match (&document.title, &place) {
-                _ if !way.titled => None,
+                _ if !way.encoding.titled => None,
                 (Some(given), _) => given.clone(),
                 (None, Some((table, columns, place))) => title_of(table, columns, *place),
                 (None, None) => None,
@@ -420,7 +433,7 @@ impl Evaluator {
             let rows = rows::behind(table.0, place, most, snapshot).into_iter();
             let documents = rows.filter_map(|place| {
                 let body = read_text(rows::column(table.0, place, columns.body)?);
-                let title = way.titled.then(|| title_of(table, columns, place)).flatten();
+                let title = way.encoding.titled.then(|| title_of(table, columns, place)).flatten();
                 let known = recall(&way.key(title.as_deref(), &body)).is_some();
                 (!known).then_some((place.offset, title, body))
             });
@@ -481,14 +494,19 @@ fn keep(key: [u8; 32], vectors: &Vectors) {
     });
 }
 
-/// `1 - cos(a, b)`, in f64.
-fn cosine_distance(a: &[f32], b: &[f32]) -> f64 {
-    let (mut dot, mut norm_a, mut norm_b) = (0.0f64, 0.0f64, 0.0f64);
+/// The distance of that metric between a passage and a question, in f64.
+fn distance(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
+    let (mut dot, mut squared, mut norm_a, mut norm_b) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
     for (&x, &y) in a.iter().zip(b) {
         let (x, y) = (f64::from(x), f64::from(y));
         dot += x * y;
+        squared += (x - y) * (x - y);
         norm_a += x * x;
         norm_b += y * y;
     }
-    1.0 - dot / (norm_a * norm_b).sqrt()
+    match metric {
+        Metric::Cosine => 1.0 - dot / (norm_a * norm_b).sqrt(),
+        Metric::InnerProduct => -dot,
+        Metric::L2 => squared.sqrt(),
+    }
 }

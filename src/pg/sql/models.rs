@@ -4,7 +4,7 @@
 //! entry, which every backend hears of when the change commits (and this one at once).
 
 use crate::model::calibrate::Calibration;
-use crate::model::{Manifest, ModelError, Precision};
+use crate::model::{Manifest, ModelError, Precision, Similarity};
 use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::error::OrRaise;
 use crate::pg::fail::fail;
@@ -57,6 +57,7 @@ pub enum RegistryError {
 
 /// The column that says what a model is, and what it says of LLMs.
 const KIND_COLUMN: usize = 14;
+const SIMILARITY_COLUMN: usize = 15;
 const LLM: &str = "llm";
 
 struct Registry {
@@ -102,7 +103,7 @@ fn read() -> Result<Registry, RegistryError> {
     });
     let relation = registry_relation().ok_or(RegistryError::NotInstalled)?;
     let mut models = Vec::new();
-    // SAFETY: an open, locked table; its first six columns are those of sql/10_models.sql.
+    // SAFETY: an open, locked table; its columns are those of sql/10_models.sql.
     unsafe {
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let table = pg_sys::table_open(relation, lock);
@@ -127,6 +128,7 @@ fn read() -> Result<Registry, RegistryError> {
                 path: text(1),
                 fingerprint: text(2),
                 dimensions: i32::from_datum(values[3], nulls[3]).unwrap_or_default().max(0) as usize,
+                similarity: serde_json::from_value(text(SIMILARITY_COLUMN).into()).unwrap_or_default(),
                 owner: pg_sys::Oid::from_datum(values[4], nulls[4]).map_or(0, |owner| owner.to_u32()),
                 calibrated: serde_json::from_value(text(5).into()).ok(),
             });
@@ -275,6 +277,8 @@ struct Described {
     family: String,
     pooling: String,
     normalize: bool,
+    /// None for an LLM.
+    similarity: Option<Similarity>,
     query_prefix: String,
     passage_prefix: String,
 }
@@ -290,6 +294,7 @@ fn describe(path: &Path) -> Result<Described, ModelError> {
             family: variant(found.config.family),
             pooling: "none".to_owned(),
             normalize: false,
+            similarity: None,
             query_prefix: String::new(),
             passage_prefix: String::new(),
         });
@@ -302,6 +307,7 @@ fn describe(path: &Path) -> Result<Described, ModelError> {
         family: variant(manifest.family),
         pooling: variant(manifest.pooling),
         normalize: manifest.normalize,
+        similarity: Some(manifest.similarity),
         query_prefix: manifest.query_prefix,
         passage_prefix: manifest.passage_prefix,
         fingerprint: manifest.fingerprint,
@@ -355,6 +361,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             path: path.to_owned(),
             fingerprint: found.fingerprint.clone(),
             dimensions: found.dimensions,
+            similarity: found.similarity.unwrap_or_default(),
             owner: owner.to_u32(),
             calibrated: None,
         }),
@@ -365,13 +372,15 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
         ModelKind::Llm => LLM,
     };
     let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
-                     calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind) \
-                     VALUES ($1, $2, $3, $4, $5::pg_catalog.oid::situ.role, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+                     calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, \
+                     similarity) \
+                     VALUES ($1, $2, $3, $4, $5::pg_catalog.oid::situ.role, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
                      ON CONFLICT (name) DO UPDATE SET (path, fingerprint, dimensions, owner, precision, calibration, \
-                     max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, registered_at) = \
+                     max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, similarity, registered_at) = \
                      (excluded.path, excluded.fingerprint, excluded.dimensions, excluded.owner, excluded.precision, \
                      excluded.calibration, excluded.max_tokens, excluded.family, excluded.pooling, \
                      excluded.normalize, excluded.query_prefix, excluded.passage_prefix, excluded.kind, \
+                     excluded.similarity, \
                      pg_catalog.now())";
     write(
         "register the model",
@@ -391,6 +400,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             found.query_prefix.into(),
             found.passage_prefix.into(),
             kind.into(),
+            found.similarity.map(variant).into(),
         ],
     );
     found.fingerprint

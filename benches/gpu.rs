@@ -12,15 +12,16 @@
 
 use half::bf16;
 use serde_json::{Value, json};
-use situ::compute::bert as cpu;
 use situ::compute::cpu::Level;
 use situ::compute::cuda::bert::{Bert, BertShape, EmbeddingWeights, LayerWeights, LinearWeights, NormWeights};
 use situ::compute::cuda::card::{Event, Memory, Stream};
 use situ::compute::cuda::decoder::{Decoder, DecoderLayerWeights, DecoderShape, DecoderWeights, rotations};
 use situ::compute::cuda::matmul::{Finish, Product, SCRATCH};
 use situ::compute::cuda::{Engine, Range, Request, Runner, cards};
-use situ::compute::rotation::splitmix64;
-use situ::compute::{Activation, ComputeError, LayerNorm, Linear, Pool, Precision, pooling};
+use situ::compute::forward::bert as cpu;
+use situ::compute::rowwise::pooling;
+use situ::compute::{Activation, ComputeError, LayerNorm, Linear, Pool, Precision};
+use situ::random::splitmix64;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;

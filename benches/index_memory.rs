@@ -3,9 +3,9 @@
 //! `cargo bench --no-default-features --bench index_memory [-- GLOVE_ONLY]`; the judged data are looked for in
 //! `$SITU_DATA` (default `../shared/data`).
 
-use situ::compute::nearest::Panels;
-use situ::compute::rotation::splitmix64;
+use situ::compute::vectors::nearest_centroid::Panels;
 use situ::index::{Build, Element, Entry, IndexOptions, MemoryStore, Metric, Scan, ScanParams, memory_spool};
+use situ::random::splitmix64;
 use situ::text::Span;
 use std::path::{Path, PathBuf};
 use std::time::Instant;

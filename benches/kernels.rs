@@ -7,8 +7,8 @@
 //! products are measured in turns for the same reason.
 
 use serde_json::{Value, json};
-use situ::compute::apply::Apply;
 use situ::compute::cpu::{self, Level};
+use situ::compute::matmul::apply::Apply;
 use situ::compute::{Linear, Pool, Precision};
 use situ::model::{Encoder, Read, Role, Sequence};
 use std::hint::black_box;

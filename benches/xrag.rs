@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use situ::bridge::BridgeError;
 use situ::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use situ::bridge::xrag::train;
-use situ::eval::random::Random;
 use situ::model::Role;
+use situ::random::Random;
 use std::path::PathBuf;
 use std::time::Instant;
 

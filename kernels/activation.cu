@@ -1,6 +1,6 @@
 // Activations between the two products of a feed-forward block, where the matrix library cannot fuse them.
 //
-// CPU twin: src/compute/activation.rs (GELU exact and by tanh, ReLU); SwiGLU is of the decoder family.
+// CPU twin: src/compute/rowwise/activation.rs (GELU exact and by tanh, ReLU); SwiGLU is of the decoder family.
 // A thread 8 numbers.
 
 __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f)); }

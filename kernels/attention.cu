@@ -1,6 +1,6 @@
 // Attention over packed sequences: softmax(Q K^T / sqrt d) V, one block a tile of query rows of one head.
 //
-// CPU twin: src/compute/attention.rs. Both products run on tensor cores (bf16 in, f32 sums), the softmax is the online
+// CPU twin: src/compute/attention/packed.rs. Both products run on tensor cores (bf16 in, f32 sums), the softmax is the online
 // one in f32 (Milakov and Gimelshein, arXiv 1805.02867; tiled as in Dao, arXiv 2307.08691). Keys and values pass
 // through shared memory in tiles of 64, the next tile is copied while one is used. Rows of a tile are padded by 16
 // bytes, so that the eight rows of an ldmatrix lie in different banks for every head size here.

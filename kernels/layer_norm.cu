@@ -1,7 +1,7 @@
 // Layer normalisation of rows, `(x - mean) / sqrt(variance + epsilon) * scale + shift`, and what stands before it in the
 // BERT family: the embedding, or the residual sum. A warp a row; a row stays in registers, sums are f32.
 //
-// CPU twins: src/compute/layer_norm.rs, `Bert::embed` in src/compute/bert.rs, the residual finish of src/compute/gemm.rs.
+// CPU twins: src/compute/rowwise/layer_norm.rs, `Bert::embed` in src/compute/forward/bert.rs, the residual finish of src/compute/matmul/gemm.rs.
 
 constexpr int ROWS = 4;
 

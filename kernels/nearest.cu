@@ -1,6 +1,6 @@
 // The nearest centroid of every row, by the largest `<x, c> - |c|^2 / 2`, and the squared distance to it.
 //
-// CPU twin: src/compute/nearest.rs. All in f32 on the ordinary units: which of two centroids is nearer is decided by the
+// CPU twin: src/compute/vectors/nearest_centroid.rs. All in f32 on the ordinary units: which of two centroids is nearer is decided by the
 // last bits, and tensor cores round their inputs. A block takes 64 rows past all centroids, 64 at a time; a thread has a
 // square of 4 rows x 4 centroids. Of equally near centroids the first is taken.
 

@@ -1,6 +1,6 @@
 // One vector out of a range of token vectors: the mean or the largest of each column, to unit length where asked.
 //
-// CPU twin: src/compute/pooling.rs. Sums run over the tokens in order, in f32; the length's square is summed in f64.
+// CPU twin: src/compute/rowwise/pooling.rs. Sums run over the tokens in order, in f32; the length's square is summed in f64.
 // First and last token are ranges of one token.
 
 // A range of tokens, its end excluded, and 0 for the mean, 1 for the largest.

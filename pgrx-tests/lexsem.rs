@@ -1,10 +1,10 @@
 //! Lexsem bridges over stored weights: the same vectors as with the whole file in memory, from few of its bytes.
 
 use crate::bridge::lexsem::{Fusion, LexSem, Readings, Scheme, entries, write};
+use crate::pg::bridges::lexsem;
+use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::error::OrRaise;
-use crate::pg::lexsem;
 use crate::pg::service::{Lane, client, readings};
-use crate::pg::sql::models::model_by_name;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::Instant;

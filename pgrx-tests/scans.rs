@@ -1,7 +1,7 @@
 //! Scans that SQL cannot ask for.
 
-use crate::pg::am::scan::QUERY_STRATEGY;
-use crate::pg::sql::query::Query;
+use crate::pg::am::scan_state::QUERY_STRATEGY;
+use crate::pg::search::query::Query;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 

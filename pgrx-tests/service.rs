@@ -1,10 +1,10 @@
 //! The queues, as a backend with a fault would use them.
 
-use crate::pg::llm::wire as llm;
 use crate::pg::service::channel::{Channel, wait};
 use crate::pg::service::shared::Shared;
-use crate::pg::service::wire::{Lane, WHOLE_CALL};
 use crate::pg::service::{Kind, ServiceError};
+use crate::serve::ipc::wire::{Lane, WHOLE_CALL};
+use crate::serve::llm::wire as llm;
 use pgrx::prelude::*;
 
 /// Bytes in the place of a request: no header, and a length beyond every limit.

@@ -8,8 +8,11 @@ pub mod compute;
 pub mod eval;
 pub mod index;
 pub mod model;
+pub mod random;
+pub mod serve;
 pub mod text;
 
+#[cfg(feature = "pg")]
 pub mod pg;
 
 #[cfg(feature = "pg")]

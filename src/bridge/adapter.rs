@@ -11,7 +11,7 @@ pub use train::{AdapterOptions, train};
 
 use super::BridgeError;
 use super::file::{self, Tensors};
-use crate::compute::pooling::normalize;
+use crate::compute::rowwise::pooling::normalize;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

@@ -7,7 +7,7 @@
 
 use super::BridgeError;
 use super::eigen::{self, Ask};
-use crate::compute::pooling::normalize;
+use crate::compute::rowwise::pooling::normalize;
 
 /// Passages that the covariance is taken of, spread evenly.
 const MOST_PASSAGES: usize = 20_000;

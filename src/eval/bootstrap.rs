@@ -4,7 +4,7 @@
 //! lies between the quantiles of many draws. Where two runs answered the same queries, a draw takes both values of a
 //! query, so that the interval of their difference or ratio knows that they belong together.
 
-use super::random::Random;
+use crate::random::Random;
 
 /// How an interval is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -15,7 +15,6 @@ pub mod bootstrap;
 pub mod choice;
 pub mod measures;
 pub mod paired;
-pub mod random;
 pub mod report;
 pub mod tasks;
 pub mod trec;

@@ -4,7 +4,7 @@
 //! Evaluation, CIKM 2007, recommend the randomisation test; the t-test is there because its p-value is the one that
 //! others report.
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Up to so many queries that differ, every assignment of signs is counted instead of drawn.
 const EXACT: usize = 14;

@@ -11,7 +11,7 @@
 //! that it never saw.
 
 use super::EvalError;
-use super::random::Random;
+use crate::random::Random;
 use std::collections::HashMap;
 use std::ops::Range;
 

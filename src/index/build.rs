@@ -16,8 +16,9 @@ use super::store::PageStore;
 use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
 use super::vector::{prepare, put_record};
 use super::write::Writer;
-use crate::compute::nearest::Panels;
-use crate::compute::rotation::{Rotation, splitmix64};
+use crate::compute::vectors::nearest_centroid::Panels;
+use crate::compute::vectors::rotation::Rotation;
+use crate::random::splitmix64;
 
 /// Told where the build is: phase, units done, units in all (0 where not known).
 pub type Progress = Box<dyn FnMut(Phase, u64, u64)>;

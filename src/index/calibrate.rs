@@ -12,8 +12,8 @@ use super::scan::Scan;
 use super::store::PageStore;
 use super::types::{Metric, ScanParams, Tid};
 use super::vector::prepare;
-use crate::compute::nearest::Panels;
-use crate::compute::rotation::Rotation;
+use crate::compute::vectors::nearest_centroid::Panels;
+use crate::compute::vectors::rotation::Rotation;
 
 /// Sample queries of a build.
 pub const QUERIES: usize = 200;

@@ -14,7 +14,7 @@
 use super::page::{Lane, Layout, Place};
 use super::store::PageBytes;
 use super::types::Metric;
-use crate::compute::fastscan::{BLOCK, Slices, Table, put_block, put_row};
+use crate::compute::vectors::fastscan::{BLOCK, Slices, Table, put_block, put_row};
 
 /// Standard deviations between an estimate and its lower bound: one bound in about 300 is too high at 2.7, and a hit may
 /// then come out a place late. More makes every scan re-rank more vectors.
@@ -271,7 +271,8 @@ mod tests {
     use super::super::page::new_page;
     use super::super::types::{Element, IndexOptions};
     use super::*;
-    use crate::compute::rotation::{Rotation, splitmix64};
+    use crate::compute::vectors::rotation::Rotation;
+    use crate::random::splitmix64;
 
     /// Bounds lie below the exact distances as often as EPSILON promises, and not far below.
     #[test]

@@ -21,7 +21,7 @@ use super::page::{
 use super::store::{Block, PageBytes, PageChange, PageStore};
 use super::types::{Element, Entry, IndexOptions};
 use super::vector::{check, prepare, put_record};
-use crate::compute::rotation::Rotation;
+use crate::compute::vectors::rotation::Rotation;
 
 /// Puts all entries of one row into their nearest lists.
 ///

@@ -2,9 +2,9 @@
 
 use super::IndexError;
 use super::memory_limit::{filled, joined, reserve_exact};
-use crate::compute::nearest::Panels;
-use crate::compute::parallel::parallel_for;
-use crate::compute::rotation::splitmix64;
+use crate::compute::cpu::parallel::parallel_for;
+use crate::compute::vectors::nearest_centroid::Panels;
+use crate::random::splitmix64;
 use parking_lot::Mutex;
 
 /// More centroids than this are sought in two levels.

@@ -8,7 +8,7 @@ use super::page::{
     f32_at, new_page, put_u32, u32_at,
 };
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
-use crate::compute::distance::{Stored, dot};
+use crate::compute::vectors::distance::{Stored, dot};
 
 /// A list as a query sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]

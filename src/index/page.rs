@@ -15,7 +15,7 @@
 //! `list u32 @28, head u32 @32, next u32 @36 (0: last), cursor u32 @40, open vectors u32 @44, entries u32 @48, rows u32
 //! @52, live bitmap @56 (256 bits)`, then from 88, for N lanes: `add f32*N, scale f32*N, error f32*N, tid u64*N, vector block u32*N, vector slot
 //! u16*N, ordinal u32*N` (bit 31 of the ordinal marks the first entry of its row), then the codes. Up to 1,728 padded
-//! dimensions the codes lie in blocks of 32 lanes (`compute/fastscan.rs`); above, where such a block does not fit a
+//! dimensions the codes lie in blocks of 32 lanes (`compute/vectors/fastscan.rs`); above, where such a block does not fit a
 //! page, one row code a lane. `cursor`, `open vectors`, `entries` and `rows` are kept in the head alone: where an insert
 //! looks for a lane first (0: the head itself), the first of the list's vector pages with free slots, and the live
 //! lanes of the list, all of them and those that are the first of their row.
@@ -31,8 +31,8 @@
 use super::IndexError;
 use super::store::{Block, CONTENT_START, PAGE_SIZE, PageBytes, PageStore};
 use super::types::IndexOptions;
-use crate::compute::fastscan::BLOCK;
-use crate::compute::rotation::padded_dimensions;
+use crate::compute::vectors::fastscan::BLOCK;
+use crate::compute::vectors::rotation::padded_dimensions;
 
 /// Block 0 is the meta page, so it can never be the target of a pointer.
 pub const NONE: Block = 0;

@@ -28,7 +28,7 @@ use super::second::{Behind, Lead};
 use super::store::{Block, PageStore};
 use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
-use crate::compute::rotation::Rotation;
+use crate::compute::vectors::rotation::Rotation;
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 

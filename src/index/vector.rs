@@ -6,7 +6,7 @@ use super::page::{
 };
 use super::store::{Block, PageStore};
 use super::types::{Element, Entry, Hit, Metric};
-use crate::compute::distance::{Stored, dot, dot_and_norm, l2_squared};
+use crate::compute::vectors::distance::{Stored, dot, dot_and_norm, l2_squared};
 use crate::text::Span;
 
 fn stored(element: Element) -> Stored {

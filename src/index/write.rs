@@ -19,8 +19,8 @@ use super::spool::{Records, SpoolFactory};
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
 use super::types::{Element, Metric, Phase};
 use super::vector::prepare;
-use crate::compute::parallel::parallel_chunks;
-use crate::compute::rotation::Rotation;
+use crate::compute::cpu::parallel::parallel_chunks;
+use crate::compute::vectors::rotation::Rotation;
 
 /// Scratch files that are written at the same time.
 const FILES: usize = 64;

@@ -2,10 +2,10 @@
 
 use super::weights::Weights;
 use super::{Manifest, ModelError, Precision};
-use crate::compute::bert::{Bert, Layer, Spare};
-use crate::compute::calibrate::{Peaks, peaks};
 use crate::compute::cpu::Level;
 use crate::compute::cuda::bert as cuda;
+use crate::compute::forward::bert::{Bert, Layer, Spare};
+use crate::compute::forward::calibrate::{Peaks, peaks};
 use crate::compute::{LayerNorm, Linear};
 
 /// Names and shapes of the tensors, found in the weights with or without the prefix `bert.` or `roberta.`.

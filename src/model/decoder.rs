@@ -2,10 +2,10 @@
 
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Precision};
+use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
 use crate::compute::cuda::{bert::LinearWeights, decoder as cuda};
-use crate::compute::heads::Shape;
-use crate::compute::pre_norm::{Layer, PreNorm};
+use crate::compute::forward::pre_norm::{Layer, PreNorm};
 use crate::compute::{Linear, Norm, RmsNorm, Rope};
 
 type Tensor = (String, Vec<usize>);

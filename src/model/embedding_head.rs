@@ -4,8 +4,8 @@
 
 use super::weights::Weights;
 use super::{Manifest, ModelError, Pooling, Precision};
-use crate::compute::apply::Apply;
 use crate::compute::cpu::Level;
+use crate::compute::matmul::apply::Apply;
 use crate::compute::{LayerNorm, Linear, Pool};
 
 /// The tensors of the head, without `.weight` and `.bias`.

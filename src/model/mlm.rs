@@ -5,8 +5,8 @@
 
 use super::weights::Weights;
 use super::{Activation, Manifest, ModelError, Precision};
-use crate::compute::apply::Apply;
 use crate::compute::cpu::Level;
+use crate::compute::matmul::apply::Apply;
 use crate::compute::{LayerNorm, Linear, Pool};
 
 const PREFIX: &str = "cls.predictions.";

@@ -26,6 +26,7 @@ pub mod overlay;
 pub mod situated;
 pub mod stop;
 mod tokenizer;
+pub mod torch_save;
 mod weights;
 
 use std::path::PathBuf;

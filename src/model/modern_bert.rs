@@ -2,9 +2,9 @@
 
 use super::weights::Weights;
 use super::{Manifest, ModelError, Precision};
+use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
-use crate::compute::heads::Shape;
-use crate::compute::pre_norm::{Layer, PreNorm};
+use crate::compute::forward::pre_norm::{Layer, PreNorm};
 use crate::compute::{LayerNorm, Linear, Norm, Rope};
 
 type Tensor = (String, Vec<usize>);

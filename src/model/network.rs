@@ -2,9 +2,9 @@
 
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Precision, bert, decoder, modern_bert};
-use crate::compute::bert::{Bert, Packed};
 use crate::compute::cpu::Level;
-use crate::compute::pre_norm::PreNorm;
+use crate::compute::forward::bert::{Bert, Packed};
+use crate::compute::forward::pre_norm::PreNorm;
 use crate::compute::{Buffer, Pool};
 
 /// Most tokens that run at once.

@@ -33,7 +33,7 @@ static DEVICE_FALLBACK: GucSetting<bool> = GucSetting::<bool>::new(true);
 static TEST_LOST_DEVICE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 
 /// The upper end of `situ.max_trainings`: places in shared memory.
-const MOST_TRAININGS: i32 = super::training::places::MOST as i32;
+pub const MOST_TRAININGS: usize = 64;
 
 /// Values of `situ.cpu_precision`.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -145,7 +145,7 @@ pub fn define(preload: bool) {
         c"Each is a background worker of max_worker_processes; paused ones have none. 0 means that nobody may train.",
         &MAX_TRAININGS,
         0,
-        MOST_TRAININGS,
+        MOST_TRAININGS as i32,
         GucContext::Sighup,
         GucFlags::default(),
     );

@@ -4,8 +4,10 @@
 //! f32 for `vector`, IEEE binary16 for `halfvec`. A stored datum may be toasted; what is read here is detoasted
 //! first, which also aligns it.
 
+use super::error::Describe;
 use super::error::OrRaise;
 use half::f16;
+use pgrx::PgSqlErrorCode;
 use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::datum::IntoDatum;
 use pgrx::pg_sys;
@@ -260,6 +262,16 @@ unsafe impl BoxRet for VectorArray {
                 align,
             );
             call.return_raw_datum(pg_sys::Datum::from(array))
+        }
+    }
+}
+
+impl Describe for VectorError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            VectorError::Malformed { .. } => PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+            VectorError::Dimensions(_) => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            VectorError::NotFinite => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! preloaded library stays in memory). Functions would then be called with other arguments than they take, and tables read by
 //! columns that they do not have. What uses models, bridges or an index asks here first; it is asked once a session.
 
-use super::fail::fail_full;
+use super::ereport::fail_full;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, pg_sys};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -13,8 +13,8 @@ use crate::bridge::train::loss::{Candidates, Groups, softmax_loss};
 use crate::bridge::train::matrix::{product, transposed};
 use crate::bridge::train::parts::{Choice, gains, mean, standard_error};
 use crate::compute::Pool;
-use crate::compute::pooling::normalize;
-use crate::eval::random::Random;
+use crate::compute::rowwise::pooling::normalize;
+use crate::random::Random;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

@@ -4,8 +4,8 @@ use super::*;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use crate::bridge::train::loss::{Candidates, Groups};
 use crate::compute::Pool;
-use crate::eval::random::Random;
 use crate::model::Role;
+use crate::random::Random;
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut random = Random::new(seed);

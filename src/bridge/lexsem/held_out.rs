@@ -1,6 +1,6 @@
 //! What a bridge is judged by: queries from words that training never saw, and pairs that it never saw.
 
-use super::queries::{Made, Maker, Part, Random};
+use super::queries::{Made, Maker, Part};
 use super::{LexSem, Readings, entries};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::Pair;
@@ -9,6 +9,7 @@ use crate::bridge::train::loss::Candidates;
 use crate::bridge::train::parts::mean;
 use crate::compute::Pool;
 use crate::eval::bootstrap::Interval;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 

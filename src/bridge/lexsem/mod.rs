@@ -23,7 +23,7 @@ pub use options::Options;
 pub use train::train;
 
 use super::{BridgeError, whiten};
-use crate::compute::pooling::normalize;
+use crate::compute::rowwise::pooling::normalize;
 use serde::{Deserialize, Serialize};
 
 /// How a query's tokens become vocabulary weights.
@@ -219,7 +219,7 @@ impl LexSem {
 /// `vector` with unit length.
 #[cfg(test)]
 pub(crate) fn unit(mut vector: Vec<f32>) -> Vec<f32> {
-    crate::compute::pooling::normalize(&mut vector);
+    crate::compute::rowwise::pooling::normalize(&mut vector);
     vector
 }
 

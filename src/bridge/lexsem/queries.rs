@@ -4,6 +4,7 @@
 //! both. A word is what stands between white space; a document is all its passages in the order they are given.
 
 use crate::bridge::train::data::Passage;
+use crate::random::Random;
 use crate::text::Span;
 use std::collections::HashMap;
 
@@ -15,40 +16,6 @@ const FEW_PASSAGES: usize = 20;
 /// Share of the passages up to which a word is rare, and how many they are at least.
 const RARE: f64 = 0.01;
 const FEWEST_HOLDING: f64 = 2.0;
-
-/// A sequence of pseudo-random numbers (SplitMix64, Steele, Lea and Flood 2014).
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// At least 0, below 1.
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// At least 0, below `most`; 0 for 0.
-    pub fn below(&mut self, most: usize) -> usize {
-        ((self.unit() * most as f64) as usize).min(most.saturating_sub(1))
-    }
-
-    /// In any order.
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for end in (1..items.len()).rev() {
-            items.swap(end, self.below(end + 1));
-        }
-    }
-}
 
 /// A query made from a passage.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 
 use super::held_out::{Encoded, Reading};
 use super::options::Options;
-use super::queries::Random;
 use super::{Fusion, LexSem, Scheme, entries, fuse, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::loss::Candidates;
 use crate::bridge::train::matrix::{product, transposed};
 use crate::compute::Pool;
+use crate::random::Random;
 use std::collections::HashMap;
 
 /// Moments of everything that is trained.

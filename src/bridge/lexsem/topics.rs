@@ -3,9 +3,9 @@
 //! Words that were never trained on are still of a topic that was: documents that lie beside each other share them. Documents
 //! of one neighbourhood, left out together, tell what a bridge does to questions about something else.
 
-use super::queries::Random;
 use crate::bridge::train::data::Passage;
-use crate::compute::pooling::normalize;
+use crate::compute::rowwise::pooling::normalize;
+use crate::random::Random;
 use std::collections::HashMap;
 
 /// Fewest documents of which some are left out.

@@ -2,7 +2,7 @@
 
 use super::held_out::{self, Encoded, Measured, Reading, Task};
 use super::options::Options;
-use super::queries::{Made, Maker, Part, Random};
+use super::queries::{Made, Maker, Part};
 use super::steps::{Optimiser, step};
 use super::{LexSem, Scheme, file, topics, weigh};
 use crate::bridge::BridgeError;
@@ -13,6 +13,7 @@ use crate::bridge::train::parts::{Choice, passage_directions};
 use crate::bridge::whiten::Spread;
 use crate::compute::Pool;
 use crate::model::Role;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 

@@ -3,8 +3,8 @@
 //! A sentence asks for its own passage among its neighbours, so it teaches what tells a passage from the rest of its
 //! document. It is not a question that a person asks: a gain on made pairs need not carry over.
 
-use super::options::Random;
 use crate::bridge::train::data::{Pair, Passage};
+use crate::random::Random;
 use crate::text::sentences;
 
 /// Pairs a passage, at most.
@@ -14,7 +14,7 @@ const WORDS: std::ops::RangeInclusive<usize> = 5..=40;
 
 /// Up to two sentences of each passage of more than one sentence.
 pub fn pairs(passages: &[Passage], seed: u64) -> Vec<Pair> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut pairs = Vec::new();
     for (number, passage) in passages.iter().enumerate() {
         let all = sentences(&passage.text);

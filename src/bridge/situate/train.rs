@@ -11,13 +11,14 @@ use super::bridge::{Bridge, Document, Shape};
 use super::gradient::{Rows, Target, loss};
 use super::linear::dot;
 use super::material::{BATCH_PASSAGES, Material, Run};
-use super::options::{Options, Random};
+use super::options::Options;
 use super::{made, place};
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
 use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::parts::{Choice, Part, mean, standard_error};
 use crate::eval::bootstrap::{Draws, of_mean};
+use crate::random::Random;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -203,7 +204,7 @@ impl Material {
 
     /// The steps of an epoch: runs that are read together, and the pairs asked of them.
     fn steps(&self, epoch: u32) -> Vec<(Vec<usize>, Vec<usize>)> {
-        let mut random = Random(self.options.seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ u64::from(epoch));
+        let mut random = Random::new(self.options.seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ u64::from(epoch));
         let mut steps = self.round(&mut random);
         let once = steps.len();
         while once > 0 && steps.len() < LEAST_STEPS {
@@ -334,7 +335,7 @@ impl State {
         let shape = material.shape;
         let mut numbers = vec![0.0; shape.parameters()];
         if context {
-            let mut random = Random(material.options.seed);
+            let mut random = Random::new(material.options.seed);
             let [_, _, query, _, bias] = shape.ranges();
             // Keys begin at zero: all sources count alike, and part as the pairs say.
             numbers[query]

@@ -13,10 +13,10 @@ use crate::bridge::train::data::{Progress, Watch};
 use crate::bridge::train::loss::Candidates;
 use crate::bridge::train::parts::{Epochs, gains, mean};
 use crate::compute::Pool;
-use crate::eval::random::Random;
 use crate::model::ModelError;
 use crate::model::fine_tune::FineTuning;
 use crate::model::overlay::Replaced;
+use crate::random::Random;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 

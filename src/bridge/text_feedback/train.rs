@@ -8,7 +8,7 @@ use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::loss::Candidates;
 use crate::bridge::train::parts::{embed, gains, made_pairs, mean, parted, passage_directions};
 use crate::compute::Pool;
-use crate::compute::parallel::SignalsBlocked;
+use crate::compute::cpu::parallel::SignalsBlocked;
 use crate::model::fine_tune::FineTuning;
 use crate::model::{Encoder, Role, Sequence};
 use candle_core::{DType, Device, Tensor};

@@ -4,7 +4,7 @@
 //! together, so it depends on the seed and on what is read, and not on the order in which memory ran full. Never more than the
 //! memory and one item is held.
 
-use crate::eval::random::Random;
+use crate::random::Random;
 use std::collections::BTreeMap;
 
 /// A group that is kept, under its number.

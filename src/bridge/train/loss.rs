@@ -5,8 +5,8 @@
 //! a negative, so the hardest ones are always among them.
 
 use crate::bridge::BridgeError;
-use crate::compute::apply::Apply;
 use crate::compute::cpu::Level;
+use crate::compute::matmul::apply::Apply;
 use crate::compute::{Linear, Pool, Precision};
 use std::ops::Range;
 

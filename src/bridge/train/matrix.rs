@@ -1,9 +1,9 @@
 //! Products of row-major matrices whose parts change with every step.
 
 use crate::bridge::BridgeError;
-use crate::compute::apply::Apply;
-pub use crate::compute::apply::transposed;
 use crate::compute::cpu::Level;
+use crate::compute::matmul::apply::Apply;
+pub use crate::compute::matmul::apply::transposed;
 use crate::compute::{Linear, Pool, Precision};
 
 /// `A B^T`: rows of `inner` numbers each, a result of one row a row of `A` and one column a row of `B`.

@@ -2,10 +2,10 @@
 
 use super::data::{Encode, Pair, Passage, Progress, Watch};
 use crate::bridge::BridgeError;
-use crate::compute::pooling::normalize;
-use crate::eval::random::Random;
+use crate::compute::rowwise::pooling::normalize;
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::model::Role;
+use crate::random::Random;
 use crate::text::sentences;
 use serde::{Deserialize, Serialize};
 

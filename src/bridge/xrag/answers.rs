@@ -19,7 +19,7 @@ use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Pair, Passage, Progress, Watch};
 use crate::bridge::train::judged::Verdict;
 use crate::bridge::train::parts::{Part, made_pairs, mean, part};
-use crate::eval::random::Random;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 
 /// What is asked of a made pair; `{}` stands for the beginning of the sentence.

@@ -9,7 +9,7 @@ use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
 use crate::bridge::train::matrix::{product, transposed};
 use crate::compute::Pool;
-use crate::eval::random::Random;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 
 /// Longest gradient of a step.

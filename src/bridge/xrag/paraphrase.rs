@@ -13,7 +13,7 @@ use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Progress, Watch};
 use crate::bridge::train::judged::{Judged, Verdict};
 use crate::bridge::train::parts::mean;
-use crate::eval::random::Random;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 
 /// Tokens of the text that is given in the place of vectors, for comparison.

@@ -16,7 +16,7 @@ use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch
 use crate::bridge::train::judged::Verdict;
 use crate::bridge::train::parts::{parted, passage_vectors};
 use crate::compute::cpu::has_bf16;
-use crate::compute::pooling::normalize;
+use crate::compute::rowwise::pooling::normalize;
 use crate::compute::{Pool, Precision};
 use crate::model::ModelError;
 use crate::model::llm::files::LlmFiles;

@@ -1,4 +1,4 @@
-//! The forward pass of the BERT family on a card. CPU twin: `compute/bert.rs`.
+//! The forward pass of the BERT family on a card. CPU twin: `compute/forward/bert.rs`.
 //!
 //! Activations are bf16, sums, normalisations and softmax f32. The residual is bf16 as well: it is normalised after each
 //! sum, so its error does not grow from layer to layer.

@@ -1,9 +1,9 @@
 //! Index builds on a card: nearest centroids, the rotation, 1-bit codes. From and to host memory, in pieces.
 
 use super::super::ComputeError;
-use super::super::rotation::Rotation;
 use super::card::{Memory, Stream};
 use super::engine::Engine;
+use crate::compute::vectors::rotation::Rotation;
 use std::sync::Arc;
 
 /// Numbers of a piece: enough to fill a card, and some hundred MB with what is computed from it.
@@ -53,7 +53,7 @@ impl Coder {
         })
     }
 
-    /// Nearest centroid of every row and the squared distance to it. CPU twin: [`super::super::nearest::Panels::nearest`].
+    /// Nearest centroid of every row and the squared distance to it. CPU twin: [`crate::compute::vectors::nearest_centroid::Panels::nearest`].
     pub fn nearest(&self, centroids: &Centroids, rows: &[f32]) -> Result<Vec<(u32, f32)>, ComputeError> {
         let dimensions = centroids.dimensions;
         whole(rows, dimensions)?;

@@ -10,14 +10,14 @@
 //! small blocks of queries have to be turned.
 
 use super::super::ComputeError;
-use super::super::activation::exp;
-use super::super::buffer::{Buffer, Shared};
-use super::super::cpu::{Kernel, Level, dispatch};
-use super::super::gemm::{F32, TILE_WORDS, Tile, tile};
-use super::super::heads::Shape;
-use super::super::panels::pack_keys;
-use super::super::pool::Pool;
-use super::super::simd::Simd;
+use crate::compute::attention::pack::pack_keys;
+use crate::compute::attention::shape::Shape;
+use crate::compute::cpu::buffer::{Buffer, Shared};
+use crate::compute::cpu::level::{Kernel, Level, dispatch};
+use crate::compute::cpu::pool::Pool;
+use crate::compute::cpu::simd::Simd;
+use crate::compute::matmul::gemm::{F32, TILE_WORDS, Tile, tile};
+use crate::compute::rowwise::activation::exp;
 use parking_lot::Mutex;
 use std::ops::Range;
 

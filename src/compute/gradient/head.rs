@@ -5,14 +5,14 @@
 //! the cache while a task's rows pass.
 
 use super::super::ComputeError;
-use super::super::buffer::{Buffer, Shared};
-use super::super::cpu::Level;
-use super::super::gemm::Finish;
-use super::super::linear::{Linear, Precision, Rows};
-use super::super::pool::Pool;
 pub use super::loss::Wanted;
 use super::loss::{log_softmax, losses};
-use crate::compute::apply::transposed;
+use crate::compute::cpu::buffer::{Buffer, Shared};
+use crate::compute::cpu::level::Level;
+use crate::compute::cpu::pool::Pool;
+use crate::compute::matmul::apply::transposed;
+use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::linear::{Linear, Precision, Rows};
 use parking_lot::Mutex;
 
 /// Ids of a part of the way back.

@@ -3,9 +3,9 @@
 //! `nats = -log softmax(x)[id]` has the gradient `p - onehot(id)`; `KL(t || p) = sum t (log t - log p)` has `p - t`, for `t`
 //! that sums to 1.
 
-use super::super::activation::exp;
-use super::super::cpu::{Kernel, Level, dispatch};
-use super::super::simd::Simd;
+use crate::compute::cpu::level::{Kernel, Level, dispatch};
+use crate::compute::cpu::simd::Simd;
+use crate::compute::rowwise::activation::exp;
 
 /// Numbers whose sum is kept in f32 vectors before it goes on in f64.
 const PART: usize = 4096;

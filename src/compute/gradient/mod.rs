@@ -1,5 +1,5 @@
 //! The way back through a decoder: attention over whole sequences, the head with its losses. Norms, rotation and gates have
-//! theirs beside the way forward (`rms_norm.rs`, `rope.rs`, `gate.rs`).
+//! theirs beside the way forward (`rowwise/rms_norm.rs`, `attention/rope.rs`, `rowwise/glu.rs`).
 //!
 //! Weights are frozen, so a way back gives gradients by its inputs alone.
 
@@ -8,8 +8,8 @@ pub mod head;
 mod loss;
 
 use super::ComputeError;
-use super::buffer::Shared;
-use super::pool::Pool;
+use super::cpu::buffer::Shared;
+use super::cpu::pool::Pool;
 
 /// Blocks that each thread gets of a loop over rows, and most rows of one.
 const BLOCKS: usize = 2;

@@ -3,11 +3,11 @@
 //! `run.txt` and `qrels.txt` were drawn at random, with graded judgements and tied scores; `expected.tsv` is what
 //! pytrec_eval-terrier 0.5.11 (trec_eval 9.0) computes from them.
 
-use super::random::Random;
 use super::report::{Measure, Ranked};
 use super::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use super::trec::{self, Judgement, RunLine};
 use super::{EvalError, mean};
+use crate::random::Random;
 use std::collections::HashMap;
 use std::ops::Range;
 

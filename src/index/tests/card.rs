@@ -2,11 +2,12 @@
 
 use crate::compute::cuda::coding::Coder;
 use crate::compute::cuda::testing::bench;
-use crate::compute::fastscan::put_row;
-use crate::compute::nearest::Panels;
-use crate::compute::rotation::{Rotation, splitmix64};
+use crate::compute::vectors::fastscan::put_row;
+use crate::compute::vectors::nearest_centroid::Panels;
+use crate::compute::vectors::rotation::Rotation;
 use crate::index::code::{Centroid, encode};
 use crate::index::types::Metric;
+use crate::random::splitmix64;
 
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;

@@ -1,7 +1,7 @@
 //! What the tests share: random vectors, brute force, builds in one call, numpy files.
 
-use crate::compute::rotation::splitmix64;
 use crate::index::*;
+use crate::random::splitmix64;
 use crate::text::Span;
 use std::path::PathBuf;
 

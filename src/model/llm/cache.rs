@@ -1,7 +1,7 @@
 //! Keys and values of a sequence: blocks of 64 positions that are added as it grows.
 
 use super::LlmConfig;
-use crate::compute::cached_attention::BLOCK;
+use crate::compute::attention::cached::BLOCK;
 use crate::compute::{Buffer, ComputeError};
 
 /// Shapes of a block.

@@ -1,9 +1,9 @@
 //! One matrix of a language model: in blocks, as its file has it, or in full.
 
 use super::files::{LlmFiles, Tensor, TensorData};
-use crate::compute::apply::Apply;
-use crate::compute::codes::Codes;
 use crate::compute::cpu::Level;
+use crate::compute::matmul::apply::Apply;
+use crate::compute::quantised::activations::Codes;
 use crate::compute::quantised::{Quantised, Target, products};
 use crate::compute::{Buffer, ComputeError, Linear, Pool, Precision};
 use crate::model::ModelError;

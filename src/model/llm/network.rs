@@ -7,9 +7,10 @@ use super::config::LlmConfig;
 use super::files::{LlmFiles, Tensor, TensorData};
 use super::hooks::Hooks;
 use super::matrix::{Matrix, Packing, Products};
-use crate::compute::cached_attention::{Group, attend};
+use crate::compute::attention::cached::{Group, attend};
 use crate::compute::cpu::Level;
-use crate::compute::{Activation, Buffer, ComputeError, Pool, RmsNorm, Shared, gate};
+use crate::compute::gate;
+use crate::compute::{Activation, Buffer, ComputeError, Pool, RmsNorm, Shared};
 use crate::model::ModelError;
 use parking_lot::Mutex;
 

@@ -1,5 +1,7 @@
 //! Choosing a token from logits: the largest, or drawn with temperature, top-k and top-p by a seed of its own.
 
+use crate::random::Random;
+
 /// How an answer's tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -15,25 +17,15 @@ pub struct Sampling {
 /// Draws the tokens of one answer.
 pub struct Sampler {
     sampling: Sampling,
-    /// State of the random numbers (SplitMix64, Steele, Lea and Flood 2014).
-    state: u64,
+    random: Random,
 }
 
 impl Sampler {
     pub fn new(sampling: Sampling) -> Sampler {
         Sampler {
             sampling,
-            state: sampling.seed,
+            random: Random::new(sampling.seed),
         }
-    }
-
-    /// A number from 0 to 1.
-    fn random(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.state;
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ bits >> 31) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// The next token; of equal logits the lowest id. Logits of minus infinity are never chosen unless all are.
@@ -63,7 +55,7 @@ impl Sampler {
                 break;
             }
         }
-        let drawn = self.random() * kept;
+        let drawn = self.random.unit() * kept;
         let mut sum = 0.0;
         for (id, power) in order.iter().zip(&powers).take(count) {
             sum += power;

@@ -3,8 +3,8 @@
 use super::families::{Sizes, qwen3};
 use super::forward::qwen3_states;
 use super::maker::{Maker, Random};
-use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
+use crate::compute::forward::bert::Packed;
 use crate::compute::{Pool, Precision};
 use crate::model::network::Network;
 use crate::model::weights::Weights;

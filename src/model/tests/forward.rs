@@ -2,8 +2,8 @@
 
 use super::families::{Sizes, mistral, modern_bert, qwen3, xlm_roberta};
 use super::maker::{Maker, Random};
-use crate::compute::bert::Packed;
 use crate::compute::cpu::Level;
+use crate::compute::forward::bert::Packed;
 use crate::compute::{Pool, Precision};
 use crate::model::network::Network;
 use crate::model::weights::Weights;

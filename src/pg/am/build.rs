@@ -7,14 +7,14 @@ use super::settings;
 use super::spool::TemporaryFile;
 use super::text::{self, TextPlan};
 use crate::index::{self, Build, Entry, IndexOptions, Phase, Spool};
+use crate::pg::catalog::model_registry;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
 use crate::pg::service::Lane;
-use crate::pg::service::memory::give_back;
 use crate::pg::service::{Documents, SituatedPassage};
-use crate::pg::sql::models;
 use crate::pg::store::RelationStore;
 use crate::pg::version;
+use crate::serve::ipc::memory::give_back;
 use crate::text::Span;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -164,7 +164,7 @@ impl Builder {
             index, options, text, ..
         } = self;
         text.get_or_insert_with(|| {
-            models::hold();
+            model_registry::hold();
             // SAFETY: the index stays open for its build.
             let plan = unsafe { text::plan(*index) };
             options.clone_from(&plan.options);

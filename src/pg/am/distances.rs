@@ -12,7 +12,7 @@
 
 use super::rows;
 use crate::index::Hit;
-use crate::pg::sql::leaf::leaves;
+use crate::pg::catalog::names::leaves;
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 

@@ -14,6 +14,8 @@ use crate::bridge::BridgeError;
 use crate::bridge::feedback::{Mode, Plan, sharpness};
 use crate::index::store::PageStore;
 use crate::index::{Hit, IndexError, Lead, Scan, Tid};
+use crate::pg::error::Describe;
+use pgrx::PgSqlErrorCode;
 use std::cell::Cell;
 use std::collections::HashMap;
 
@@ -202,5 +204,26 @@ impl Rounds {
             Mode::Rerank => scan.reorder(&moved, &self.front, &behind, &rest)?,
         }
         Ok(())
+    }
+}
+
+impl Describe for FeedbackError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            FeedbackError::Index(error) => error.code(),
+            FeedbackError::Bridge(error) => error.code(),
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            FeedbackError::Index(error) => error.hint(),
+            FeedbackError::Bridge(error) => error.hint(),
+        }
+    }
+    fn raise(&self) -> ! {
+        match self {
+            FeedbackError::Index(error) => error.raise(),
+            FeedbackError::Bridge(error) => error.raise(),
+        }
     }
 }

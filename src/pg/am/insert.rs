@@ -13,10 +13,10 @@ use super::kind::{self, Key, KeyKind};
 use super::text::{self, TextIndex};
 use super::waiting::{self, Flight, Full, Waiting};
 use crate::index::{self, Entry, Meta};
+use crate::pg::catalog::model_registry;
 use crate::pg::error::OrRaise;
 use crate::pg::service::Lane;
 use crate::pg::service::{Documents, SituatedPassage};
-use crate::pg::sql::models;
 use crate::pg::store::RelationStore;
 use crate::pg::version;
 use crate::text::Span;
@@ -125,7 +125,7 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
         let store = RelationStore::new(index);
         let mut meta = Meta::open(&store).or_raise();
         if !meta.is_decided() {
-            models::hold();
+            model_registry::hold();
             index::decide(&store, text::plan(index).options).or_raise();
             meta = Meta::open(&store).or_raise();
         }

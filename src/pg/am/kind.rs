@@ -4,7 +4,7 @@
 //! number in [`KeyKind`]; so a class made by a user over another type name still says what it is.
 
 use crate::index::{Element, Metric};
-use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::vector;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;

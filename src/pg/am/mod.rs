@@ -10,6 +10,7 @@ pub mod options;
 pub mod planner;
 pub mod rows;
 pub mod scan;
+pub mod scan_state;
 pub mod settings;
 pub mod spool;
 pub mod text;
@@ -76,4 +77,14 @@ pub unsafe extern "C-unwind" fn situ_handler(_call: pg_sys::FunctionCallInfo) ->
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn amvalidate(_class: pg_sys::Oid) -> bool {
     true
+}
+
+/// Whether an open index is of this access method.
+///
+/// # Safety
+/// `index` is open.
+pub unsafe fn is_ours(index: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise; an index's relcache entry holds its access method's routines.
+    let built_by = unsafe { (*index).rd_indam.as_ref() }.and_then(|methods| methods.ambuild);
+    built_by.map(|function| function as usize) == Some(build::ambuild as *const () as usize)
 }

@@ -3,7 +3,7 @@
 //! Where exactly one index over text is on a column, the operator means that index's distance, whatever the plan: with its
 //! model, its chunks, its titles. So the operator's support function puts the index into the question while the statement
 //! is planned (EXPLAIN shows it), and outside a scan of the index the operator does as the index would
-//! (`pg/sql/document.rs`):
+//! (`pg/search/document.rs`):
 //!
 //! * An expression that the index may order by stays the operator. Its question becomes a `situ.query` with the index.
 //! * Any other becomes a call of `situ.document_distance`, which gets the row's title too, and costs what encoding costs.
@@ -15,7 +15,7 @@ use super::build::ambuild;
 use super::cost::amcostestimate;
 use super::distances::key_column;
 use super::kind::{KeyKind, column_kind, read_text};
-use crate::pg::sql::query::Query;
+use crate::pg::search::query::Query;
 use pgrx::datum::IntoDatum;
 use pgrx::prelude::*;
 use pgrx::{is_a, pg_sys};
@@ -382,7 +382,7 @@ impl Call {
         // SAFETY: an open index of this access method.
         unsafe {
             let key_type = *(*index).rd_opcintype;
-            let strategy = super::scan::QUERY_STRATEGY as i16;
+            let strategy = super::scan_state::QUERY_STRATEGY as i16;
             let operator = pg_sys::get_opfamily_member(*(*index).rd_opfamily, key_type, self.query_type, strategy);
             let titled = (*(*index).rd_index).indnkeyatts > 1;
             (operator != pg_sys::InvalidOid).then_some(Chosen {

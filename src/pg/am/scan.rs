@@ -9,112 +9,25 @@ use super::distances::Returned;
 use super::feedback::{FeedbackError, Rounds};
 use super::insert;
 use super::kind::{self, KeyKind};
+use super::scan_state::{Order, QUERY_STRATEGY, ScanState};
 use super::settings;
 use super::text::TextIndex;
 use crate::bridge::feedback::Plan;
 use crate::index::store::PageStore;
-use crate::index::{Hit, Meta, Metric, Ordered, Rounding, Scan, ScanParams};
+use crate::index::{Hit, Meta, Scan, ScanParams};
+use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
-use crate::pg::sql::query::Query;
-use crate::pg::sql::rows::{self, Rights};
-use crate::pg::sql::{gates, profiles};
+use crate::pg::search::query::Query;
+use crate::pg::search::rows::{self, Rights};
+use crate::pg::search::second_round;
+use crate::pg::search::{gates, profiles};
 use crate::pg::store::RelationStore;
-use crate::pg::text_feedback;
 use crate::pg::version;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 
-/// Strategy number of `text <=> situ.query`; 1 is the class's first operator. `situ.search` uses it over vectors too,
-/// with a query that brings its vector, though no operator of those classes has it.
-pub const QUERY_STRATEGY: u16 = 2;
-
 /// Pages up to which an index is compared whole: a scan then takes as long as reading 4 MB from memory.
 const SMALL: u32 = 512;
-
-/// Rows beside near ties that wait in the executor together: many rows may be at one distance, and few may be asked for.
-const MOST_NEAR: u32 = 100;
-
-/// What a scan keeps between calls, owned by the scan's memory context through a callback-free raw pointer that
-/// `amendscan` (or, after an error, the reset callback) gives back.
-pub struct ScanState {
-    kind: KeyKind,
-    running: Option<Scan<RelationStore>>,
-    /// The rounds of feedback of a running scan that has some.
-    rounds: Option<Rounds>,
-    /// Identifies the operand for [`super::distances`]; none for vectors.
-    question: Option<u64>,
-    /// The row returned last: where its evidence lies.
-    pub hit: Option<Hit>,
-    /// Where its distance is left for the operator.
-    returned: Returned,
-    /// The scan is one of `situ.search`, over the table whose privileges and policies decide.
-    search: Option<Option<pg_sys::Oid>>,
-    order: Order,
-    /// Rows are still to be counted as one scan of the index.
-    counted: bool,
-}
-
-/// How hits become an order that the executor can believe.
-#[derive(Default)]
-struct Order {
-    ordered: Ordered,
-    /// Rows are looked at one ahead, so that near ties are known as such.
-    look_ahead: bool,
-    ahead: Option<Hit>,
-    /// The row returned last may differ from the next by rounding alone.
-    near: bool,
-    /// Rows in a row that stood beside a near tie.
-    run: u32,
-    rounding: Rounding,
-    /// Distances are NULL.
-    null: bool,
-}
-
-impl Order {
-    /// The order of a scan of that kind for `query`.
-    fn new(kind: KeyKind, metric: Metric, query: &[f32], executor: bool) -> Order {
-        let rounding = Rounding::of(metric, query);
-        Order {
-            ordered: Ordered::new(kind == KeyKind::Text, rounding),
-            look_ahead: executor && kind != KeyKind::Text,
-            rounding,
-            ..Order::default()
-        }
-    }
-
-    /// The next hit of `pull`, and whether it stands beside a near tie.
-    fn next(
-        &mut self,
-        mut pull: impl FnMut() -> Result<Option<Hit>, FeedbackError>,
-    ) -> Result<Option<(Hit, bool)>, FeedbackError> {
-        let hit = match self.ahead.take() {
-            Some(hit) => Some(hit),
-            None => self.ordered.next(&mut pull)?,
-        };
-        let Some(hit) = hit.filter(|_| self.look_ahead) else {
-            return Ok(hit.map(|hit| (hit, false)));
-        };
-        self.ahead = self.ordered.next(&mut pull)?;
-        let before = self.near;
-        self.near = self
-            .ahead
-            .is_some_and(|next| self.rounding.near(hit.distance, next.distance));
-        self.run = match before || self.near {
-            true => (self.run + 1) % MOST_NEAR,
-            false => 0,
-        };
-        Ok(Some((hit, self.run > 0)))
-    }
-}
-
-impl ScanState {
-    /// Makes the scan one of `situ.search` or of what stands on it. `relation` is the table whose privileges and policies
-    /// decide; `None` chooses as for a scan of the executor.
-    pub fn search_of(&mut self, relation: Option<pg_sys::Oid>) {
-        self.search = Some(relation);
-    }
-}
 
 /// Access-method callback: allocates a scan.
 #[pgrx::pg_guard]
@@ -188,7 +101,7 @@ unsafe fn read_operand(
             };
         };
         let resolved = profiles::resolve(&asked, (*index).rd_id);
-        let query = text_feedback::second_round(resolved, &[(*index).rd_id], relation);
+        let query = second_round::second_round(resolved, &[(*index).rd_id], relation);
         let probes = query.probes.unwrap_or(0);
         let feedback = query
             .feedback
@@ -318,10 +231,8 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
             exact: small || settings::exact(),
         };
         let executor = state.search.is_none() && !null && key.sk_strategy != QUERY_STRATEGY;
-        state.order = Order {
-            null,
-            ..Order::new(state.kind, meta.options.metric, &operand.vector, executor)
-        };
+        state.order = Order::new(state.kind, meta.options.metric, &operand.vector, executor);
+        state.order.null = null;
         state.question = operand.question;
         state.running = Some(Scan::new(store, &operand.vector, params).or_raise());
         state.rounds = operand

@@ -8,16 +8,15 @@ use super::options::{self, IndexSettings};
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::index::{IndexError, IndexOptions, Meta, Metric};
 use crate::model::Similarity;
+use crate::pg::bridges::passages::{self, PassageBridge};
+use crate::pg::catalog::model_registry::{RegistryError, model_by_name};
+use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::{Describe, OrRaise};
-use crate::pg::fail::{fail_full, fail_with_hint};
-use crate::pg::service::client::{self, ModelRef};
-use crate::pg::situated::{self, PassageBridge};
-use crate::pg::sql::models::{RegistryError, model_by_name};
-use crate::pg::sql::query::Query;
+use crate::pg::search::query::Query;
+use crate::pg::service::model_ref::ModelRef;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
@@ -124,7 +123,7 @@ pub unsafe fn missing(index: pg_sys::Relation) -> Option<String> {
         Ok(_) => {}
     }
     let bridge = settings.bridge?;
-    (!situated::is_known(&bridge)).then(|| format!("bridge \"{bridge}\" does not exist"))
+    (!passages::is_known(&bridge)).then(|| format!("bridge \"{bridge}\" does not exist"))
 }
 
 /// The plan of a text index by its options and the registry of now.
@@ -136,7 +135,7 @@ pub unsafe fn plan(index: pg_sys::Relation) -> TextPlan {
     let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
     let model = model_by_name(settings.model.as_deref()).or_raise();
     mode(key, &settings);
-    let bridge = settings.bridge.as_deref().map(|name| situated::open(name, &model));
+    let bridge = settings.bridge.as_deref().map(|name| passages::open(name, &model));
     let record = TextRecord::new(&model, bridge.as_deref(), key, &settings);
     let options = IndexOptions {
         dimensions: model.dimensions as u32,
@@ -207,7 +206,7 @@ impl TextIndex {
         let settings = unsafe { super::options::settings(index) };
         let name = settings.model.as_deref().unwrap_or(&record.model);
         let model = model_by_name(Some(name)).or_raise();
-        let bridge = record.bridge.as_deref().map(|name| situated::open(name, &model));
+        let bridge = record.bridge.as_deref().map(|name| passages::open(name, &model));
         let (built, now) = (
             meta.options.model.as_deref().unwrap_or("(none)"),
             fingerprint(&model, bridge.as_deref()),
@@ -249,36 +248,4 @@ impl TextIndex {
     pub fn embed_query(&self, query: &Query) -> Vec<f32> {
         query.vector(&self.model)
     }
-}
-
-/// Questions that one backend keeps the vectors of.
-const QUESTIONS: usize = 32;
-
-thread_local! {
-    static RECENT: RefCell<Vec<(String, String, Vec<f32>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Encodes a question, or takes it from the few that this backend asked last: rescans, partitions and the operator
-/// ask the same one again and again.
-pub fn embed_question(model: &ModelRef, text: &str) -> Vec<f32> {
-    let known = RECENT.with_borrow_mut(|recent| {
-        let at = recent
-            .iter()
-            .position(|(print, known, _)| *print == model.fingerprint && known == text)?;
-        let entry = recent.remove(at);
-        let vector = entry.2.clone();
-        recent.push(entry);
-        Some(vector)
-    });
-    if let Some(vector) = known {
-        return vector;
-    }
-    let vector = client::embed_query(model, text).or_raise();
-    RECENT.with_borrow_mut(|recent| {
-        if recent.len() >= QUESTIONS {
-            recent.remove(0);
-        }
-        recent.push((model.fingerprint.clone(), text.to_owned(), vector.clone()));
-    });
-    vector
 }

@@ -1,11 +1,11 @@
 //! Which text indexes of this database need a model or a bridge: neither may be dropped from under them.
 
-use super::kind::{self, KeyKind};
-use super::options;
-use super::text::TextRecord;
 use crate::index::Meta;
 use crate::index::store::PageStore;
-use crate::pg::fail::fail;
+use crate::pg::am::kind::{self, KeyKind};
+use crate::pg::am::options;
+use crate::pg::am::text::TextRecord;
+use crate::pg::ereport::fail;
 use crate::pg::store::RelationStore;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};

@@ -1,12 +1,12 @@
 //! The backend's end of the LLM worker.
 
-use super::wire::{Figures, Item, LlmKey, PromptForm, Reply, Request, decode_reply, encode_request};
 use crate::pg::error::Describe;
 use crate::pg::service::channel::{Channel, wait};
 use crate::pg::service::shared::Shared;
-use crate::pg::service::wire::{Lane, WHOLE_CALL};
 use crate::pg::service::{ModelRef, ServiceError};
 use crate::pg::settings;
+use crate::serve::ipc::wire::{Lane, WHOLE_CALL};
+use crate::serve::llm::wire::{Figures, Item, LlmKey, PromptForm, Reply, Request, decode_reply, encode_request};
 use pgrx::PgSqlErrorCode;
 
 /// Why the LLM worker gave no answer.

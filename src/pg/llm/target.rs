@@ -1,15 +1,15 @@
 //! Who answers a prompt: an LLM of this server, or one behind the endpoint of the settings.
 
 use super::client::Answer;
-use super::endpoint::{Endpoint, EndpointError, Piece, Stream};
-use super::http::Address;
-use super::key::{self, KeyError};
-use super::wire::{Figures, Item, PromptForm, Sampling};
+use crate::pg::catalog::model_registry::llm_by_name;
+use crate::pg::ereport::{fail, fail_full, fail_with_hint};
 use crate::pg::error::{Describe, OrRaise};
-use crate::pg::fail::{fail, fail_full, fail_with_hint};
 use crate::pg::service::ModelRef;
 use crate::pg::settings;
-use crate::pg::sql::models::llm_by_name;
+use crate::serve::endpoint::completions::{Endpoint, EndpointError, Piece, Stream};
+use crate::serve::endpoint::http::Address;
+use crate::serve::endpoint::key::{self, KeyError};
+use crate::serve::llm::wire::{Figures, Item, PromptForm, Sampling};
 use pgrx::prelude::*;
 use std::time::Duration;
 

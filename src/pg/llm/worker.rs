@@ -3,18 +3,18 @@
 //! It waits for nothing but its own wake-ups: rings are written as far as there is room. The owner of a slot has one item
 //! in work. Tokens that its ring has no room for wait here, at most as many as the answer may have.
 
-use super::desk::{Desk, Job, Settings};
-use super::engine::Engine;
-use super::wire::{MAX_REQUEST, Reply, decode_request, encode_reply};
-use crate::pg::service::exchange::{Answer, Outbox, Sender};
-use crate::pg::service::failure::{Failure, Kind};
-use crate::pg::service::intake::{Intake, Taken};
 use crate::pg::service::process::{drain, pipe, resident_bytes, wait_set};
 use crate::pg::service::shared::{self, ACTIVE, DeviceState, FREE, LEFT, Shared};
-use crate::pg::service::statistics::{get, put};
-use crate::pg::service::threads::spawn;
-use crate::pg::service::wire::{Outgoing, WHOLE_CALL};
 use crate::pg::settings;
+use crate::serve::encoder::intake::{Intake, Taken};
+use crate::serve::ipc::exchange::{Answer, Outbox, Sender};
+use crate::serve::ipc::failure::{Failure, Kind};
+use crate::serve::ipc::statistics::{get, put};
+use crate::serve::ipc::threads::spawn;
+use crate::serve::ipc::wire::{Outgoing, WHOLE_CALL};
+use crate::serve::llm::engine::Engine;
+use crate::serve::llm::inbox::{Desk, Job, Settings};
+use crate::serve::llm::wire::{MAX_REQUEST, Reply, decode_request, encode_reply};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::VecDeque;

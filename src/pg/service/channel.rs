@@ -5,11 +5,10 @@
 //! transaction for whatever should still be held then.
 
 use super::ServiceError;
-use super::claim::{claim, claim_any, claim_beside};
-use super::shared::{self, DeviceState, FREE, LEFT, Shared};
-use super::wire::{Assembler, Lane, Outgoing, Reply, WHOLE_CALL, decode_reply};
+use super::claim::{claim, claim_any, claim_beside, release, release_all};
+use super::shared::{self, DeviceState, Shared};
 use crate::pg::settings;
-use parking_lot::Mutex;
+use crate::serve::ipc::wire::{Assembler, Lane, Outgoing, Reply, WHOLE_CALL, decode_reply};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::BTreeMap;
 use std::sync::Once;
@@ -22,47 +21,6 @@ const MOST_BYTES: usize = 4 << 20;
 /// How long a call waits for a worker that is known not to start, and for one that may.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The slots that this process holds: queue and number.
-static HELD: Mutex<Vec<(&'static Shared, usize)>> = Mutex::new(Vec::new());
-
-/// Notes that this process holds a slot.
-pub(super) fn hold(shared: &'static Shared, number: usize) {
-    HELD.lock().push((shared, number));
-}
-
-/// Gives a slot back. `clean`: everything was answered and read.
-fn release(shared: &'static Shared, number: usize, clean: bool) {
-    let mut held = HELD.lock();
-    let same = |(queue, other): &(&'static Shared, usize)| std::ptr::eq(*queue, shared) && *other == number;
-    let Some(place) = held.iter().position(same) else {
-        return;
-    };
-    held.swap_remove(place);
-    drop(held);
-    let slot = shared.slot(number);
-    if clean {
-        slot.state.store(FREE, Ordering::SeqCst);
-        shared.slot_freed();
-    } else {
-        slot.state.store(LEFT, Ordering::SeqCst);
-        let device = shared.device_of(number);
-        device.wake_worker();
-        if !device.worker_runs() {
-            shared::wake(&shared.launcher_latch);
-        }
-    }
-}
-
-fn release_all() {
-    loop {
-        let last = HELD.lock().last().copied();
-        match last {
-            Some((shared, number)) => release(shared, number, false),
-            None => return,
-        }
-    }
-}
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
@@ -262,7 +220,7 @@ impl Channel {
         let Some(message) = self.poll_message()? else {
             return Ok(None);
         };
-        let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
+        let protocol = |error: crate::serve::ipc::wire::BadMessage| ServiceError::Protocol(error.to_string());
         let (number, reply) = decode_reply(&message).map_err(protocol)?;
         match reply {
             Reply::Failed(failure) if number == WHOLE_CALL => Err(failure.into()),
@@ -288,7 +246,7 @@ impl Channel {
         if moved {
             self.device().wake_worker();
         }
-        let protocol = |error: super::wire::BadMessage| ServiceError::Protocol(error.to_string());
+        let protocol = |error: crate::serve::ipc::wire::BadMessage| ServiceError::Protocol(error.to_string());
         message.map_err(protocol)
     }
 

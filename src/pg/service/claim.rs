@@ -1,10 +1,10 @@
 //! Claiming slots: which device, which of its slots, and the owner written into it.
 
 use super::ServiceError;
-use super::channel::hold;
-use super::shared::{self, ACTIVE, CLAIMED, FREE, Shared};
-use super::wire::Lane;
+use super::shared::{self, ACTIVE, CLAIMED, FREE, LEFT, Shared};
 use crate::pg::settings;
+use crate::serve::ipc::wire::Lane;
+use parking_lot::Mutex;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering;
 
@@ -146,6 +146,48 @@ fn take(shared: &Shared, number: usize) -> bool {
         && state
             .compare_exchange(FREE, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
+}
+
+/// The slots that this process holds: queue and number.
+static HELD: Mutex<Vec<(&'static Shared, usize)>> = Mutex::new(Vec::new());
+
+/// Notes that this process holds a slot.
+fn hold(shared: &'static Shared, number: usize) {
+    HELD.lock().push((shared, number));
+}
+
+/// Gives a slot back. `clean`: everything was answered and read.
+pub(super) fn release(shared: &'static Shared, number: usize, clean: bool) {
+    let mut held = HELD.lock();
+    let same = |(queue, other): &(&'static Shared, usize)| std::ptr::eq(*queue, shared) && *other == number;
+    let Some(place) = held.iter().position(same) else {
+        return;
+    };
+    held.swap_remove(place);
+    drop(held);
+    let slot = shared.slot(number);
+    if clean {
+        slot.state.store(FREE, Ordering::SeqCst);
+        shared.slot_freed();
+    } else {
+        slot.state.store(LEFT, Ordering::SeqCst);
+        let device = shared.device_of(number);
+        device.wake_worker();
+        if !device.worker_runs() {
+            shared::wake(&shared.launcher_latch);
+        }
+    }
+}
+
+/// Gives every slot back that this process holds.
+pub(super) fn release_all() {
+    loop {
+        let last = HELD.lock().last().copied();
+        match last {
+            Some((shared, number)) => release(shared, number, false),
+            None => return,
+        }
+    }
 }
 
 #[cfg(test)]

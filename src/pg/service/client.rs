@@ -1,112 +1,15 @@
 //! The backend's end of the encoder service: lists of items, texts, documents.
 
 use super::channel::Channel;
+use super::documents::{Documents, SituatedPassage};
 use super::line::Line;
+use super::model_ref::ModelRef;
+use super::sent::{MOST_TEXT, cut, place_of, title_of};
 use super::shared::Shared;
-use super::wire::ModelKey;
 use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
-use crate::model::{Precision, Role, Similarity};
-use crate::pg::settings;
+use crate::model::Role;
 use crate::text::{Place, Span};
-
-pub use super::documents::{Documents, PassageSink};
-
-/// Most bytes of one text to embed. No model reads as far; what lies behind is not sent.
-pub(super) const MOST_TEXT: usize = 256 << 10;
-/// Most bytes of a title and of a heading: each goes with every piece of its document.
-const MOST_TITLE: usize = 16 << 10;
-const MOST_HEADING: usize = 4 << 10;
-
-/// A text without what lies behind `most` bytes.
-pub(super) fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
-}
-
-/// A title as it is sent.
-pub(super) fn title_of(title: Option<&str>) -> Option<String> {
-    title.map(|title| cut(title, MOST_TITLE).to_owned())
-}
-
-/// What stands before a piece, as it is sent.
-pub(super) fn place_of(place: &Place) -> Place {
-    let headings = place.headings.iter();
-    Place {
-        headings: headings.map(|heading| cut(heading, MOST_HEADING).to_owned()).collect(),
-        code: place.code,
-    }
-}
-
-/// What a registered model is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelKind {
-    /// Texts to vectors.
-    Encoder,
-    /// Prompts to texts.
-    Llm,
-}
-
-/// A registered model, as the registry has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelRef {
-    pub name: String,
-    /// The directory that `path` is below, where it is not `situ.model_dir`.
-    pub root: Option<String>,
-    pub kind: ModelKind,
-    /// Directory, or file of an LLM, relative to `situ.model_dir`.
-    pub path: String,
-    /// Content hash of the model's files; the worker serves nothing else under this name.
-    pub fingerprint: String,
-    /// Numbers in a vector; of an LLM in the vector that stands for a token.
-    pub dimensions: usize,
-    /// How an encoder's vectors are compared.
-    pub similarity: Similarity,
-    /// The role that registered it, as its OID.
-    pub owner: u32,
-    /// What the calibration chose; `None` where there was none.
-    pub calibrated: Option<Precision>,
-}
-
-impl ModelRef {
-    /// What the model is computed with: what `situ.cpu_precision` says; with `auto` what the calibration chose, and f32
-    /// where there was none, or where it was made by another processor that could do more.
-    pub fn precision(&self) -> Precision {
-        let calibrated = self.calibrated.filter(|precision| precision.check().is_ok());
-        settings::cpu_precision().or(calibrated).unwrap_or(Precision::F32)
-    }
-
-    pub(super) fn key(&self) -> ModelKey {
-        ModelKey {
-            root: self.root.clone().unwrap_or_else(settings::model_dir),
-            path: self.path.clone(),
-            fingerprint: self.fingerprint.clone(),
-            precision: self.precision(),
-        }
-    }
-
-    pub(super) fn check(&self, vector: &[f32]) -> Result<(), ServiceError> {
-        match vector.len() == self.dimensions {
-            true => Ok(()),
-            false => Err(ServiceError::Dimensions {
-                model: self.name.clone(),
-                expected: self.dimensions,
-                found: vector.len(),
-            }),
-        }
-    }
-}
-
-/// A passage of a document and its vector.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SituatedPassage {
-    /// Position in the document, from 0.
-    pub ordinal: u32,
-    /// Bytes of the whole body.
-    pub span: Span,
-    pub tokens: u32,
-    /// Empty from [`chunk_document`].
-    pub vector: Vec<f32>,
-}
 
 /// Takes the replies of [`encode`]: item number (from 0, in the order of the items) and reply.
 pub type ReplySink<'a> = &'a mut dyn FnMut(usize, Reply) -> Result<(), ServiceError>;

@@ -1,10 +1,11 @@
 //! Many documents through the service at once.
 
-use super::client::{place_of, title_of};
 use super::line::Line;
-use super::wire::Passage;
-use super::{Item, Lane, ModelRef, Reply, ServiceError, SituatedPassage};
+use super::model_ref::ModelRef;
+use super::sent::{place_of, title_of};
+use super::{Item, Lane, Reply, ServiceError};
 use crate::bridge::situate::SituateOptions;
+use crate::serve::ipc::wire::Passage;
 use crate::text::{self, Segment, Span};
 use std::collections::HashMap;
 
@@ -165,4 +166,16 @@ impl Documents {
 
 fn number_parts(parts: impl Iterator<Item = (u32, Option<Vec<Passage>>)>) -> Vec<SituatedPassage> {
     number(parts.map(|(start, passages)| (start, passages.unwrap_or_default())))
+}
+
+/// A passage of a document and its vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SituatedPassage {
+    /// Position in the document, from 0.
+    pub ordinal: u32,
+    /// Bytes of the whole body.
+    pub span: Span,
+    pub tokens: u32,
+    /// Empty from [`chunk_document`].
+    pub vector: Vec<f32>,
 }

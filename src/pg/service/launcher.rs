@@ -6,8 +6,8 @@
 //! those that it finds for its own.
 
 use super::shared::{self, DeviceState, FREE, LEFT, Shared};
-use super::statistics::add;
 use crate::pg::settings;
+use crate::serve::ipc::statistics::add;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::{CStr, CString};

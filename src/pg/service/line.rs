@@ -6,8 +6,8 @@
 //! more than it does in the time that a fast one has for what is in flight there. Replies come in any order.
 
 use super::channel::{self, Channel};
-use super::wire::{ModelKey, Request, encode_request};
 use super::{Item, Lane, ModelRef, Reply, ServiceError};
+use crate::serve::ipc::wire::{ModelKey, Request, encode_request};
 use std::time::Duration;
 
 /// Bytes in flight on every slot of a call from which on another device is worth a slot: some thousand tokens.

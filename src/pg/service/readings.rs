@@ -1,6 +1,8 @@
 //! What bridges read out of texts beside their vectors: token ids, token states, vocabulary weights.
 
-use super::client::{MOST_TEXT, ModelRef, cut, encode};
+use super::client::encode;
+use super::model_ref::ModelRef;
+use super::sent::{MOST_TEXT, cut};
 use super::{Item, Lane, Reply, ServiceError};
 use crate::bridge::train::data::TokenStates;
 use crate::model::PIECE_BYTES;

@@ -27,13 +27,13 @@
 //!   Whoever waits resets its latch first and looks at the rings after that.
 //! - No lock is held anywhere: a process that dies holds nothing up.
 
-use super::device::{self, MOST_DEVICES};
-use super::exchange::Account;
-use super::ring::{Positions, Ring};
-use super::statistics::{Progress, TextCell};
 use crate::model::Device;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::settings;
+use crate::serve::encoder::device::{self, MOST_DEVICES};
+use crate::serve::ipc::exchange::Account;
+use crate::serve::ipc::ring::{Positions, Ring};
+use crate::serve::ipc::statistics::{Progress, TextCell};
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -151,7 +151,7 @@ impl DeviceState {
     /// Records an error that users should see in `situ.stat_service`.
     pub fn note_error(&self, text: &str) {
         self.last_error.set(text);
-        super::statistics::put(&self.account.counters.last_error_at, now());
+        crate::serve::ipc::statistics::put(&self.account.counters.last_error_at, now());
     }
 }
 

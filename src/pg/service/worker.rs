@@ -4,20 +4,20 @@
 //! at most [`MOST_ITEMS`] items and [`MOST_BYTES`] of text wait or run, and while [`MOST_REPLIES`] of answers wait for
 //! room in its ring, nothing more is taken from it.
 
-use super::desk::Desk;
-use super::device;
-use super::engine::{Engine, plan_ahead, threads};
-use super::exchange::{Answer, Outbox, Sender, Settings, Work};
-use super::failure::{Failure, Kind};
-use super::intake::{Intake, Taken};
 use super::process::{drain, pipe, resident_bytes, wait_set};
 use super::shared::{self, ACTIVE, DeviceState, FREE, LEFT, MODELS, Shared};
-use super::statistics::{add, get, put};
-use super::threads::spawn;
-use super::wire::{MAX_REQUEST, Outgoing, Reply, WHOLE_CALL, decode_request, encode_reply};
 use crate::compute::Pool;
 use crate::model::Device;
 use crate::pg::settings;
+use crate::serve::encoder::device;
+use crate::serve::encoder::engine::{Engine, plan_ahead, threads};
+use crate::serve::encoder::intake::{Intake, Taken};
+use crate::serve::encoder::scheduler::Desk;
+use crate::serve::ipc::exchange::{Answer, Outbox, Sender, Settings, Work};
+use crate::serve::ipc::failure::{Failure, Kind};
+use crate::serve::ipc::statistics::{add, get, put};
+use crate::serve::ipc::threads::spawn;
+use crate::serve::ipc::wire::{MAX_REQUEST, Outgoing, Reply, WHOLE_CALL, decode_request, encode_reply};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::VecDeque;

@@ -1,12 +1,12 @@
 //! The registry of bridges in SQL: `situ.import_bridge`, `situ.export_bridge`, `situ.drop_bridge`, `situ.apply_bridge`.
 
-use super::models::model_by_name;
 use crate::bridge::train::judged::Verdict;
 use crate::pg::am::users::{Needed, needed_by};
-use crate::pg::bridges::{self, Entry};
+use crate::pg::bridges::registry::{self, Entry};
+use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::catalog::owner::table;
+use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail_full, fail_with_hint};
-use crate::pg::owner::table;
 use crate::pg::vector::{Vector, read_vector};
 use pgrx::datum::AnyElement;
 use pgrx::prelude::*;
@@ -61,7 +61,7 @@ fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
 
 /// Stores a bridge whose file says itself what it is for.
 pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, replace: Option<bool>) -> String {
-    let description = bridges::check_file(weights).or_raise();
+    let description = registry::check_file(weights).or_raise();
     let said = |field: &str| description.metadata.get(field).cloned();
     let model = model_by_name(model).or_raise();
     if let Some(Value::String(fingerprint)) = said("fingerprint")
@@ -86,20 +86,20 @@ pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, 
         imported: true,
         weights,
     };
-    bridges::store(entry, replace.unwrap_or(false))
+    registry::store(entry, replace.unwrap_or(false))
 }
 
 /// `situ.export_bridge(name)`.
 #[pg_extern(strict, stable, parallel_safe, sql = false)]
 fn export_bridge(name: &str) -> Vec<u8> {
-    bridges::check_owner(&bridges::find(name));
-    bridges::weights(name)
+    registry::check_owner(&registry::find(name));
+    registry::weights(name)
 }
 
 /// `situ.drop_bridge(name)`.
 #[pg_extern(strict, sql = false)]
 fn drop_bridge(name: &str) {
-    bridges::check_owner(&bridges::find(name));
+    registry::check_owner(&registry::find(name));
     let indexes = needed_by(Needed::Bridge(name));
     if !indexes.is_empty() {
         fail_full(
@@ -109,7 +109,7 @@ fn drop_bridge(name: &str) {
             "DROP INDEX them first.".into(),
         )
     }
-    bridges::remove(name);
+    registry::remove(name);
 }
 
 /// `situ.apply_bridge(name, embedding, text)`.
@@ -117,5 +117,5 @@ fn drop_bridge(name: &str) {
 fn apply_bridge(name: Option<&str>, embedding: Option<AnyElement>, text: Option<&str>) -> Option<Vector> {
     // SAFETY: the function is declared with a vector here.
     let vector = unsafe { read_vector(embedding?.datum()) }.or_raise();
-    Some(Vector(bridges::apply_any(name?, text, &vector)))
+    Some(Vector(registry::apply_any(name?, text, &vector)))
 }

@@ -1,8 +1,8 @@
 //! Acting on the encoder service and the LLM worker: `situ.cancel_request`, `situ.warm`, `situ.unload`.
 
-use super::models::{any_by_name, check_owner, model_by_name};
+use crate::pg::catalog::model_registry::{any_by_name, check_owner, model_by_name};
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
 use crate::pg::llm::client as llm;
 use crate::pg::service::shared::{self, ACTIVE, Shared};
 use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask_each};

@@ -1,15 +1,15 @@
 //! Texts to vectors, documents to passages: `situ.embed`, `situ.embed_batch`, `situ.chunks`, `situ.situate`,
 //! `situ.situate_chunks`.
 
-use super::models::model_by_name;
-use super::raw::{argument, function, kept, null};
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::model::Role;
 use crate::pg::am::kind::read_text;
+use crate::pg::bridges::passages::{self, PassageBridge};
+use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::raw::{argument, function, kept, null};
 use crate::pg::service::{self, Lane, ModelRef, SituatedPassage};
-use crate::pg::situated::{self, PassageBridge};
 use crate::pg::vector::{Vector, VectorArray, write_vector};
 use pgrx::prelude::*;
 use sha2::Digest;
@@ -239,7 +239,7 @@ fn situate_options(
             "Give the name of a bridge: mode => 'bridge', bridge => 'name'.",
         );
     }
-    let bridge = bridge.map(|name| situated::open(name, model));
+    let bridge = bridge.map(|name| passages::open(name, model));
     let weight = match &bridge {
         Some(bridge) => bridge.share(),
         None => weight.unwrap_or(-1.0),

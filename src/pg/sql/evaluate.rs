@@ -12,8 +12,8 @@ mod tune;
 
 use crate::eval::bootstrap::Draws;
 use crate::eval::report::{Compared, Mean, Measure, Ranked, Row, compared, mean_of, report};
-use crate::pg::fail::fail_with_hint;
-use crate::pg::sql::query::Query;
+use crate::pg::ereport::fail_with_hint;
+use crate::pg::search::query::Query;
 use crate::pg::sql::search::positive;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;

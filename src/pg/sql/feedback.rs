@@ -1,9 +1,9 @@
 //! Feedback as plain functions over vectors, and the names that SQL has for its options.
 
 use crate::bridge::feedback::{Method, Mode, average, rocchio};
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
-use crate::pg::text_feedback;
+use crate::pg::search::second_round;
 use crate::pg::vector::{Vector, read_vector, read_vectors};
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::{AnyElement, Array};
@@ -77,5 +77,5 @@ fn feedback_rocchio(
 fn feedback_text(query: Option<&str>, passages: Option<Array<'_, &str>>, model: Option<&str>) -> Option<Vector> {
     let (query, model) = (query?, model?);
     let passages: Vec<String> = passages?.iter().flatten().map(str::to_owned).collect();
-    Some(Vector(text_feedback::vector(model, query, &passages)))
+    Some(Vector(second_round::vector(model, query, &passages)))
 }

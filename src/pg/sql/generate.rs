@@ -3,10 +3,10 @@
 //! without a type would always be text.
 
 use super::prompt::{MOST_TEXT, Prompt};
-use crate::pg::fail::{fail_full, fail_with_hint};
+use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::llm::target::Target;
-use crate::pg::llm::wire::{Part, PromptForm, Sampling, Turn};
 use crate::pg::service::ModelRef;
+use crate::serve::llm::wire::{Part, PromptForm, Sampling, Turn};
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 

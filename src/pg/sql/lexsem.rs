@@ -1,8 +1,8 @@
 //! What lexsem bridges read out of texts: `situ.tokens`, `situ.vocabulary`.
 
-use super::models::model_by_name;
+use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
 use crate::pg::service::{Lane, readings};
 use pgrx::prelude::*;
 

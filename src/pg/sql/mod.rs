@@ -1,23 +1,16 @@
 //! SQL-callable functions, by topic.
 pub mod bridges;
 pub mod control_service;
-pub mod document;
 pub mod encode;
 pub mod evaluate;
 pub mod feedback;
-pub mod gates;
 pub mod generate;
-pub mod leaf;
 pub mod lexsem;
 pub mod models;
-pub mod named;
-pub mod profiles;
 pub mod prompt;
 pub mod query;
 pub mod rag;
-pub mod raw;
 pub mod role;
-pub mod rows;
 pub mod search;
 pub mod stat_index;
 pub mod stat_llm;

@@ -1,10 +1,10 @@
 //! The type `situ.prompt`: text with vectors in the places of tokens.
 
+use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail_full, fail_with_hint};
-use crate::pg::llm::endpoint::EndpointError;
-use crate::pg::llm::wire::Part;
 use crate::pg::service::ModelRef;
+use crate::serve::endpoint::completions::EndpointError;
+use crate::serve::llm::wire::Part;
 use pgrx::PgSqlErrorCode;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

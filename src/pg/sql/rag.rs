@@ -4,18 +4,18 @@
 //! prompt.
 
 use super::generate::{Options, stops};
-use super::leaf::{Found, Want, model_of};
-use super::named::{Over, index_of};
 use super::prompt::{Prompt, PromptPiece};
-use super::query::Query;
 use super::search::{nearest, positive};
 use super::template;
 use crate::model::Role;
+use crate::pg::bridges::xrag;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
 use crate::pg::llm::target::{self, Target};
+use crate::pg::search::index_search::{Found, Want, model_of};
+use crate::pg::search::named::{Over, index_of};
+use crate::pg::search::query::Query;
 use crate::pg::service::{self, ModelRef};
-use crate::pg::xrag;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};

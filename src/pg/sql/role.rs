@@ -5,7 +5,7 @@
 //! is gone is written as `-`; what names no role is read as the current user, so that a restore without the role
 //! succeeds and belongs to whoever restores.
 
-use crate::pg::owner::current_user;
+use crate::pg::catalog::owner::current_user;
 use pgrx::prelude::*;
 use pgrx::{PgMemoryContexts, pg_sys};
 use std::ffi::{CStr, CString};

@@ -5,14 +5,15 @@
 //! The question is text, a `situ.query` or a `vector`. A parameter without a type is text for the server, so text is never
 //! taken for a vector: over vectors it is an error, unless a `situ.query` names the model that encodes it.
 
-use super::leaf::{Found, Want, leaves, search_leaf, table_of};
-use super::named::{Over, index_of};
-use super::profiles;
 use crate::pg::am::kind;
+use crate::pg::catalog::names::{leaves, table_of};
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
-use crate::pg::sql::query::Query;
-use crate::pg::text_feedback;
+use crate::pg::search::index_search::{Found, Want, search_leaf};
+use crate::pg::search::named::{Over, index_of};
+use crate::pg::search::profiles;
+use crate::pg::search::query::Query;
+use crate::pg::search::second_round;
 use crate::pg::vector::read_vector;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
@@ -23,7 +24,7 @@ use pgrx::prelude::*;
 pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<Found> {
     let leaves = leaves(index);
     let table = table_of(index);
-    let query = text_feedback::second_round(profiles::resolve(query, index), &leaves, Some(table));
+    let query = second_round::second_round(profiles::resolve(query, index), &leaves, Some(table));
     let mut found: Vec<Found> = leaves
         .into_iter()
         .flat_map(|leaf| search_leaf(leaf, Some(table), &query, k, want))

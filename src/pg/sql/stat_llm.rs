@@ -1,8 +1,9 @@
 //! What the LLM worker does: behind the view `situ.stat_llm`.
 
-use super::stat_service::{sees_all, time, visible};
+use super::stat_service::{time, visible};
+use crate::pg::catalog::owner::sees_all;
 use crate::pg::service::shared::{FREE, Shared};
-use crate::pg::service::statistics::get;
+use crate::serve::ipc::statistics::get;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};

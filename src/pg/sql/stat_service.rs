@@ -1,8 +1,9 @@
 //! What the encoder service does, for the views `situ.stat_service`, `situ.stat_models` and `situ.stat_requests`.
 
-use super::models::registered;
+use crate::pg::catalog::model_registry::registered;
+use crate::pg::catalog::owner::sees_all;
 use crate::pg::service::shared::{ACTIVE, FREE, Shared};
-use crate::pg::service::statistics::{Histogram, get};
+use crate::serve::ipc::statistics::{Histogram, get};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
@@ -53,12 +54,6 @@ pub fn time(counter: &AtomicU64) -> Option<TimestampWithTimeZone> {
 
 fn quantiles(histogram: &Histogram) -> Option<Vec<f64>> {
     histogram.quantiles([0.5, 0.95, 0.99]).map(Vec::from)
-}
-
-/// Whether the current role may see what is others': members of `pg_read_all_stats`, so of `pg_monitor`, and superusers.
-pub fn sees_all() -> bool {
-    // SAFETY: in a transaction.
-    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::ROLE_PG_READ_ALL_STATS.into()) }
 }
 
 /// Of models in memory (with `path` and `fingerprint`) those that the current role may see: all, or those that are registered

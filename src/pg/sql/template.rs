@@ -4,7 +4,7 @@
 //! template with documents has either one `{documents}` or as many `<xRAG>` as there are documents.
 
 use super::prompt::PromptPiece;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::ereport::fail_with_hint;
 use pgrx::PgSqlErrorCode;
 
 /// The templates where none is given: those that answers are trained in.

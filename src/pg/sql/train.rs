@@ -1,11 +1,11 @@
 //! The SQL entries of training: jobs are filed, started, awaited, paused and cancelled. What a job does is
 //! `pg/training`'s business.
 
-use super::models::model_by_name;
 use crate::bridge::BridgeError;
-use crate::pg::bridges;
+use crate::pg::bridges::registry;
+use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::error::{OrRaise, raise};
-use crate::pg::fail::{fail, fail_with_hint};
 use crate::pg::training::jobs::{self, Report, is_over};
 use crate::pg::training::material::bad;
 use crate::pg::training::{places, run, start};
@@ -71,7 +71,7 @@ fn file_training(
     start::check_role(unsafe { pg_sys::GetUserId() });
     start::check_place();
     let replace = replace.unwrap_or(false);
-    if !replace && bridges::exists(name) {
+    if !replace && registry::exists(name) {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             format!("bridge \"{name}\" already exists"),

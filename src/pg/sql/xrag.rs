@@ -3,22 +3,24 @@
 
 use super::bridges::import_described;
 use super::generate::Options;
-use super::models::{llm_by_name, model_by_name};
 use super::prompt::{Prompt, PromptPiece};
 use super::template;
 use crate::bridge::file::describe;
 use crate::bridge::train::judged::Verdict;
+use crate::bridge::xrag::projector::{self, Projector};
 use crate::bridge::xrag::published::{self, Found};
-use crate::pg::bridges::{self, Entry};
+use crate::model::torch_save;
+use crate::pg::bridges::registry::{self, Entry};
+use crate::pg::bridges::xrag;
+use crate::pg::catalog::model_registry::{llm_by_name, model_by_name};
+use crate::pg::catalog::owner::as_owner;
+use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::error::OrRaise;
-use crate::pg::fail::{fail, fail_with_hint};
-use crate::pg::llm::projector::{self, Projector};
-use crate::pg::llm::{client, target, torch};
-use crate::pg::service::client::ModelRef;
-use crate::pg::service::models::resolve;
+use crate::pg::llm::{client, target};
+use crate::pg::service::model_ref::ModelRef;
 use crate::pg::settings;
 use crate::pg::vector::{Vector, read_vector, read_vectors};
-use crate::pg::xrag;
+use crate::serve::encoder::models::resolve;
 use pgrx::PgSqlErrorCode;
 use pgrx::datum::AnyElement;
 use pgrx::prelude::*;
@@ -45,7 +47,7 @@ struct Import<'a> {
 /// Whether the registered model brings its vectors to length 1.
 fn gives_unit_vectors(model: &ModelRef) -> bool {
     let statement = "SELECT normalize FROM situ.models WHERE name OPERATOR(pg_catalog.=) $1";
-    let found = bridges::as_owner(|| Spi::get_one_with_args::<bool>(statement, &[model.name.as_str().into()]));
+    let found = as_owner(|| Spi::get_one_with_args::<bool>(statement, &[model.name.as_str().into()]));
     found
         .unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
         .unwrap_or_default()
@@ -92,7 +94,7 @@ fn import(weights: &[u8], import: Import<'_>) -> String {
         imported: true,
         weights: &weights,
     };
-    bridges::store(entry, import.replace.unwrap_or(false))
+    registry::store(entry, import.replace.unwrap_or(false))
 }
 
 /// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.
@@ -207,7 +209,7 @@ fn xrag_prompt_embeds(
         ..Options::default()
     };
     let (columns, values) = client::embeds(&llm, options.form(Some(&llm), &prompt)).or_raise();
-    let file = torch::save(&values, columns as usize);
+    let file = torch_save::save(&values, columns as usize);
     Some(file.unwrap_or_else(|| {
         fail_with_hint(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,

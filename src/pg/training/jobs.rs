@@ -2,8 +2,8 @@
 //! job it is. Statements name the schema of everything, operators too: the search path is the caller's.
 
 use crate::bridge::train::data::Progress;
-use crate::pg::bridges::as_owner;
-use crate::pg::fail::{fail, fail_with_hint};
+use crate::pg::catalog::owner::as_owner;
+use crate::pg::ereport::{fail, fail_with_hint};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;

@@ -12,12 +12,9 @@
 //! - A claim carries a token, which the trainer is told. One that no trainer has taken is free again after a minute (its
 //!   backend may be gone), and a trainer that comes later than that finds its token void and ends.
 
-use crate::pg::settings;
+use crate::pg::settings::{self, MOST_TRAININGS};
 use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// The most trainers that a server can have: the upper end of `situ.max_trainings`.
-pub const MOST: usize = 64;
 
 /// Microseconds after which a claim that no trainer has taken is void.
 const STALE: i64 = 60_000_000;
@@ -46,7 +43,7 @@ struct Place {
 #[repr(C)]
 struct Area {
     next_token: u64,
-    places: [Place; MOST],
+    places: [Place; MOST_TRAININGS],
 }
 
 static AREA: AtomicPtr<Area> = AtomicPtr::new(std::ptr::null_mut());
@@ -165,7 +162,7 @@ pub enum Claim {
 
 /// Claims a place for a job of this database.
 pub fn claim(job: i64) -> Claim {
-    let (database, limit) = (my_database(), settings::max_trainings().min(MOST));
+    let (database, limit) = (my_database(), settings::max_trainings().min(MOST_TRAININGS));
     let claimed = locked(|area| {
         area.tidy();
         if let Some(place) = area.of(database, job) {
@@ -200,7 +197,7 @@ pub fn exist() -> bool {
 
 /// The setting where it leaves no place for a further training.
 pub fn full() -> Option<usize> {
-    let limit = settings::max_trainings().min(MOST);
+    let limit = settings::max_trainings().min(MOST_TRAININGS);
     locked(|area| {
         area.tidy();
         (area.taken() >= limit).then_some(limit)

@@ -9,12 +9,12 @@ use super::watch::{Row, transaction};
 use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
 use crate::bridge::train::judged::Verdict;
 use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
-use crate::pg::bridges::{self, Entry};
+use crate::pg::bridges::registry::{self, Entry};
+use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::catalog::names::name_of;
+use crate::pg::catalog::names::qualified;
 use crate::pg::error::OrRaise;
 use crate::pg::settings;
-use crate::pg::sql::leaf::name_of;
-use crate::pg::sql::models::model_by_name;
-use crate::pg::sql::profiles::qualified;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
@@ -128,10 +128,10 @@ fn read(job: &Job) -> Material {
         (model_by_name(Some(mlm)).or_raise(), most)
     });
     let start = options.get("start").and_then(Value::as_str).map(|name| {
-        let bridge = bridges::find(name);
-        bridges::check_owner(&bridge);
-        bridges::check_trained_over(&bridge, &model);
-        bridges::weights(name)
+        let bridge = registry::find(name);
+        registry::check_owner(&bridge);
+        registry::check_trained_over(&bridge, &model);
+        registry::weights(name)
     });
     let mut service = Service { model, mlm, start };
     // The other trainers take the passages of a relation as they are.
@@ -247,7 +247,7 @@ pub fn run(id: i64) -> Over {
             imported: false,
             weights: &weights,
         };
-        bridges::store(entry, replace);
+        registry::store(entry, replace);
     });
     match trained.verdict.accepts() {
         true => Over::Accepted,

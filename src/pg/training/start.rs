@@ -1,8 +1,8 @@
 //! Starts the worker of a job.
 
 use super::places::{self, Claim};
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
 use crate::pg::service::{ServiceError, launcher, shared};
 use pgrx::pg_sys;
 use pgrx::prelude::*;

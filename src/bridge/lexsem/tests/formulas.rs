@@ -3,9 +3,9 @@
 use crate::bridge::eigen::Ask;
 use crate::bridge::lexsem::file::{self, Layout};
 use crate::bridge::lexsem::fuse::{self, Fusion};
-use crate::bridge::lexsem::queries::Random;
 use crate::bridge::lexsem::{LexSem, Readings, Scheme, entries, unit, weigh};
 use crate::bridge::whiten::Spread;
+use crate::random::Random;
 use serde_json::{Map, json};
 
 const FUSIONS: [Fusion; 3] = [Fusion::Softmax, Fusion::Exp, Fusion::Sum];

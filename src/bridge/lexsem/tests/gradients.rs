@@ -2,11 +2,11 @@
 
 use crate::bridge::lexsem::fuse::{self, Fusion};
 use crate::bridge::lexsem::held_out::{Encoded, Reading};
-use crate::bridge::lexsem::queries::Random;
 use crate::bridge::lexsem::steps::gradients;
 use crate::bridge::lexsem::{LexSem, Options, Scheme, unit};
 use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
+use crate::random::Random;
 
 const D: usize = 6;
 

@@ -1,11 +1,12 @@
 //! Training over a made-up language, whose encoder hears some words less than it should.
 
 use crate::bridge::BridgeError;
-use crate::bridge::lexsem::queries::{Maker, Part, Random};
+use crate::bridge::lexsem::queries::{Maker, Part};
 use crate::bridge::lexsem::{Fusion, LexSem, Scheme, file, train, unit};
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, TokenStates, Trained, Vectors, Watch};
 use crate::bridge::train::judged::Verdict;
 use crate::model::Role;
+use crate::random::Random;
 use serde_json::{Map, Value, json};
 
 const D: usize = 24;

@@ -3,7 +3,7 @@
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::{Bridge, SOURCES, Shape, with_mean};
 use crate::bridge::situate::gradient::{Rows, Target, loss};
-use crate::bridge::situate::options::Random;
+use crate::random::Random;
 use serde_json::Map;
 
 fn numbers(count: usize, range: f32, random: &mut Random) -> Vec<f32> {
@@ -13,7 +13,7 @@ fn numbers(count: usize, range: f32, random: &mut Random) -> Vec<f32> {
 }
 
 fn bridge(shape: Shape, range: f32) -> Bridge {
-    let numbers = numbers(shape.parameters(), range, &mut Random(3));
+    let numbers = numbers(shape.parameters(), range, &mut Random::new(3));
     Bridge {
         shape,
         numbers,
@@ -45,7 +45,7 @@ fn without_weights_a_vector_is_only_normalised() {
 fn vectors_are_those_of_the_formula() {
     let shape = Shape { dimensions: 5, rank: 3 };
     let bridge = bridge(shape, 0.8);
-    let rows = numbers(9 * 5, 1.0, &mut Random(8));
+    let rows = numbers(9 * 5, 1.0, &mut Random::new(8));
     let chunks: Vec<&[f32]> = rows.chunks_exact(5).collect();
     let found = bridge.apply(&chunks).unwrap();
     let [map, values, query, key, bias] = shape.ranges();
@@ -106,7 +106,7 @@ fn vectors_are_those_of_the_formula() {
 #[test]
 fn a_chunk_is_changed_by_its_own_document_alone() {
     let bridge = bridge(Shape { dimensions: 4, rank: 2 }, 0.5);
-    let rows = numbers(3 * 4, 1.0, &mut Random(5));
+    let rows = numbers(3 * 4, 1.0, &mut Random::new(5));
     let chunks: Vec<&[f32]> = rows.chunks_exact(4).collect();
     let together = bridge.apply(&chunks).unwrap();
     let alone = bridge.apply(&chunks[..1]).unwrap();
@@ -118,7 +118,7 @@ fn a_chunk_is_changed_by_its_own_document_alone() {
 fn gradients_are_those_of_differences() {
     let shape = Shape { dimensions: 5, rank: 3 };
     let mut bridge = bridge(shape, 0.4);
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let documents: Vec<(Vec<f32>, usize)> = [5usize, 1, 3]
         .map(|count| (with_mean(5, &numbers(count * 5, 1.0, &mut random)), count))
         .to_vec();

@@ -3,11 +3,11 @@
 
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::Bridge;
-use crate::bridge::situate::options::Random;
 use crate::bridge::situate::{Situate, SituateOptions, finish, plan_chunks, train};
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use crate::compute::Pool;
 use crate::model::{Encoder, Role};
+use crate::random::Random;
 use crate::text::Span;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -170,7 +170,7 @@ fn mean(numbers: &[f64]) -> f64 {
 /// 95 % interval of the mean difference, 2,000 resamplings.
 fn interval(a: &[f64], b: &[f64]) -> (f64, f64) {
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let mut means: Vec<f64> = (0..2000)
         .map(|_| {
             (0..differences.len())

@@ -2,10 +2,10 @@
 
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::Bridge;
-use crate::bridge::situate::options::Random;
 use crate::bridge::situate::train;
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use crate::model::Role;
+use crate::random::Random;
 use serde_json::json;
 
 const D: usize = 48;
@@ -22,7 +22,7 @@ impl Encode for Words {
                 let seed = word
                     .bytes()
                     .fold(7u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte));
-                let mut random = Random(seed);
+                let mut random = Random::new(seed);
                 row.iter_mut()
                     .for_each(|x| *x += random.below(2001) as f32 / 1000.0 - 1.0);
             }
@@ -63,7 +63,7 @@ impl Watch for Keeper {
 
 /// Documents of four passages. The first names the subject, the others say only what happens; a query names both.
 fn corpus() -> (Vec<Passage>, Vec<Pair>) {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     let (mut passages, mut pairs) = (Vec::new(), Vec::new());
     for document in 0..160u32 {
         let name = format!("name{document}");

@@ -11,7 +11,7 @@ use half::bf16;
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
     let numbers = (0..count).map(|_| {
-        let word = crate::compute::rotation::splitmix64(&mut state);
+        let word = crate::random::splitmix64(&mut state);
         bf16::from_f32((word >> 40) as f32 / (1u64 << 23) as f32 - 1.0).to_f32()
     });
     numbers.collect()

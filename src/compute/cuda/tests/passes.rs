@@ -5,9 +5,10 @@ use super::super::engine::Engine;
 use super::super::runner::{Range, Request, Runner};
 use super::super::testing::{self, Platform, bench};
 use super::{random, relative_error};
-use crate::compute::bert::{Bert as Twin, Layer, Packed};
-use crate::compute::cpu::Level;
-use crate::compute::{Activation, ComputeError, LayerNorm, Linear, Pool, Precision, pooling};
+use crate::compute::cpu::level::Level;
+use crate::compute::forward::bert::{Bert as Twin, Layer, Packed};
+use crate::compute::rowwise::pooling;
+use crate::compute::{Activation, ComputeError, LayerNorm, Linear, Pool, Precision};
 use std::path::Path;
 use std::sync::Arc;
 

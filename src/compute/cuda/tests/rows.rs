@@ -6,8 +6,9 @@ use super::super::launch::{Embedding, Norm};
 use super::super::testing::bench;
 use super::{random, relative_error, rounded};
 use crate::compute::Activation;
-use crate::compute::cpu::Level;
-use crate::compute::{LayerNorm, pooling};
+use crate::compute::LayerNorm;
+use crate::compute::cpu::level::Level;
+use crate::compute::rowwise::pooling;
 use half::bf16;
 
 /// Relative error of one rounding to bf16, with room for sums in another order.

@@ -2,12 +2,13 @@
 
 use super::memory::sized;
 use super::{Both, vector};
-use crate::compute::apply::Apply;
+use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
+use crate::compute::gate;
 use crate::compute::gradient::attention::{Attention, Memory, Span};
 use crate::compute::gradient::each_block;
-use crate::compute::heads::Shape;
-use crate::compute::{Activation, ComputeError, Pool, Precision, RmsNorm, Turn, TurnBack, Turns, gate, gate_back};
+use crate::compute::matmul::apply::Apply;
+use crate::compute::{Activation, ComputeError, Pool, Precision, RmsNorm, Turn, TurnBack, Turns, gate_back};
 use crate::model::ModelError;
 use crate::model::llm::files::LlmFiles;
 use parking_lot::Mutex;

@@ -2,9 +2,9 @@
 
 use super::Apply;
 use super::layer::{Kept, Work};
+use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
 use crate::compute::gradient::{attention, head};
-use crate::compute::heads::Shape;
 use crate::compute::{ComputeError, Pool};
 use parking_lot::Mutex;
 

@@ -13,12 +13,12 @@ mod memory;
 
 use super::config::LlmConfig;
 use super::files::LlmFiles;
-use crate::compute::apply::{Apply, transposed};
+use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
 use crate::compute::gradient::attention::Span;
 use crate::compute::gradient::each_block;
 use crate::compute::gradient::head::{Head, Losses, Wanted};
-use crate::compute::heads::Shape;
+use crate::compute::matmul::apply::{Apply, transposed};
 use crate::compute::{ComputeError, Linear, Pool, Precision, RmsNorm, Rope};
 use crate::model::ModelError;
 pub use batch::{Batch, Loss, Past, Sequence, Target};

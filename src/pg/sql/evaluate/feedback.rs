@@ -5,16 +5,17 @@ use super::relations::{Asked, Judgements, key_column, needed, needed_index, qrel
 use super::{draws, made};
 use crate::bridge::feedback::{Method, Options};
 use crate::bridge::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
-use crate::eval::random::Random;
 use crate::eval::report::{Measure, Ranked};
 use crate::model::Role;
 use crate::pg::am::feedback::last_sharpness;
+use crate::pg::catalog::names;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
+use crate::pg::search::gates;
+use crate::pg::search::index_search::model_of;
+use crate::pg::search::query::Query;
 use crate::pg::service;
-use crate::pg::sql::leaf::model_of;
-use crate::pg::sql::query::Query;
-use crate::pg::sql::{gates, profiles};
+use crate::random::Random;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -93,7 +94,7 @@ fn tune_feedback(
     seed: Option<i64>,
 ) -> Tuned {
     let index = needed_index(index);
-    profiles::check_owner(index);
+    names::check_owner(index);
     let key = key_column(index, key);
     let seed = seed.unwrap_or_default();
     let kind = kind.unwrap_or("span8");

@@ -3,17 +3,19 @@
 //! The table is read twice as the caller: once for the keys and, where the task weighs words, the words of every
 //! document; then the documents that were drawn. Memory holds the keys, the vocabulary and one batch of documents.
 
-use super::relations::{key_column, needed_index, table_of};
-use crate::eval::random::Random;
+use super::relations::{key_column, needed_index};
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::pg::am::kind::KeyKind;
+use crate::pg::catalog::names::qualified;
+use crate::pg::catalog::names::table_of;
+use crate::pg::catalog::names::{leaves, name_of};
+use crate::pg::catalog::read;
+use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::fail::fail_with_hint;
-use crate::pg::read;
-use crate::pg::sql::leaf::{kind_of, leaves, name_of};
-use crate::pg::sql::profiles::qualified;
-use crate::pg::sql::rows::Bodies;
+use crate::pg::search::index_search::kind_of;
+use crate::pg::search::rows::Bodies;
 use crate::pg::sql::search::positive;
+use crate::random::Random;
 use crate::text::sentences;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;

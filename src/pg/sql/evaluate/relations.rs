@@ -4,16 +4,16 @@
 
 use crate::eval::report::Ranked;
 use crate::eval::trec::{RunLine, rankings};
-use crate::pg::fail::{fail, fail_full, fail_with_hint};
-use crate::pg::read;
-use crate::pg::sql::leaf::name_of;
-pub use crate::pg::sql::leaf::table_of;
-use crate::pg::sql::named::{Over, index_of};
-use crate::pg::sql::profiles::qualified;
+use crate::pg::catalog::columns::has_column;
+use crate::pg::catalog::names::name_of;
+use crate::pg::catalog::names::qualified;
+pub use crate::pg::catalog::names::table_of;
+use crate::pg::catalog::read;
+use crate::pg::ereport::{fail, fail_full, fail_with_hint};
+use crate::pg::search::named::{Over, index_of};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
 
 /// One question of a relation of queries.
 pub struct Asked {
@@ -35,14 +35,6 @@ pub fn needed<T>(name: &str, value: Option<T>) -> T {
             format!("{name} must not be NULL"),
         ),
     }
-}
-
-/// Whether a relation has a column of that name.
-pub fn has_column(relation: pg_sys::Oid, column: &str) -> bool {
-    CString::new(column).is_ok_and(|column| {
-        // SAFETY: a catalog look-up with a string that ends.
-        unsafe { pg_sys::get_attnum(relation, column.as_ptr()) != pg_sys::InvalidAttrNumber as i16 }
-    })
 }
 
 /// Fails unless a relation has the columns that its use needs.

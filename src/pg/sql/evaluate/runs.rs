@@ -6,7 +6,7 @@ use super::relations::{self, key_column, needed, needed_index};
 use crate::eval::EvalError;
 use crate::eval::trec::{self, Judgement, RunLine};
 use crate::pg::error::{Describe, OrRaise};
-use crate::pg::sql::query::Query;
+use crate::pg::search::query::Query;
 use crate::pg::sql::search::positive;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;

@@ -13,12 +13,13 @@ use super::{Judgements, draws};
 use crate::bridge::train::judged::Verdict;
 use crate::eval::bootstrap::Draws;
 use crate::eval::choice::{Candidates, Prior, Step, cross_fit};
-use crate::eval::random::Random;
 use crate::eval::report::{Compared, Measure, compared, values};
-use crate::pg::bridges;
-use crate::pg::fail::{fail, fail_with_hint};
-use crate::pg::sql::profiles;
-use crate::pg::sql::query::Query;
+use crate::pg::bridges::registry;
+use crate::pg::catalog::names;
+use crate::pg::ereport::{fail, fail_with_hint};
+use crate::pg::search::profiles;
+use crate::pg::search::query::Query;
+use crate::random::Random;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -149,7 +150,7 @@ fn tune(
             "the name of a profile is empty".into(),
         );
     }
-    profiles::check_owner(index);
+    names::check_owner(index);
     let measure_name = measure.unwrap_or("ndcg@10");
     let Some(measure) = Measure::from_name(measure_name) else {
         fail_with_hint(
@@ -224,19 +225,19 @@ fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
         let Some(found) = found.filter(|found| found.difference.interval.high < 0.0) else {
             continue;
         };
-        let bridge = bridges::find(name);
+        let bridge = registry::find(name);
         if tried.options != alone || bridge.verdict != Verdict::AcceptedMade {
             continue;
         }
         let difference = found.difference;
         let judged = json!({
-            "index": profiles::qualified(tuning.index), "measure": measure, "queries": tried.values.len(),
+            "index": names::qualified(tuning.index), "measure": measure, "queries": tried.values.len(),
             "plain": mean(tuning.values_of(0)), "bridge": mean(&tried.values),
             "difference": difference.value, "low": difference.interval.low, "high": difference.interval.high,
         });
         let lost = format!("bridge \"{name}\", which made queries had accepted, loses on these questions");
-        if bridges::owns(&bridge) {
-            bridges::overturn(&bridge, judged);
+        if registry::owns(&bridge) {
+            registry::overturn(&bridge, judged);
             warning!("{lost}: it is rejected now");
         } else {
             warning!("{lost}; its owner can have it rejected by situ.tune");
@@ -269,7 +270,7 @@ mod candidates {
     use crate::bridge::evidence;
     use crate::bridge::feedback::{Method, Options};
     use crate::bridge::text_feedback;
-    use crate::pg::sql::leaf::model_of;
+    use crate::pg::search::index_search::model_of;
     use pgrx::spi::SpiError;
     use serde_json::Value;
 

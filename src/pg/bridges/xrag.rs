@@ -1,0 +1,111 @@
+//! Bridges of kind `xrag` at work: from a passage's vector to the vector that stands for it in a prompt.
+//!
+//! A backend keeps a few projectors under the hash of their weights; the row of the registry is looked up each time, so a
+//! bridge that was replaced or dropped is never used from memory.
+
+use super::registry::{self, Registered};
+use crate::bridge::xrag::projector::{KIND, Projector};
+use crate::pg::ereport::{fail_full, fail_with_hint};
+use crate::pg::error::OrRaise;
+use crate::pg::service::ModelRef;
+use pgrx::PgSqlErrorCode;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Projectors that a backend keeps.
+const KEPT: usize = 2;
+/// How far the length of a vector may be from 1 where the bridge was trained on vectors of length 1.
+const SLACK: f32 = 1e-2;
+
+thread_local! {
+    static PROJECTORS: RefCell<Vec<(String, Rc<Projector>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A bridge of kind `xrag` that may be used.
+pub struct XragBridge {
+    registered: Registered,
+    projector: Rc<Projector>,
+}
+
+/// The bridge of that name. One that does not exist, is of another kind or was rejected raises an error.
+pub fn open(name: &str) -> XragBridge {
+    let registered = registry::find(name);
+    if registered.kind != KIND {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("bridge \"{name}\" is of kind {}, not {KIND}", registered.kind),
+            "SELECT name, kind FROM situ.bridges lists them.",
+        )
+    }
+    registry::check_accepted(&registered);
+    let known = PROJECTORS.with_borrow(|kept| kept.iter().find(|(hash, _)| *hash == registered.hash).cloned());
+    let projector = match known {
+        Some((_, projector)) => projector,
+        None => {
+            let projector = Rc::new(Projector::read(&registry::weights(name)).or_raise());
+            PROJECTORS.with_borrow_mut(|kept| {
+                if kept.len() >= KEPT {
+                    kept.remove(0);
+                }
+                kept.push((registered.hash.clone(), projector.clone()));
+            });
+            projector
+        }
+    };
+    XragBridge { registered, projector }
+}
+
+impl XragBridge {
+    /// Fingerprint of the LLM that the vectors are for; none where the file does not say.
+    pub fn llm(&self) -> Option<&str> {
+        self.projector.llm.as_deref()
+    }
+
+    /// Fails unless the bridge leads from that encoder to that LLM.
+    pub fn check(&self, encoder: &ModelRef, llm: &ModelRef) {
+        registry::check_usable(&self.registered, encoder);
+        if let Some(fingerprint) = self.llm()
+            && fingerprint != llm.fingerprint
+        {
+            fail_full(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "bridge \"{}\" was not trained for LLM \"{}\"",
+                    self.registered.name, llm.name
+                ),
+                format!("It is for fingerprint {fingerprint}, the LLM has {}.", llm.fingerprint),
+                "Use the LLM that it was trained for, or train it again.".into(),
+            )
+        }
+    }
+
+    /// The vector, or the vectors one after the other, that stand for the passage with that vector.
+    pub fn token(&self, vector: &[f32]) -> Vec<f32> {
+        let (expected, found) = (self.projector.inputs(), vector.len());
+        if expected != found {
+            fail_with_hint(
+                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                format!(
+                    "bridge \"{}\" is for vectors of {expected} dimensions, not {found}",
+                    self.registered.name
+                ),
+                "Use a vector of the encoder that the bridge was trained over.",
+            )
+        }
+        if self.projector.normalized {
+            let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+            if (length - 1.0).abs() > SLACK {
+                fail_full(
+                    PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                    format!(
+                        "bridge \"{}\" was trained on vectors of length 1, this one has length {length}",
+                        self.registered.name
+                    ),
+                    "A bridge works on vectors as it was trained on.".into(),
+                    "Use the vectors that the model gives, or l2_normalize(embedding).".into(),
+                )
+            }
+        }
+        self.projector.project(vector).or_raise()
+    }
+}

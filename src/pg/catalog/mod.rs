@@ -1,0 +1,7 @@
+//! The catalogs: the extension's own tables and who may write them, names of relations, statements that only read.
+
+pub mod columns;
+pub mod model_registry;
+pub mod names;
+pub mod owner;
+pub mod read;

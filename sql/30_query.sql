@@ -101,40 +101,40 @@ CREATE FUNCTION situ.distance_support(internal) RETURNS internal
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'situ_distance_support';
 COMMENT ON FUNCTION situ.distance_support(internal) IS 'tells the planner by which index a distance is evaluated';
 
-CREATE FUNCTION situ.text_by_index(question text, index regclass) RETURNS situ.query
+CREATE FUNCTION situ.text_by_index(query text, index regclass) RETURNS situ.query
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'text_by_index_wrapper';
 COMMENT ON FUNCTION situ.text_by_index(text, regclass) IS
     'a question whose distance outside of a scan is the one of that index; the planner writes it around the question of <=>';
 
-CREATE FUNCTION situ.query_by_index(question situ.query, index regclass) RETURNS situ.query
+CREATE FUNCTION situ.query_by_index(query situ.query, index regclass) RETURNS situ.query
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'query_by_index_wrapper';
 COMMENT ON FUNCTION situ.query_by_index(situ.query, regclass) IS
     'a question whose distance outside of a scan is the one of that index; the planner writes it around the question of <=>';
 
-CREATE FUNCTION situ.distance(body text, question text) RETURNS double precision
+CREATE FUNCTION situ.distance(body text, query text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_text_distance';
 COMMENT ON FUNCTION situ.distance(text, text) IS
     'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
-CREATE FUNCTION situ.query_distance(body text, question situ.query) RETURNS double precision
+CREATE FUNCTION situ.query_distance(body text, query situ.query) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_query_distance';
 COMMENT ON FUNCTION situ.query_distance(text, situ.query) IS
     'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
-CREATE FUNCTION situ.document_distance(body text, title text, question situ.query) RETURNS double precision
+CREATE FUNCTION situ.document_distance(body text, title text, query situ.query) RETURNS double precision
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000000 AS 'MODULE_PATHNAME', 'situ_document_distance';
 COMMENT ON FUNCTION situ.document_distance(text, text, situ.query) IS
     'the distance of a document with the title beside it, by the index in the question; the planner writes it for <=> where no index orders by it';
 
-CREATE FUNCTION situ.character_distance(body character, question text) RETURNS double precision
+CREATE FUNCTION situ.character_distance(body character, query text) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_text_distance';
 COMMENT ON FUNCTION situ.character_distance(character, text) IS
     'distance of a document''s nearest chunk to a question, as the model''s vectors are compared: 1 - cosine, or the negative inner product; NULL for a document without words';
 
-CREATE FUNCTION situ.character_query_distance(body character, question situ.query) RETURNS double precision
+CREATE FUNCTION situ.character_query_distance(body character, query situ.query) RETURNS double precision
     LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 SUPPORT situ.distance_support
     AS 'MODULE_PATHNAME', 'situ_query_distance';
 COMMENT ON FUNCTION situ.character_query_distance(character, situ.query) IS

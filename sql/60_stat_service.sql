@@ -97,7 +97,7 @@ CREATE FUNCTION situ.cancel_request(id bigint) RETURNS boolean
 COMMENT ON FUNCTION situ.cancel_request(bigint) IS
     'ends the statement that waits for this request of situ.stat_requests; false (and a warning) where there is none any more; for its own role, members of that, pg_signal_backend, and superusers';
 
-CREATE FUNCTION situ.warm(
+CREATE FUNCTION situ.load_model(
     model text DEFAULT NULL,
     OUT device text,
     OUT seconds double precision,
@@ -105,11 +105,11 @@ CREATE FUNCTION situ.warm(
     OUT "precision" text,
     OUT tokens_per_second double precision
 ) RETURNS SETOF record
-    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'warm_wrapper';
-COMMENT ON FUNCTION situ.warm(text) IS
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'load_model_wrapper';
+COMMENT ON FUNCTION situ.load_model(text) IS
     'loads a model into every worker of the encoder service and runs a batch: how long that took, bytes of the weights, precision and speed; for the model''s owner and superusers';
 
-CREATE FUNCTION situ.unload(model text DEFAULT NULL) RETURNS bigint
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'unload_wrapper';
-COMMENT ON FUNCTION situ.unload(text) IS
+CREATE FUNCTION situ.unload_model(model text DEFAULT NULL) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'unload_model_wrapper';
+COMMENT ON FUNCTION situ.unload_model(text) IS
     'drops a model from the encoder service''s memory and returns the bytes of its weights, 0 where it was not loaded; the next request loads it again; for the model''s owner and superusers';

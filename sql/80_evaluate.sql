@@ -25,7 +25,7 @@ CREATE FUNCTION situ.evaluate(
     index regclass,
     queries regclass,
     qrels regclass,
-    query situ.query DEFAULT NULL,
+    options situ.query DEFAULT NULL,
     compare situ.query DEFAULT NULL,
     k bigint DEFAULT 10,
     depth bigint DEFAULT 100,
@@ -34,13 +34,13 @@ CREATE FUNCTION situ.evaluate(
 ) RETURNS SETOF situ.evaluation
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 6 AS 'MODULE_PATHNAME', 'evaluate_wrapper';
 COMMENT ON FUNCTION situ.evaluate(regclass, regclass, regclass, situ.query, situ.query, bigint, bigint, text, bigint) IS
-    'nDCG@k, MAP, MRR and recall of an index for queries (id, text[, embedding]) under judgements (query_id, document_id[, grade]); query: options for every question, compare: a second set of options; key: the column that document_id names, by default the primary key';
+    'nDCG@k, MAP, MRR and recall of an index for queries (id, text[, embedding]) under judgements (query_id, document_id[, grade]); options: for every question, compare: a second set of options; key: the column that document_id names, by default the primary key';
 
 CREATE FUNCTION situ.evaluate_queries(
     index regclass,
     queries regclass,
     qrels regclass,
-    query situ.query DEFAULT NULL,
+    options situ.query DEFAULT NULL,
     compare situ.query DEFAULT NULL,
     k bigint DEFAULT 10,
     depth bigint DEFAULT 100,
@@ -72,10 +72,10 @@ CREATE FUNCTION situ.compare(base double precision[], other double precision[], 
 COMMENT ON FUNCTION situ.compare(double precision[], double precision[], bigint) IS
     'two runs beside each other by the values of the same queries in the same order';
 
-CREATE FUNCTION situ.run(
+CREATE FUNCTION situ.search_batch(
     index regclass,
     queries regclass,
-    query situ.query DEFAULT NULL,
+    options situ.query DEFAULT NULL,
     k bigint DEFAULT 100,
     key text DEFAULT NULL,
     OUT query_id text,
@@ -83,8 +83,8 @@ CREATE FUNCTION situ.run(
     OUT rank bigint,
     OUT score double precision
 ) RETURNS SETOF record
-    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 10000 AS 'MODULE_PATHNAME', 'run_wrapper';
-COMMENT ON FUNCTION situ.run(regclass, regclass, situ.query, bigint, text) IS
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 10000 AS 'MODULE_PATHNAME', 'search_batch_wrapper';
+COMMENT ON FUNCTION situ.search_batch(regclass, regclass, situ.query, bigint, text) IS
     'the k nearest documents of every query';
 
 CREATE FUNCTION situ.read_run(

@@ -21,7 +21,7 @@ REVOKE ALL ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolea
 GRANT EXECUTE ON FUNCTION situ.import_xrag(text, bytea, text, text, boolean, boolean) TO pg_database_owner;
 
 CREATE FUNCTION situ.xrag_prompt(
-    question text,
+    query text,
     tokens @extschema:vector@.vector[] DEFAULT NULL,
     template text DEFAULT NULL,
     bridge text DEFAULT NULL
@@ -42,15 +42,15 @@ COMMENT ON FUNCTION situ.xrag_prompt_embeds(situ.prompt, text, text, boolean) IS
 
 CREATE FUNCTION situ.rag(
     index regclass,
-    question text,
+    query text,
     k bigint DEFAULT 3,
     mode text DEFAULT NULL,
     model text DEFAULT NULL,
     bridge text DEFAULT NULL,
     max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
-    top_k bigint DEFAULT 0,
-    top_p real DEFAULT 1,
+    sample_top_k bigint DEFAULT 0,
+    sample_top_p real DEFAULT 1,
     seed bigint DEFAULT 0,
     stop text[] DEFAULT NULL,
     system text DEFAULT NULL,

@@ -137,10 +137,10 @@ fn files_that_change_under_a_registered_model_are_an_error() {
     );
     // What is in memory is what was registered; a load, after an unload or in a new worker, finds other files.
     client.run("SELECT situ.embed('text', 'minilm')");
-    client.run("SELECT situ.unload('minilm')");
+    client.run("SELECT situ.unload_model('minilm')");
     for statement in [
         "SELECT situ.embed('text', 'minilm')",
-        "SELECT situ.warm('minilm')",
+        "SELECT situ.load_model('minilm')",
         "SELECT situ.calibrate_model('minilm')",
     ] {
         let failure = client.failure(statement);

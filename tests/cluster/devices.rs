@@ -25,7 +25,7 @@ fn senders_spread_over_two_workers() {
     });
     assert_eq!(cluster.workers("situ encoder").len(), 2);
     assert_eq!(
-        client.one::<i64>("SELECT count(*) FROM situ.warm('minilm')"),
+        client.one::<i64>("SELECT count(*) FROM situ.load_model('minilm')"),
         2,
         "each worker is warmed"
     );
@@ -50,7 +50,7 @@ fn senders_spread_over_two_workers() {
         made.iter().all(|tokens| *tokens > (made[0] + made[1]) / 5),
         "the work is not shared out: {made:?}"
     );
-    assert!(client.one::<i64>("SELECT situ.unload('minilm')") > 0);
+    assert!(client.one::<i64>("SELECT situ.unload_model('minilm')") > 0);
     eventually("unloaded everywhere", 10, || {
         client.one::<i64>("SELECT count(*) FROM situ.stat_models") == 0
     });
@@ -64,7 +64,7 @@ fn senders_spread_over_two_workers() {
 fn what_a_lost_device_had_is_done_by_another() {
     let cluster = Cluster::with(&[("situ.devices", "cpu,cpu"), ("situ.cpu_threads", "1")]);
     let mut client = cluster.text_database("lost");
-    client.run("SELECT count(*) FROM situ.warm('minilm')");
+    client.run("SELECT count(*) FROM situ.load_model('minilm')");
     let expected: Vec<String> = (0..6).map(|sender| client.one(&bulk(sender, 200))).collect();
     std::thread::scope(|scope| {
         for (sender, expected) in expected.iter().enumerate() {
@@ -165,7 +165,7 @@ fn without_fallback_a_device_that_is_lost_again_and_again_fails_nobody_else() {
     // What it answers proves it, and from then on it has its share.
     cluster.set("situ.test_lost_device", "-1");
     eventually("it is warmed", 20, || {
-        let warmed = client.query_one("SELECT count(*) FROM situ.warm('minilm')", &[]);
+        let warmed = client.query_one("SELECT count(*) FROM situ.load_model('minilm')", &[]);
         warmed.is_ok_and(|row| row.get::<_, i64>(0) == 2)
     });
     let before = tokens(&mut client);
@@ -218,7 +218,7 @@ fn one_by_one(sender: usize, count: usize) -> String {
 fn one_sender_uses_both_workers() {
     let cluster = Cluster::with(&[("situ.devices", "cpu,cpu"), ("situ.cpu_threads", "1")]);
     let mut client = cluster.text_database("spread");
-    client.run("SELECT count(*) FROM situ.warm('minilm')");
+    client.run("SELECT count(*) FROM situ.load_model('minilm')");
     let expected: String = client.one(&one_by_one(0, 400));
 
     let before = tokens(&mut client);

@@ -77,7 +77,7 @@ fn two_runs_beside_each_other() {
     let mut client = circle("evaluate_compare");
     client.run("INSERT INTO judged SELECT n, 'p' || n, 1 FROM generate_series(0, 4) n");
     client.run(
-        "CREATE TABLE first AS SELECT * FROM situ.run('points_v', 'asked', k => 5);
+        "CREATE TABLE first AS SELECT * FROM situ.search_batch('points_v', 'asked', k => 5);
          CREATE TABLE second AS SELECT query_id, document_id, -score AS score FROM first",
     );
     // Forwards each question has its point at rank 1, backwards at rank 5.
@@ -115,7 +115,7 @@ fn two_runs_beside_each_other() {
     let row = client
         .query_one(
             "SELECT value, compared, difference, p FROM situ.evaluate('points_v', 'asked', 'judged',
-                    query => situ.query(probes => 1), compare => situ.query(probes => 1)) WHERE measure = 'ndcg@10'",
+                    options => situ.query(probes => 1), compare => situ.query(probes => 1)) WHERE measure = 'ndcg@10'",
             &[],
         )
         .expect("a row");
@@ -135,7 +135,7 @@ fn documents_are_named_by_any_column() {
     );
     close(found[0].1, 1.0 / 3.0);
     let documents: Vec<String> = client
-        .column("SELECT document_id FROM situ.run('points_v', 'asked', k => 3, key => 'pair') WHERE query_id = '4' ORDER BY rank");
+        .column("SELECT document_id FROM situ.search_batch('points_v', 'asked', k => 3, key => 'pair') WHERE query_id = '4' ORDER BY rank");
     assert_eq!(documents, ["2", "1", "0"]);
     client.run("ALTER TABLE points DROP CONSTRAINT points_pkey");
     let failure = client.failure("SELECT * FROM situ.evaluate('points_v', 'asked', 'judged')");
@@ -206,13 +206,13 @@ fn a_text_index_is_judged_as_search_finds_and_as_the_caller_may_see() {
     let same: i64 = client.one(
         "SELECT count(*) FROM asked a
            CROSS JOIN LATERAL situ.search('docs_body', a.text, k => 12) h JOIN docs d ON d.ctid = h.ctid
-           JOIN situ.run('docs_body', 'asked') r
+           JOIN situ.search_batch('docs_body', 'asked') r
              ON r.query_id = a.id::text AND r.document_id = d.id::text AND r.score = h.score",
     );
     assert_eq!(same, 144);
     let ordered: bool = client.one(
         "SELECT bool_and(score <= above) FROM (SELECT score, lag(score, 1, 1.0) OVER (PARTITION BY query_id ORDER BY rank) AS above
-           FROM situ.run('docs_body', 'asked')) r",
+           FROM situ.search_batch('docs_body', 'asked')) r",
     );
     assert!(ordered);
     let mut admin = shared().connect("postgres");
@@ -305,7 +305,7 @@ fn questions_are_made_from_the_documents() {
 fn runs_go_through_trec_files() {
     let mut client = circle("evaluate_trec");
     client.run("INSERT INTO judged SELECT n, 'p' || (n + 1) % 5, 1 + n % 2 FROM generate_series(0, 4) n");
-    client.run("CREATE TABLE run AS SELECT * FROM situ.run('points_v', 'asked')");
+    client.run("CREATE TABLE run AS SELECT * FROM situ.search_batch('points_v', 'asked')");
     client.run(
         "CREATE TABLE text AS SELECT string_agg(situ.write_run(query_id, document_id, rank, score), E'\n') AS run FROM run;
          CREATE TABLE text_judged AS

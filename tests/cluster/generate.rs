@@ -372,10 +372,27 @@ fn idle_models_leave_and_come_back() {
     });
     assert_eq!(client.one::<String>(ask), answer);
     cluster.set("situ.model_idle", "0");
-    let row = client.query_one("SELECT * FROM situ.warm('smol')", &[]).expect("warms");
+    let row = client.query_one("SELECT * FROM situ.load_model('smol')", &[]).expect("warms");
     assert!(row.get::<_, i64>("bytes") > 50_000_000);
-    assert!(client.one::<i64>("SELECT situ.unload('smol')") > 50_000_000);
-    assert_eq!(client.one::<i64>("SELECT situ.unload('smol')"), 0);
+    assert!(client.one::<i64>("SELECT situ.unload_model('smol')") > 50_000_000);
+    assert_eq!(client.one::<i64>("SELECT situ.unload_model('smol')"), 0);
+}
+
+#[test]
+fn a_new_number_of_threads_is_taken_by_a_model_that_is_in_memory() {
+    let Some((cluster, mut client)) = llm_cluster(&[("situ.llm_threads", "1")], "threads") else {
+        return;
+    };
+    let mut threads = || {
+        client.run("SELECT situ.generate('smol', 'Hello', 2)");
+        let pid: i32 = client.one("SELECT pid FROM situ.stat_llm");
+        std::fs::read_dir(format!("/proc/{pid}/task"))
+            .expect("the worker's threads are listed")
+            .count()
+    };
+    let before = threads();
+    cluster.set("situ.llm_threads", "4");
+    eventually("the worker has three threads more", 30, || threads() == before + 3);
 }
 
 #[test]
@@ -454,7 +471,7 @@ fn only_those_who_may_register_llms() {
     for statement in [
         "SELECT situ.register_model('mine', 'smollm.gguf')",
         "SELECT situ.drop_model('smol')",
-        "SELECT situ.unload('smol')",
+        "SELECT situ.unload_model('smol')",
     ] {
         assert_eq!(user.failure(statement).code, "42501", "{statement}");
     }

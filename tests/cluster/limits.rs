@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 fn a_word_of_megabytes_stalls_nobody() {
     let cluster = Cluster::new();
     let mut client = cluster.text_database("long_words");
-    client.run("SELECT situ.warm('minilm')");
+    client.run("SELECT situ.load_model('minilm')");
     // Two, since two threads of the worker tokenise.
     let worst = std::thread::scope(|scope| {
         let senders: Vec<_> = (0..2)
@@ -38,7 +38,7 @@ fn a_word_of_megabytes_stalls_nobody() {
 #[test]
 fn whole_texts_are_not_sent_where_a_part_is_read() {
     let mut client = shared().text_database("long_titles");
-    client.run("SET situ.request_timeout = '20s'; SELECT situ.warm('minilm')");
+    client.run("SET situ.request_timeout = '20s'; SELECT situ.load_model('minilm')");
     let within = |client: &mut postgres::Client, sql: &str| {
         let since = Instant::now();
         client.run(sql);
@@ -70,7 +70,7 @@ fn whole_texts_are_not_sent_where_a_part_is_read() {
 fn a_cancelled_reading_of_a_long_text_leaves_the_worker_at_once() {
     let cluster = Cluster::new();
     let mut client = cluster.text_database("long_cancel");
-    client.run("SELECT situ.warm('minilm'); SET statement_timeout = 500");
+    client.run("SELECT situ.load_model('minilm'); SET statement_timeout = 500");
     let since = Instant::now();
     let failure = client.failure("SELECT situ.tokens(repeat('ab', 50000000), 'minilm')");
     assert_eq!(failure.code, "57014");
@@ -102,7 +102,7 @@ fn a_session_and_a_role_leave_places_to_others() {
     give(&cluster, &file);
     let mut admin = cluster.database("places");
     register(&mut admin);
-    admin.run("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; SELECT situ.warm('smol')");
+    admin.run("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; SELECT situ.load_model('smol')");
     let slots: i32 = admin.one("SELECT slots FROM situ.stat_llm");
     let (of_session, of_role) = ((slots / 4).max(2), slots - (slots / 4).max(1));
     let ask = "SELECT situ.generate_stream('smol', 'Count from one to a thousand.', 200)";
@@ -159,11 +159,11 @@ fn statistics_show_each_role_its_own() {
     admin.run("CREATE ROLE stranger LOGIN; CREATE ROLE watcher LOGIN; GRANT pg_monitor TO watcher");
     let mut other = cluster.database("theirs");
     cluster.copy_model("minilm", "secret_project");
-    other.run("SELECT situ.register_model('secret', 'secret_project'); SELECT situ.warm('secret')");
-    admin.run("SELECT situ.warm('minilm')");
+    other.run("SELECT situ.register_model('secret', 'secret_project'); SELECT situ.load_model('secret')");
+    admin.run("SELECT situ.load_model('minilm')");
     // An error that names a folder.
     cluster.copy_model("minilm", "gone");
-    other.run("SELECT situ.register_model('gone', 'gone'); SELECT situ.unload('gone')");
+    other.run("SELECT situ.register_model('gone', 'gone'); SELECT situ.unload_model('gone')");
     cluster.remove("models/gone");
     other.failure("SELECT situ.embed('x', 'gone')");
     let models = "SELECT coalesce(name, path) FROM situ.stat_models ORDER BY 1";

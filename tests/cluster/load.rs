@@ -181,7 +181,7 @@ fn accidents(cluster: &Cluster, seed: u64, done: &AtomicBool) -> [u32; 7] {
                 signal(worker, libc::SIGTERM);
             }
             5 => {
-                let result = admin.batch_execute("SELECT situ.unload('minilm')");
+                let result = admin.batch_execute("SELECT situ.unload_model('minilm')");
                 assert!(result.is_ok(), "{result:?}");
             }
             _ => cluster.set("situ.cpu_threads", ["1", "2"][random(&mut dice, 2)]),

@@ -106,7 +106,7 @@ fn a_cancel_ends_a_statement_in_every_state() {
     // A load takes a fraction of a second: tried until a cancel falls into it.
     let mut loading = None;
     for attempt in 0..20 {
-        client.run("SELECT situ.unload('minilm')");
+        client.run("SELECT situ.unload_model('minilm')");
         let statement = format!("SELECT situ.embed('attempt {attempt}', 'minilm')");
         loading = cancel(&cluster, "cancel", &statement, pause(20));
         if loading.is_some() {
@@ -119,8 +119,8 @@ fn a_cancel_ends_a_statement_in_every_state() {
     );
     let mut warming = None;
     for _ in 0..20 {
-        client.run("SELECT situ.unload('minilm')");
-        warming = cancel(&cluster, "cancel", "SELECT situ.warm('minilm')", pause(20));
+        client.run("SELECT situ.unload_model('minilm')");
+        warming = cancel(&cluster, "cancel", "SELECT situ.load_model('minilm')", pause(20));
         if warming.is_some() {
             break;
         }

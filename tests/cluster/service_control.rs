@@ -128,7 +128,7 @@ fn models_are_warmed_and_unloaded_by_their_owner() {
     for client in [&mut owner, &mut admin] {
         let row = client
             .query_one(
-                "SELECT seconds, bytes, precision, tokens_per_second FROM situ.warm('minilm')",
+                "SELECT seconds, bytes, precision, tokens_per_second FROM situ.load_model('minilm')",
                 &[],
             )
             .expect("it is warmed");
@@ -141,9 +141,9 @@ fn models_are_warmed_and_unloaded_by_their_owner() {
             row.get::<_, String>(2),
             client.one::<String>("SELECT precision FROM situ.models")
         );
-        assert_eq!(client.one::<i64>("SELECT situ.unload()"), row.get::<_, i64>(1));
+        assert_eq!(client.one::<i64>("SELECT situ.unload_model()"), row.get::<_, i64>(1));
         assert_eq!(
-            client.one::<i64>("SELECT situ.unload('minilm')"),
+            client.one::<i64>("SELECT situ.unload_model('minilm')"),
             0,
             "it was there no more"
         );
@@ -151,11 +151,11 @@ fn models_are_warmed_and_unloaded_by_their_owner() {
             client.one::<i64>("SELECT count(*) FROM situ.stat_models") == 0
         });
     }
-    for statement in ["SELECT situ.warm('minilm')", "SELECT situ.unload('minilm')"] {
+    for statement in ["SELECT situ.load_model('minilm')", "SELECT situ.unload_model('minilm')"] {
         stranger.failure(statement).is("42501", "owner of model");
     }
     assert_eq!(stranger.failure("SELECT situ.calibrate_model('minilm')").code, "42501");
-    assert_eq!(stranger.failure("SELECT situ.warm('nothing')").code, "42704");
+    assert_eq!(stranger.failure("SELECT situ.load_model('nothing')").code, "42704");
     assert_eq!(
         stranger.one::<i32>("SELECT vector_dims(situ.embed('served all the same', 'minilm'))"),
         384
@@ -193,7 +193,7 @@ fn what_models_took_goes_back_to_the_system() {
     let fresh = resident(&mut client);
     client.run(bulk);
     let loaded = resident(&mut client);
-    let bytes = client.one::<i64>("SELECT situ.unload('minilm')");
+    let bytes = client.one::<i64>("SELECT situ.unload_model('minilm')");
     assert!(bytes > 20 << 20, "{bytes}");
     let empty = shrunk(&mut client, fresh);
     // Some of these come while a batch holds the model, or while it is loaded.
@@ -202,13 +202,13 @@ fn what_models_took_goes_back_to_the_system() {
         std::thread::scope(|scope| {
             scope.spawn(|| beside.run(bulk));
             std::thread::sleep(Duration::from_millis(120));
-            client.run("SELECT situ.unload('minilm')");
+            client.run("SELECT situ.unload_model('minilm')");
         });
     }
     client.run(bulk);
     let again = resident(&mut client);
     assert!(again < loaded + LITTLE, "{loaded} bytes, {again} after many loads");
-    client.run("SELECT situ.unload('minilm')");
+    client.run("SELECT situ.unload_model('minilm')");
     let after = shrunk(&mut client, fresh);
     let megabytes = [bytes, fresh, loaded, empty, again, after].map(|bytes| bytes >> 20);
     println!("MB of the model, fresh, loaded, empty, loaded again, empty again: {megabytes:?}");
@@ -222,8 +222,8 @@ fn without_the_service_the_functions_say_what_to_do() {
     let precision = "SELECT precision || coalesce(calibration::text, ' not measured') FROM situ.models";
     assert_eq!(client.one::<String>(precision), "f32 not measured");
     for statement in [
-        "SELECT situ.warm('minilm')",
-        "SELECT situ.unload('minilm')",
+        "SELECT situ.load_model('minilm')",
+        "SELECT situ.unload_model('minilm')",
         "SELECT situ.calibrate_model('minilm')",
         "SELECT situ.cancel_request(1)",
         "SELECT situ.embed('text', 'minilm')",
@@ -246,7 +246,7 @@ fn the_statistics_add_up() {
     // A fixed budget: the one that is measured depends on how busy the machine is.
     let cluster = Cluster::with(&[("situ.batch_tokens", "512")]);
     let mut client = cluster.text_database("control_statistics");
-    client.run("SELECT situ.warm('minilm')");
+    client.run("SELECT situ.load_model('minilm')");
     let before: i64 = client.one("SELECT tokens FROM situ.stat_service");
     let requests: i64 = client.one("SELECT requests FROM situ.stat_service");
     for n in 0..20 {

@@ -59,7 +59,7 @@ fn a_database_with_one_sender_gets_as_much_as_one_with_twenty() {
 fn senders_with_the_same_texts_share_the_work() {
     let cluster = Cluster::new();
     let mut client = cluster.text_database("same");
-    client.run("SELECT situ.warm('minilm')");
+    client.run("SELECT situ.load_model('minilm')");
     let statement =
         "SELECT md5(situ.embed_batch(array_agg('text ' || n || repeat(' of a shared corpus', 30)), 'minilm')::text)
                        FROM generate_series(1, 1500) n";

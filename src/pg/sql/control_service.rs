@@ -1,4 +1,4 @@
-//! Acting on the encoder service and the LLM worker: `situ.cancel_request`, `situ.warm`, `situ.unload`.
+//! Acting on the encoder service and the LLM worker: `situ.cancel_request`, `situ.load_model`, `situ.unload_model`.
 
 use crate::pg::catalog::model_registry::{any_by_name, check_owner, model_by_name};
 use crate::pg::ereport::fail_with_hint;
@@ -97,9 +97,9 @@ type Warmed = TableIterator<
     ),
 >;
 
-/// `situ.warm(model)`: one row a device.
+/// `situ.load_model(model)`: one row a device.
 #[pg_extern(volatile, parallel_unsafe, sql = false)]
-fn warm(model: Option<&str>) -> Warmed {
+fn load_model(model: Option<&str>) -> Warmed {
     let model = encoder_or_llm(model);
     check_owner(&model).or_raise();
     if model.kind == ModelKind::Llm {
@@ -121,9 +121,9 @@ fn warm(model: Option<&str>) -> Warmed {
     TableIterator::new(rows)
 }
 
-/// `situ.unload(model)`.
+/// `situ.unload_model(model)`.
 #[pg_extern(volatile, parallel_unsafe, sql = false)]
-fn unload(model: Option<&str>) -> i64 {
+fn unload_model(model: Option<&str>) -> i64 {
     let model = encoder_or_llm(model);
     check_owner(&model).or_raise();
     if model.kind == ModelKind::Llm {

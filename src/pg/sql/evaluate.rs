@@ -158,7 +158,7 @@ fn compare(base: Option<Vec<f64>>, other: Option<Vec<f64>>, seed: Option<i64>) -
     TableIterator::new(vec![row])
 }
 
-/// `situ.evaluate(index, queries, qrels, query, compare, k, depth, key, seed)`.
+/// `situ.evaluate(index, queries, qrels, options, compare, k, depth, key, seed)`.
 #[pg_extern(stable, sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn evaluate(

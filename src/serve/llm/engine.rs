@@ -95,6 +95,9 @@ impl Engine {
             let bytes = self.unload(&job.model);
             return self.answer(job, Reply::Unloaded { bytes: bytes as u64 });
         }
+        if let Err(failure) = self.follow(&job.model) {
+            return self.answer(job, Reply::Failed(failure));
+        }
         job.sender.runs();
         match self.places.get_mut(&job.model) {
             Some(Place::Loading(waiting)) => waiting.push(job),
@@ -128,6 +131,16 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// Has a model that works on nothing take the settings of now: it may have been loaded under others.
+    fn follow(&mut self, key: &LlmKey) -> Result<(), Failure> {
+        // Its own weights are among those that are counted.
+        let (threads, cache) = (self.threads(), self.cache(0));
+        match self.places.get_mut(key) {
+            Some(Place::Ready(loaded)) => loaded.follow(threads, cache).map_err(|error| Failure::from(&error)),
+            _ => Ok(()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Runs as rows and as text in TREC's format: `situ.run`, `situ.read_run`, `situ.write_run` and the same for
+//! Runs as rows and as text in TREC's format: `situ.search_batch`, `situ.read_run`, `situ.write_run` and the same for
 //! judgements.
 
 use super::ranking::answers;
@@ -43,9 +43,9 @@ type Run = TableIterator<
     ),
 >;
 
-/// `situ.run(index, queries, query, k, key)`.
+/// `situ.search_batch(index, queries, options, k, key)`.
 #[pg_extern(stable, sql = false)]
-fn run(
+fn search_batch(
     index: Option<pg_sys::Oid>,
     queries: Option<pg_sys::Oid>,
     query: Option<Query>,

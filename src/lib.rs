@@ -12,6 +12,10 @@ pub mod random;
 pub mod serve;
 pub mod text;
 
+#[cfg(test)]
+#[path = "../tests/support/fixtures.rs"]
+mod fixtures;
+
 #[cfg(feature = "pg")]
 pub mod pg;
 

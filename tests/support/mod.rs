@@ -5,6 +5,9 @@
 #![allow(dead_code)]
 
 pub mod cluster;
+// Each program of tests needs some of them.
+#[allow(dead_code)]
+pub mod fixtures;
 pub mod sql;
 
 // Two test programs include this module, and each uses a part of it.

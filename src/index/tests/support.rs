@@ -133,16 +133,7 @@ pub fn disorder(hits: &[Hit]) -> f64 {
     bad as f64 / hits.len().max(2) as f64
 }
 
-/// Folder of the judged data, if it is there.
-pub fn data(folder: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SITU_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
-    let path = root.join(folder);
-    if path.is_dir() {
-        return Some(path);
-    }
-    println!("SKIPPED: no data at {}", path.display());
-    None
-}
+pub use crate::fixtures::data;
 
 /// Rows of a two-dimensional little-endian `.npy` file of 4-byte items.
 pub fn npy(path: PathBuf) -> Vec<Vec<[u8; 4]>> {

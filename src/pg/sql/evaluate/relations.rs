@@ -103,7 +103,8 @@ pub fn qrels(relation: pg_sys::Oid) -> Judgements {
 
 /// The ranked documents of each query of a relation with columns `query_id`, `document_id` and `score`.
 pub fn run(relation: pg_sys::Oid) -> HashMap<String, Vec<String>> {
-    let layout = "A run is a table or view with the columns (query_id, document_id, score), as situ.search_batch returns it.";
+    let layout =
+        "A run is a table or view with the columns (query_id, document_id, score), as situ.search_batch returns it.";
     need_columns(relation, &["query_id", "document_id", "score"], layout);
     let statement = format!(
         "SELECT query_id::pg_catalog.text, document_id::pg_catalog.text, score::pg_catalog.float8 FROM {}",

@@ -14,7 +14,7 @@ use crate::compute::Pool;
 use crate::compute::cpu::pool::inside_loop;
 use crate::model::{Device, ModelError, Sequence};
 use crate::serve::ipc::failure::{Failure, Kind};
-use crate::serve::ipc::wire::Reply;
+use crate::serve::ipc::wire::{Lane, Reply};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -148,12 +148,12 @@ impl Engine {
     fn run_batch(&self, batch: Batch) {
         let counters = &self.desk.outbox.account.counters;
         let started = Instant::now();
-        if batch.lane == 1 {
+        if batch.lane == Lane::Bulk {
             self.between.set(Duration::ZERO);
         }
         let result = self.encode(&batch);
         let mut elapsed = started.elapsed();
-        if batch.lane == 1 {
+        if batch.lane == Lane::Bulk {
             elapsed = elapsed.saturating_sub(self.between.take());
         }
         counters.busy.fetch_add(elapsed.as_micros() as u64, Ordering::Relaxed);
@@ -163,7 +163,7 @@ impl Engine {
             Ok(Some((vectors, tokens))) => {
                 counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
                 counters.batches.fetch_add(1, Ordering::Relaxed);
-                if batch.lane == 1 {
+                if batch.lane == Lane::Bulk {
                     counters.filled.fetch_add(tokens as u64, Ordering::Relaxed);
                     counters
                         .budget
@@ -225,7 +225,7 @@ impl Engine {
         let tokens: usize = sequences.iter().map(cost).sum();
         let desk = &self.desk;
         let gone = |piece: &Piece| piece.sender.has_left();
-        let interrupted = *lane == 1 && desk.device == Device::Cpu;
+        let interrupted = *lane == Lane::Bulk && desk.device == Device::Cpu;
         let stop = || {
             if desk.stop.load(Ordering::Relaxed) || pieces.iter().all(gone) {
                 return true;

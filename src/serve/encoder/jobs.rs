@@ -8,10 +8,9 @@ use super::plan::{Planned, cost};
 use crate::model::Sequence;
 use crate::serve::fair_queue::{Flow, Rotation};
 use crate::serve::ipc::exchange::{Sender, Work};
-use crate::serve::ipc::wire::{Item, Lane, ModelKey, Reply};
+use crate::serve::ipc::wire::{Item, Lane, ModelKey, PerLane, Reply};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,8 +56,8 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn lane(&self) -> usize {
-        usize::from(self.work.lane == Lane::Bulk)
+    pub fn lane(&self) -> Lane {
+        self.work.lane
     }
 
     fn flow(&self) -> Flow {
@@ -87,7 +86,7 @@ pub struct Piece {
 /// What runs together.
 pub struct Batch {
     pub model: Arc<Model>,
-    pub lane: usize,
+    pub lane: Lane,
     /// Tokens that it had room for.
     pub budget: usize,
     pub pieces: Vec<Piece>,
@@ -96,12 +95,12 @@ pub struct Batch {
 pub struct State {
     pub jobs: HashMap<u64, Job>,
     next_job: u64,
-    pub waiting: [Rotation<u64>; 2],
-    ready: [Rotation<u64>; 2],
+    pub waiting: PerLane<Rotation<u64>>,
+    ready: PerLane<Rotation<u64>>,
     /// Tokens in `ready`.
-    pub ready_tokens: [usize; 2],
+    pub ready_tokens: PerLane<usize>,
     /// Jobs of each lane, whatever their stage.
-    pub count: [u64; 2],
+    pub count: PerLane<u64>,
     texts: HashMap<u64, Group>,
     hasher: RandomState,
     pub models: Models,
@@ -141,8 +140,8 @@ impl Default for State {
             next_job: 0,
             waiting: Default::default(),
             ready: Default::default(),
-            ready_tokens: [0; 2],
-            count: [0; 2],
+            ready_tokens: PerLane::default(),
+            count: PerLane::default(),
             texts: HashMap::new(),
             hasher: RandomState::new(),
             models: Models::default(),
@@ -197,27 +196,31 @@ impl State {
 
     /// Whether something waits that may be planned.
     pub fn can_plan(&self) -> bool {
-        (0..2).any(|lane| self.ready_tokens[lane] < AHEAD * self.budget && !self.waiting[lane].is_empty())
+        Lane::ALL
+            .into_iter()
+            .any(|lane| self.ready_tokens[lane] < AHEAD * self.budget && !self.waiting[lane].is_empty())
     }
 
     /// The lane of the next batch.
-    pub fn lane(&self) -> Option<usize> {
-        match [0, 1].map(|lane| self.ready_tokens[lane] > 0) {
+    pub fn lane(&self) -> Option<Lane> {
+        match Lane::ALL.map(|lane| self.ready_tokens[lane] > 0) {
             [false, false] => None,
-            [true, false] => Some(0),
-            [false, true] => Some(1),
-            [true, true] => Some(usize::from(self.query_batches >= QUERY_BATCHES)),
+            [true, false] => Some(Lane::Query),
+            [false, true] => Some(Lane::Bulk),
+            [true, true] if self.query_batches >= QUERY_BATCHES => Some(Lane::Bulk),
+            [true, true] => Some(Lane::Query),
         }
     }
 
     /// Whether a batch of queries may go in between while bulk work runs: some are there, and bulk work has its turn.
     pub fn may_interrupt(&self) -> bool {
-        self.query_batches < QUERY_BATCHES && (self.ready_tokens[0] > 0 || !self.waiting[0].is_empty())
+        self.query_batches < QUERY_BATCHES
+            && (self.ready_tokens[Lane::Query] > 0 || !self.waiting[Lane::Query].is_empty())
     }
 
     /// The next job of these lanes to plan; it is out of its queue then.
-    pub fn pick(&mut self, lanes: Range<usize>) -> Option<Next> {
-        for lane in lanes {
+    pub fn pick(&mut self, lanes: &[Lane]) -> Option<Next> {
+        for &lane in lanes {
             if self.ready_tokens[lane] >= AHEAD * self.budget {
                 continue;
             }
@@ -285,7 +288,7 @@ impl State {
     }
 
     /// The next batch of a lane: up to `budget(model)` tokens of one model.
-    pub fn fill(&mut self, lane: usize, budget: &dyn Fn(&Model) -> usize) -> Option<Batch> {
+    pub fn fill(&mut self, lane: Lane, budget: &dyn Fn(&Model) -> usize) -> Option<Batch> {
         let (jobs, ready_tokens) = (&mut self.jobs, &mut self.ready_tokens[lane]);
         let mut batch: Option<Batch> = None;
         let most = std::cell::Cell::new(1);
@@ -331,9 +334,9 @@ impl State {
         };
         self.ready[lane].fill_while(|total| total < most.get(), take);
         if let Some(batch) = &batch {
-            self.query_batches = if lane == 0 { self.query_batches + 1 } else { 0 };
-            if lane == 1 {
-                self.budget = batch.budget;
+            match lane {
+                Lane::Query => self.query_batches += 1,
+                Lane::Bulk => (self.query_batches, self.budget) = (0, batch.budget),
             }
         } else {
             *ready_tokens = 0;

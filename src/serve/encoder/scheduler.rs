@@ -19,9 +19,8 @@ use crate::compute::Pool;
 use crate::model::{Device, stop};
 use crate::serve::ipc::exchange::{Answer, Outbox, Settings, Work};
 use crate::serve::ipc::failure::{Failure, Kind};
-use crate::serve::ipc::wire::{BadMessage, Item, ModelKey, Reply, Report, encode_reply};
+use crate::serve::ipc::wire::{BadMessage, Item, Lane, ModelKey, Reply, Report, encode_reply};
 use parking_lot::{Condvar, Mutex};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -143,10 +142,10 @@ impl Desk {
 
     /// Plans one item; false where none waits, or enough is planned. Models that are not in memory are sent for.
     pub fn plan_next(self: &Arc<Self>) -> bool {
-        self.plan_of(0..2)
+        self.plan_of(&Lane::ALL)
     }
 
-    fn plan_of(self: &Arc<Self>, lanes: Range<usize>) -> bool {
+    fn plan_of(self: &Arc<Self>, lanes: &[Lane]) -> bool {
         let mut state = self.state.lock();
         let Some(next) = state.pick(lanes) else { return false };
         let (number, work, model, estimate) = match next {
@@ -208,8 +207,9 @@ impl Desk {
         let mut state = self.state.lock();
         let lane = state.lane()?;
         // Queries that are not planned yet come before bulk work that is.
-        let queries = lane == 1 && state.ready_tokens[0] == 0 && !state.waiting[0].is_empty();
-        let short = lane == 1 && state.ready_tokens[1] < state.budget && !state.waiting[1].is_empty();
+        let queries =
+            lane == Lane::Bulk && state.ready_tokens[Lane::Query] == 0 && !state.waiting[Lane::Query].is_empty();
+        let short = lane == Lane::Bulk && state.ready_tokens[lane] < state.budget && !state.waiting[lane].is_empty();
         if queries || short {
             return None;
         }
@@ -229,11 +229,11 @@ impl Desk {
             if !state.may_interrupt() {
                 return None;
             }
-            if state.ready_tokens[0] > 0 {
-                return state.fill(0, budget);
+            if state.ready_tokens[Lane::Query] > 0 {
+                return state.fill(Lane::Query, budget);
             }
             drop(state);
-            if !self.plan_of(0..1) {
+            if !self.plan_of(&[Lane::Query]) {
                 return None;
             }
         }
@@ -339,13 +339,16 @@ impl Desk {
     /// Tokens that are planned and not run yet.
     #[cfg(test)]
     pub fn planned_tokens(&self) -> usize {
-        self.state.lock().ready_tokens.iter().sum()
+        let state = self.state.lock();
+        Lane::ALL.into_iter().map(|lane| state.ready_tokens[lane]).sum()
     }
 
     fn publish(&self, state: &State) {
         let counters = &self.outbox.account.counters;
-        counters.queued_queries.store(state.count[0], Ordering::Relaxed);
-        counters.queued_bulk.store(state.count[1], Ordering::Relaxed);
+        counters
+            .queued_queries
+            .store(state.count[Lane::Query], Ordering::Relaxed);
+        counters.queued_bulk.store(state.count[Lane::Bulk], Ordering::Relaxed);
         counters.models.store(state.models.count() as u64, Ordering::Relaxed);
         counters
             .model_bytes
@@ -384,8 +387,8 @@ impl Desk {
                 let lane = job.lane();
                 let started = job.started.unwrap_or(now);
                 let latencies = &self.outbox.account.latencies;
-                latencies.wait[lane].count(started.saturating_duration_since(job.arrived));
-                latencies.run[lane].count(now.saturating_duration_since(started));
+                latencies.wait[lane as usize].count(started.saturating_duration_since(job.arrived));
+                latencies.run[lane as usize].count(now.saturating_duration_since(started));
                 answers.extend(message(&job.work, &reply));
             }
         }

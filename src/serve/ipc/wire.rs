@@ -12,6 +12,7 @@ use crate::text::{Place, Span};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::ops::{Index, IndexMut};
 
 /// Longest message: what would be longer is an error of the item.
 pub const MAX_MESSAGE: usize = 512 << 20;
@@ -23,10 +24,41 @@ pub const WHOLE_CALL: u64 = u64::MAX;
 const READ: usize = 64 << 10;
 
 /// Which queue a request waits in. Before every batch the query lane goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
     Query,
     Bulk,
+}
+
+impl Lane {
+    /// Both, in the order in which they are served.
+    pub const ALL: [Lane; 2] = [Lane::Query, Lane::Bulk];
+}
+
+/// One of something for each lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PerLane<T>([T; 2]);
+
+impl<T> Index<Lane> for PerLane<T> {
+    type Output = T;
+
+    fn index(&self, lane: Lane) -> &T {
+        let PerLane([query, bulk]) = self;
+        match lane {
+            Lane::Query => query,
+            Lane::Bulk => bulk,
+        }
+    }
+}
+
+impl<T> IndexMut<Lane> for PerLane<T> {
+    fn index_mut(&mut self, lane: Lane) -> &mut T {
+        let PerLane([query, bulk]) = self;
+        match lane {
+            Lane::Query => query,
+            Lane::Bulk => bulk,
+        }
+    }
 }
 
 /// One unit of work.

@@ -23,6 +23,7 @@ mod modern_bert;
 mod modules;
 mod network;
 pub mod overlay;
+mod rotary;
 pub mod situated;
 pub mod stop;
 mod tokenizer;

@@ -3,6 +3,7 @@
 use crate::bridge::BridgeError;
 use crate::compute::ComputeError;
 use crate::model::ModelError;
+use crate::model::line::one_line;
 use serde::{Deserialize, Serialize};
 
 /// What sort of error it is; the wall maps each to a SQLSTATE.
@@ -62,6 +63,12 @@ impl Failure {
 const MODEL_HINT: &str = "A model directory holds config.json, tokenizer.json and *.safetensors, as published on \
                           Hugging Face. Copy it again, complete.";
 
+const TEMPLATE_HINT: &str = "The template comes with the model, in chat_template.jinja, tokenizer_config.json or the GGUF \
+                             file: take one without what the message names.";
+
+/// Characters of a message about a model: a path of 4096 bytes has room in it.
+const MOST: usize = 5000;
+
 impl From<&ModelError> for Failure {
     fn from(error: &ModelError) -> Failure {
         use ModelError as E;
@@ -81,7 +88,12 @@ impl From<&ModelError> for Failure {
                 Kind::Unsupported,
                 Some("Take a model of a supported family, in safetensors of F32, F16 or BF16."),
             ),
-            E::Tokenizer(_) | E::Template(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Tokenizer(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Template(_) => (Kind::Unsupported, Some(TEMPLATE_HINT)),
+            E::Turns(_) => (
+                Kind::Argument,
+                Some("Leave system out; chat => false sends the prompt as it is, without the template."),
+            ),
             E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
             E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
             E::Compute(ComputeError::DeviceMemory { .. }) => (
@@ -93,7 +105,8 @@ impl From<&ModelError> for Failure {
         };
         Failure {
             kind,
-            message: error.to_string(),
+            // Files and libraries have a say in it, and may say much.
+            message: one_line(&error.to_string(), MOST),
             detail: None,
             hint: hint.map(str::to_owned),
         }

@@ -7,6 +7,7 @@ mod llama_tokens;
 mod made;
 mod real;
 mod rotary;
+mod templates;
 
 use super::{Batcher, Event, Finish, Llm, Prompt, Request};
 use std::sync::Arc;

@@ -93,6 +93,14 @@ pub enum ModelError {
     /// Messages that a chat template does not take, in its own words.
     #[error("chat template: {0}")]
     Turns(String),
+    /// A part of a model in several files, opened where the first belongs.
+    #[error("\"{}\" is part {part} of {count}; the first part is \"{}\"", path.display(), first.display())]
+    Part {
+        path: PathBuf,
+        part: u64,
+        count: u64,
+        first: PathBuf,
+    },
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },

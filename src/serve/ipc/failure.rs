@@ -94,6 +94,10 @@ impl From<&ModelError> for Failure {
                 Kind::Argument,
                 Some("Leave system out; chat => false sends the prompt as it is, without the template."),
             ),
+            E::Part { .. } => (
+                Kind::Argument,
+                Some("Name the first part, or a directory that holds all of them and nothing else."),
+            ),
             E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
             E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
             E::Compute(ComputeError::DeviceMemory { .. }) => (

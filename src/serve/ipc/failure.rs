@@ -142,4 +142,29 @@ mod tests {
         // A call that was refused says nothing about the card.
         assert_eq!(kind(ComputeError::Device("refused".to_owned())), Kind::Internal);
     }
+
+    #[test]
+    fn what_files_say_is_told_in_one_line_with_whose_fault_it_is() {
+        let template = Failure::from(&ModelError::Template("unknown\nfunction".to_owned()));
+        assert_eq!(template.kind, Kind::Unsupported);
+        assert_eq!(template.message, "chat template: unknown function");
+        assert_eq!(
+            Failure::from(&ModelError::Turns("no system".to_owned())).kind,
+            Kind::Argument
+        );
+        let part = ModelError::Part {
+            path: "b".into(),
+            part: 2,
+            count: 2,
+            first: "a".into(),
+        };
+        assert_eq!(Failure::from(&part).kind, Kind::Argument);
+        let long = ModelError::Unsupported {
+            what: "model type",
+            found: "x\n".repeat(100_000),
+            supported: "bert",
+        };
+        let said = Failure::from(&long).message;
+        assert!(!said.contains('\n') && said.len() <= MOST);
+    }
 }

@@ -3,6 +3,7 @@
 use super::ModelError;
 use super::files::{read_json, required};
 use super::manifest::{Family, Manifest, Pooling, Similarity};
+use super::rotary::{FULL, Fields, SLIDING};
 use crate::compute::Activation;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -30,14 +31,15 @@ impl Config {
     pub fn family(&self) -> Result<Family, ModelError> {
         match self.text("model_type")?.as_str() {
             "bert" => Ok(Family::Bert),
-            "xlm-roberta" | "roberta" => Ok(Family::XlmRoberta),
+            // CamemBERT's class is RoBERTa's under another name: the same tensors and the same pass.
+            "xlm-roberta" | "roberta" | "camembert" => Ok(Family::XlmRoberta),
             "qwen3" => Ok(Family::Qwen3),
             "mistral" => Ok(Family::Mistral),
             "modernbert" => Ok(Family::ModernBert),
             other => Err(unsupported(
                 "model type",
                 other,
-                "bert, xlm-roberta, roberta, modernbert, qwen3, mistral",
+                "bert, xlm-roberta, roberta, camembert, modernbert, qwen3, mistral",
             )),
         }
     }
@@ -136,19 +138,19 @@ impl Config {
             _ => self.activation("hidden_activation")?,
         };
         let positions = self.shape("max_position_embeddings")?;
-        let bases = [("global_rope_theta", 160_000.0), ("local_rope_theta", 10_000.0)];
-        let [base, window_base] = bases.map(|(field, default)| self.number(field, default));
-        let (base, window_base) = (base?, window_base?);
-        if self.field("rope_parameters") != &Value::Null || base < 1.0 || window_base < 1.0 {
-            let what =
-                "bases of rotary embeddings are read from \"global_rope_theta\" and \"local_rope_theta\", from 1";
-            return Err(self.invalid(what.to_string()));
-        }
+        let layers = self.shape("num_hidden_layers")?;
+        let every = match self.fields().full_attention_every(layers)? {
+            Some(every) => every,
+            None => self.shape_or("global_attn_every_n_layers", 3)?,
+        };
+        let old = [("global_rope_theta", 160_000.0), ("local_rope_theta", 10_000.0)];
+        let sliding = every > 1 && layers > 1;
+        let [base, window_base] = self.fields().of_both_kinds(old, sliding)?;
         Ok(Manifest {
             family: Family::ModernBert,
             dimensions: hidden,
             hidden,
-            layers: self.shape("num_hidden_layers")?,
+            layers,
             heads,
             key_heads: heads,
             head_width: hidden / heads,
@@ -162,8 +164,8 @@ impl Config {
             layer_norm_epsilon: self.number("norm_eps", self.number("layer_norm_eps", 1e-5)?)? as f32,
             rope_base: base,
             window_rope_base: Some(window_base),
-            window: Some(self.shape_or("local_attention", 128)? / 2),
-            full_attention_every: self.shape_or("global_attn_every_n_layers", 3)?,
+            window: Some(self.modern_window()?),
+            full_attention_every: every,
             attention_bias: false,
             pooling: Pooling::Mean,
             normalize: false,
@@ -172,6 +174,18 @@ impl Config {
             passage_prefix: String::new(),
             fingerprint: String::new(),
         })
+    }
+
+    /// Tokens that a token of ModernBERT sees on either side: half of the field, or all of the property that newer
+    /// files may have in its place.
+    fn modern_window(&self) -> Result<usize, ModelError> {
+        let half = self.shape_or("local_attention", 128)? / 2;
+        match (self.field("sliding_window"), self.field("local_attention")) {
+            (Value::Null, _) => Ok(half),
+            (_, Value::Null) => self.shape("sliding_window"),
+            _ if self.shape("sliding_window")? == half => Ok(half),
+            _ => Err(self.invalid("\"sliding_window\" is not half of \"local_attention\"".to_string())),
+        }
     }
 
     /// Qwen3 and Mistral. Fields that a file lacks have the defaults of the published configuration classes.
@@ -236,11 +250,12 @@ impl Config {
 
     /// Tokens that a token sees to its left, itself included, where they are limited.
     fn window(&self, family: Family) -> Result<Option<usize>, ModelError> {
-        let some_layers = self.field("layer_types").as_array().into_iter().flatten();
-        let sliding = some_layers
-            .filter_map(Value::as_str)
-            .any(|kind| kind != "full_attention");
-        if family == Family::Qwen3 && (sliding || self.flag("use_sliding_window") == Some(true)) {
+        let alike = "layers that are alike";
+        match (family, self.field("sliding_window")) {
+            (Family::Mistral, window) if !window.is_null() => self.fields().layers_are(SLIDING, alike)?,
+            _ => self.fields().layers_are(FULL, alike)?,
+        }
+        if family == Family::Qwen3 && self.flag("use_sliding_window") == Some(true) {
             return Err(unsupported(
                 "attention",
                 "use_sliding_window",
@@ -254,21 +269,20 @@ impl Config {
         }
     }
 
-    /// The base of the rotary embedding's angles, under its old name or its new one.
+    /// The base of the rotary embedding's angles, which no scaling stretches.
     fn rope_base(&self) -> Result<f64, ModelError> {
-        let parameters = self.field("rope_parameters");
-        for scaling in [self.field("rope_scaling"), parameters] {
-            let kind = scaling.get("rope_type").or(scaling.get("type")).and_then(Value::as_str);
-            if let Some(kind) = kind.filter(|kind| *kind != "default") {
-                return Err(unsupported("rotary embedding", kind, "default"));
-            }
+        let rotary = self.fields().of_all_layers()?;
+        match rotary.kind {
+            "default" => Ok(rotary.base),
+            other => Err(unsupported("rotary embedding", other, "default")),
         }
-        let base = match parameters.get("rope_theta") {
-            Some(base) => base.as_f64(),
-            None => Some(self.number("rope_theta", 10_000.0)?),
-        };
-        base.filter(|base| *base >= 1.0 && base.is_finite())
-            .ok_or_else(|| self.invalid("field \"rope_theta\" is not a number from 1".to_string()))
+    }
+
+    fn fields(&self) -> Fields<'_> {
+        Fields {
+            value: &self.value,
+            path: &self.path,
+        }
     }
 
     fn invalid(&self, what: String) -> ModelError {

@@ -2,6 +2,7 @@
 
 use super::ModelError;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -62,10 +63,19 @@ pub fn read_optional_json(path: &Path) -> Result<serde_json::Value, ModelError> 
 
 /// Hex SHA-256 over names (relative to `dir`), lengths and content of the files, in the given order.
 pub fn fingerprint(dir: &Path, paths: &[PathBuf]) -> Result<String, ModelError> {
+    hashed(paths, |path| path.strip_prefix(dir).unwrap_or(path).to_string_lossy())
+}
+
+/// [`fingerprint`] without the names: copies of the files under others are the same.
+pub fn fingerprint_of_content(paths: &[PathBuf]) -> Result<String, ModelError> {
+    hashed(paths, |_| Cow::Borrowed(""))
+}
+
+fn hashed<'a>(paths: &'a [PathBuf], name: impl Fn(&'a Path) -> Cow<'a, str>) -> Result<String, ModelError> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     for path in paths {
-        let name = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
+        let name = name(path);
         let mut file = File::open(path).map_err(|source| io(path, source))?;
         let length = file.metadata().map_err(|source| io(path, source))?.len();
         hash.update((name.len() as u64).to_le_bytes());
@@ -90,9 +100,11 @@ pub type State = (u64, u64, i64, i64);
 
 /// The state of each file: equal before and after a load, the content was not changed by it.
 pub fn states(paths: &[PathBuf]) -> Result<Vec<State>, ModelError> {
-    let state = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).map_err(|source| io(path, source))?;
-        Ok((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
-    };
+    let state = |path: &PathBuf| Ok(state(&std::fs::metadata(path).map_err(|source| io(path, source))?));
     paths.iter().map(state).collect()
+}
+
+/// The state of a file by what the system says of it.
+pub fn state(metadata: &std::fs::Metadata) -> State {
+    (metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }

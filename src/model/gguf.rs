@@ -6,12 +6,16 @@
 //!
 //! `open` checks everything that is not the tensors' content: counts and lengths against the file's, offsets against
 //! alignment and the file's end. What memory it asks for is bounded by the header's bytes, and those by a limit.
+//!
+//! A model may lie in several files (`parts`), whose headers are all checked before a tensor of any is read.
 
+mod parts;
 mod value;
 
 use super::ModelError;
-use super::files::io;
+use super::files::{State, io, state};
 pub use crate::compute::BlockKind;
+pub use parts::PartName;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -86,24 +90,41 @@ pub struct TensorInfo {
     pub kind: TensorKind,
     /// Lengths of the dimensions, the fastest last: `[rows, columns]` of a matrix.
     pub shape: Vec<usize>,
-    /// First byte in the file, and how many there are; both 0 where the type is unknown.
+    /// First byte in its file, and how many there are; both 0 where the type is unknown.
     start: u64,
     bytes: usize,
+    /// The number of the file among the model's.
+    part: usize,
 }
 
-/// An open GGUF file: its metadata, and where its tensors are.
-pub struct Gguf {
+/// An open file of a model.
+struct Part {
     path: PathBuf,
     file: File,
+    state: State,
+}
+
+/// What a file's header says.
+struct Header {
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-impl Gguf {
-    /// Opens a file and checks its header.
-    pub fn open(path: &Path) -> Result<Gguf, ModelError> {
+/// An open GGUF file, or the files of a model in parts: its metadata, and where its tensors are.
+pub struct Gguf {
+    /// In their order, one at least.
+    parts: Vec<Part>,
+    /// The first file's.
+    metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Part {
+    /// Opens one file and checks its header.
+    fn open(path: &Path) -> Result<(Part, Header), ModelError> {
         let file = File::open(path).map_err(|source| io(path, source))?;
-        let length = file.metadata().map_err(|source| io(path, source))?.len();
+        let found = file.metadata().map_err(|source| io(path, source))?;
+        let (length, state) = (found.len(), state(&found));
         let mut reader = Reader::new(path, &file, length);
         if reader.array::<4>()? != *b"GGUF" {
             return Err(reader.corrupt("it does not begin with \"GGUF\""));
@@ -169,19 +190,23 @@ impl Gguf {
                 }
             }
         }
-        Ok(Gguf {
-            path: path.to_path_buf(),
-            file,
-            metadata,
-            tensors,
-        })
+        let path = path.to_path_buf();
+        Ok((Part { path, file, state }, Header { metadata, tensors }))
     }
+}
 
+impl Gguf {
+    /// The first file, or the only one.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.parts.first().map_or(Path::new(""), |part| &part.path)
     }
 
-    /// A value of the metadata.
+    /// All files in their order, and their states when they were opened.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, State)> {
+        self.parts.iter().map(|part| (part.path.as_path(), part.state))
+    }
+
+    /// A value of the metadata; of a model in parts, the first file's.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }
@@ -207,9 +232,11 @@ impl Gguf {
                 supported: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K",
             });
         }
+        let part = self.parts.get(info.part);
+        let part = part.ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
         let mut bytes = vec![0u8; info.bytes];
-        let read = self.file.read_exact_at(&mut bytes, info.start);
-        read.map_err(|source| io(&self.path, source))?;
+        let read = part.file.read_exact_at(&mut bytes, info.start);
+        read.map_err(|source| io(&part.path, source))?;
         Ok(bytes)
     }
 }
@@ -265,6 +292,7 @@ fn tensor(reader: &mut Reader, alignment: u64) -> Result<(String, TensorInfo), M
         shape: sizes,
         start,
         bytes,
+        part: 0,
     };
     Ok((name, info))
 }

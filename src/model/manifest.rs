@@ -5,13 +5,12 @@
 //! a PEFT adapter (see `adapter.rs`).
 
 use super::config::Config;
-use super::files::{fingerprint, read_optional_json, required};
-use super::modules::{Modules, Prompts};
+use super::files::{fingerprint, required};
+use super::modules::{Modules, Options, Prompts};
 use super::weights::{self, Weights};
 use super::{ModelError, adapter, embedding_head, feedback, network, situated};
 use crate::compute::Activation;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The forward pass that the weights belong to.
@@ -126,11 +125,8 @@ impl Manifest {
         let modules = Modules::read(dir, manifest.pooling)?;
         let prompts = Prompts::read(dir)?;
         modules.check(&prompts)?;
-        let limits = read_optional_json(&dir.join("sentence_bert_config.json"))?;
-        if let Some(limit) = limits.get("max_seq_length").and_then(Value::as_u64) {
-            manifest.max_tokens = usize::try_from(limit)
-                .unwrap_or(usize::MAX)
-                .clamp(1, manifest.positions);
+        if let Some(limit) = Options::read(dir)?.max_tokens {
+            manifest.max_tokens = limit.clamp(1, manifest.positions);
         }
         manifest.pooling = modules.pooling;
         manifest.normalize = modules.normalize;
@@ -152,12 +148,10 @@ impl Manifest {
 pub fn content(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     adapter::beside_its_base(dir)?;
     let mut paths = vec![dir.join("config.json"), dir.join("tokenizer.json")];
-    let optional = [
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
-    ];
-    paths.extend(optional.iter().map(|name| dir.join(name)).filter(|path| path.is_file()));
+    let named = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
+    paths.extend(named("modules.json"));
+    paths.extend(Options::file(dir));
+    paths.extend(named("config_sentence_transformers.json"));
     // Only decoders read it (see `tokenizer.rs`).
     let tokenizer = dir.join("tokenizer_config.json");
     if Config::read(dir)?.family()?.is_decoder() && tokenizer.is_file() {

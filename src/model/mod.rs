@@ -16,6 +16,7 @@ pub mod feedback;
 mod files;
 pub mod fine_tune;
 pub mod gguf;
+pub mod line;
 pub mod llm;
 mod manifest;
 mod mlm;
@@ -23,6 +24,7 @@ mod modern_bert;
 mod modules;
 mod network;
 pub mod overlay;
+mod rotary;
 pub mod situated;
 pub mod stop;
 mod tokenizer;
@@ -85,9 +87,20 @@ pub enum ModelError {
     /// An operation of a training failed.
     #[error("tensors: {0}")]
     Tensor(String),
-    /// A chat template that does not parse, fails, or does not fit the messages.
+    /// A chat template that does not parse, asks for what is not there, or loses a message.
     #[error("chat template: {0}")]
     Template(String),
+    /// Messages that a chat template does not take, in its own words.
+    #[error("chat template: {0}")]
+    Turns(String),
+    /// A part of a model in several files, opened where the first belongs.
+    #[error("\"{}\" is part {part} of {count}; the first part is \"{}\"", path.display(), first.display())]
+    Part {
+        path: PathBuf,
+        part: u64,
+        count: u64,
+        first: PathBuf,
+    },
     /// A sequence that cannot be run: empty, too long, an id outside the vocabulary, a bad range.
     #[error("bad sequence {index}: {what}")]
     Sequence { index: usize, what: String },

@@ -2,13 +2,15 @@
 
 use super::cut::piece_end;
 use super::files::{io, read_bytes, read_optional_json};
+use super::modules::Options;
 use super::{Manifest, ModelError, stop};
 use crate::text::Span;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use tokenizers::{Model, ModelWrapper};
+use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
+use tokenizers::{Model, ModelWrapper, PreTokenizerWrapper};
 
 /// Bytes of a text that are given to the tokenizer at once, at least, and at most twice as many ([`cut`](super::cut)): some
 /// ten milliseconds of work.
@@ -37,7 +39,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads tokenizer.json. Truncation and padding in it are switched off. For a decoder whose tokenizer.json puts
-    /// nothing behind a text, the end token follows where tokenizer_config.json says `add_eos_token`.
+    /// nothing behind a text, the end token follows where tokenizer_config.json says `add_eos_token`. Texts are read in
+    /// lower case where sentence_bert_config.json says so; spans stay those of the text as it came.
     pub fn open(dir: &Path, manifest: &Manifest) -> Result<Tokenizer, ModelError> {
         let vocabulary = manifest.vocabulary;
         let path = dir.join("tokenizer.json");
@@ -49,6 +52,10 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
+        agrees(&dir.join("tokenizer_config.json"), &inner)?;
+        if Options::read(dir)?.lower_case {
+            lower_case(&mut inner);
+        }
         let added = inner.get_added_tokens_decoder();
         let special: HashSet<u32> = added
             .iter()
@@ -189,6 +196,57 @@ impl Tokenizer {
     pub fn around(&self) -> (&[u32], &[u32]) {
         (&self.before, &self.after)
     }
+}
+
+/// Puts lower case before all else that the tokenizer does with a text, as sentence-transformers does. The tokenizer
+/// keeps account itself of the bytes that each of its characters came from.
+fn lower_case(inner: &mut tokenizers::Tokenizer) {
+    let before = match inner.get_normalizer().cloned() {
+        None => Vec::new(),
+        Some(NormalizerWrapper::Sequence(steps)) => steps.into_iter().collect(),
+        Some(one) => vec![one],
+    };
+    if before
+        .iter()
+        .any(|step| matches!(step, NormalizerWrapper::Lowercase(_)))
+    {
+        return;
+    }
+    let steps = std::iter::once(Lowercase.into()).chain(before).collect();
+    inner.with_normalizer(Some(Sequence::new(steps)));
+}
+
+/// Fails where tokenizer_config.json says otherwise than tokenizer.json: the published class then changes the tokenizer,
+/// which is not done here.
+fn agrees(path: &Path, inner: &tokenizers::Tokenizer) -> Result<(), ModelError> {
+    let config = read_optional_json(path)?;
+    let class = config.get("tokenizer_class").and_then(|class| class.as_str());
+    let class = class.unwrap_or_default();
+    let of_tokenizer = match (inner.get_normalizer(), inner.get_pre_tokenizer()) {
+        (Some(NormalizerWrapper::BertNormalizer(normalizer)), _) if class.starts_with("BertTokenizer") => vec![
+            ("do_lower_case", Some(normalizer.lowercase)),
+            ("tokenize_chinese_chars", Some(normalizer.handle_chinese_chars)),
+            ("strip_accents", normalizer.strip_accents),
+        ],
+        (_, Some(PreTokenizerWrapper::ByteLevel(level))) if class.starts_with("RobertaTokenizer") => {
+            vec![("add_prefix_space", Some(level.add_prefix_space))]
+        }
+        _ => Vec::new(),
+    };
+    for (field, found) in of_tokenizer {
+        let Some(said) = config.get(field).filter(|said| said.is_boolean() || said.is_null()) else {
+            continue;
+        };
+        if said.as_bool() != found {
+            let found = found.map_or("null".to_string(), |found| found.to_string());
+            return Err(ModelError::Unsupported {
+                what: "tokenizer_config.json",
+                found: format!("{field} {said}, where tokenizer.json has {found}"),
+                supported: "files that agree",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The end token that tokenizer_config.json wants behind a text.

@@ -81,6 +81,10 @@ impl Describe for ModelError {
     fn hint(&self) -> Option<String> {
         Failure::from(self).hint
     }
+    fn raise(&self) -> ! {
+        let failure = Failure::from(self);
+        raise(failure.code(), failure.message, failure.detail, failure.hint)
+    }
 }
 
 impl Describe for BridgeError {

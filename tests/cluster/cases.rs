@@ -5,20 +5,21 @@
 //! rows with a verdict. One FAIL, or a check that printed no verdict (an error in its place), fails the test.
 
 use crate::support::{Cluster, fixtures, settings, shared};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The folder with the cases; none where it is not there.
 pub fn folder() -> Option<PathBuf> {
     fixtures::beside("cases")
 }
 
-/// The file of a case.
-fn file(folder: &Path, number: &str) -> PathBuf {
+/// The file of a case, by the ending of its name.
+pub fn file(folder: &Path, number: &str, ending: &str) -> PathBuf {
     let names = std::fs::read_dir(folder).expect("the folder of cases can be read");
     names
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| name.starts_with(&format!("{number}-")) && name.ends_with(".sql"))
+        .find(|name| name.starts_with(&format!("{number}-")) && name.ends_with(ending))
         .map(|name| folder.join(name))
         .unwrap_or_else(|| panic!("there is no case {number}"))
 }
@@ -29,9 +30,46 @@ fn cells(output: &str, word: &str) -> usize {
     cells.filter(|cell| cell.trim() == word).count()
 }
 
+/// Runs statements with psql, which must print a verdict for each check, and no FAIL.
+pub fn check(cluster: &Cluster, database: &str, case: &Path, statements: &str) {
+    // As whoever runs the tests: the server's user need not be able to read the checkout.
+    let mut psql = Command::new(settings().bin.join("psql"))
+        .args(["-X", "-U", "postgres", "-d", database, "-h"])
+        .arg(cluster.folder())
+        .args(["-f", "-"])
+        .env_remove("PGOPTIONS")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("psql starts");
+    let mut input = psql.stdin.take().expect("a pipe");
+    let output = std::thread::scope(|scope| {
+        // What psql prints may fill its pipes before it has read all.
+        scope.spawn(move || input.write_all(statements.as_bytes()));
+        psql.wait_with_output().expect("psql runs")
+    });
+    let printed = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // A check that fails with an error prints no verdict.
+    let (passed, failed, checks) = (
+        cells(&printed, "PASS"),
+        cells(&printed, "FAIL"),
+        statements.matches("AS verdict").count(),
+    );
+    assert!(
+        output.status.success() && failed == 0 && passed > 0 && passed >= checks,
+        "{}: {passed} of {checks} or more passed, {failed} failed:\n{printed}",
+        case.display()
+    );
+}
+
 fn run(number: &str, alone: bool) {
     let Some(folder) = folder() else { return };
-    let file = file(&folder, number);
+    let file = file(&folder, number, ".sql");
     let text = std::fs::read_to_string(&file).expect("the case can be read");
     let own;
     let cluster = match alone {
@@ -43,31 +81,7 @@ fn run(number: &str, alone: bool) {
     };
     let database = format!("case_{number}");
     drop(cluster.text_database(&database));
-    // As whoever runs the tests: the server's user need not be able to read the checkout.
-    let output = Command::new(settings().bin.join("psql"))
-        .args(["-X", "-U", "postgres", "-d", &database, "-h"])
-        .arg(cluster.folder())
-        .arg("-f")
-        .arg(&file)
-        .env_remove("PGOPTIONS")
-        .output()
-        .expect("psql runs");
-    let printed = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // A check that fails with an error prints no verdict.
-    let (passed, failed, checks) = (
-        cells(&printed, "PASS"),
-        cells(&printed, "FAIL"),
-        text.matches("AS verdict").count(),
-    );
-    assert!(
-        output.status.success() && failed == 0 && passed > 0 && passed >= checks,
-        "{}: {passed} of {checks} or more passed, {failed} failed:\n{printed}",
-        file.display()
-    );
+    check(cluster, &database, &file, &text);
 }
 
 macro_rules! cases {
@@ -93,5 +107,9 @@ cases! {
     case_10_rank_fusion: "10";
     case_11_model_in_use: "11";
     case_12_generated_column_or_trigger: "12", alone;
+    case_16_nested_code_fences: "16";
+    case_17_table_rows_cut: "17";
+    case_18_sentence_marks_of_other_scripts: "18";
     case_21_spans_in_bytes: "21";
+    case_22_base64_in_the_body: "22";
 }

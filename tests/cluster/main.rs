@@ -9,6 +9,7 @@ mod support;
 mod bad_input;
 mod bad_models;
 mod bridges;
+mod case_models;
 mod case_scripts;
 mod cases;
 mod clients;

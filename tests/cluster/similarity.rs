@@ -14,7 +14,13 @@ fn models(cluster: &Cluster) {
     let maker = Maker::new();
     let dir = maker.write();
     for name in ["bare", "dot", "listed", "euclidean"] {
-        for file in ["config.json", "tokenizer.json", "model.safetensors", "modules.json"] {
+        for file in [
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors",
+            "modules.json",
+            "1_Pooling/config.json",
+        ] {
             if (name, file) != ("bare", "modules.json") {
                 let bytes = std::fs::read(dir.path().join(file)).expect("a made file can be read");
                 cluster.write(&format!("models/similarity/{name}/{file}"), bytes);

@@ -3,21 +3,25 @@
 //! The template (Jinja) is run over sentinels of private-use characters in the place of the messages' contents. What it
 //! puts around them is cut at the literals of special tokens, which become those tokens; all the rest, contents above
 //! all, is tokenised as plain text. So a user's "<|im_end|>" stays ten characters.
+//!
+//! A system text for which the template has no turn goes in front of the first user turn, as people do it by hand.
 
 use super::super::ModelError;
 use super::super::files::read_optional_json;
 use super::super::gguf::Value;
+use super::super::line::one_line;
 use super::files::{Container, LlmFiles};
 use super::piece::Piece;
+use super::template::Template;
 use super::tokenizer::LlmTokenizer;
-use minijinja::{Environment, context};
+use minijinja::context;
 use std::sync::Arc;
 
 /// Around the number of a content: private-use characters, which are taken out of texts of the template itself.
 const OPEN: char = '\u{f8f0}';
 const CLOSE: char = '\u{f8f1}';
-/// Steps that a template may take.
-const FUEL: u64 = 1_000_000;
+/// Between a system text and the user's turn that it is put before.
+const BETWEEN: &str = "\n\n";
 
 /// A message of a conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +33,7 @@ pub struct Message {
 
 /// A model's chat template.
 pub struct Chat {
-    template: String,
+    template: Template,
     tokenizer: Arc<LlmTokenizer>,
     bos: String,
     eos: String,
@@ -47,18 +51,19 @@ impl Chat {
         let template = match files.container() {
             Container::Gguf(file) => match file.value("tokenizer.chat_template") {
                 Some(Value::Text(template)) => Some(template.clone()),
-                _ => None,
+                None => None,
+                Some(_) => return Err(ModelError::Template("it is not a text".to_owned())),
             },
             Container::Directory { dir, .. } => {
                 let own = dir.join("chat_template.jinja");
                 match own.is_file() {
                     true => {
-                        let bytes = super::super::files::read_bytes(&own)?;
-                        Some(String::from_utf8(bytes).map_err(|error| ModelError::Template(error.to_string()))?)
+                        let text = String::from_utf8(super::super::files::read_bytes(&own)?);
+                        Some(text.map_err(|_| ModelError::Template("it is not UTF-8".to_owned()))?)
                     }
                     false => {
                         let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
-                        config.get("chat_template").and_then(default_template)
+                        config.get("chat_template").map(default_template).transpose()?.flatten()
                     }
                 }
             }
@@ -66,7 +71,7 @@ impl Chat {
         let eos = name(files.config().end.first().copied());
         let bos = name(files.config().bos);
         Ok(template.map(|template| Chat {
-            template,
+            template: Template::new(&template),
             tokenizer,
             bos,
             eos,
@@ -74,12 +79,39 @@ impl Chat {
         }))
     }
 
-    /// The pieces of a prompt: all text as [`Piece::Tokens`], vectors as they came.
+    /// Fails where the template cannot answer even a plain turn of a user, and says why.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let turn = Message {
+            role: "user".to_owned(),
+            pieces: vec![Piece::Text("Hello".to_owned())],
+        };
+        match self.as_given(&[turn], true) {
+            Ok(_) => Ok(()),
+            Err(ModelError::Turns(what)) => Err(ModelError::Template(what)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The pieces of a prompt: all text as [`Piece::Tokens`], vectors as they came. Where the template refuses a system
+    /// turn or leaves its text out, the text goes in front of the first user turn.
     ///
     /// # Errors
-    /// [`ModelError::Template`] for a template that does not parse, fails, takes too long, or loses a message.
+    /// [`ModelError::Turns`] for messages that the template does not take, [`ModelError::Template`] for one that does not
+    /// parse, fails, takes too long, or loses a message.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>, ModelError> {
-        let failed = |error: minijinja::Error| ModelError::Template(format!("{error:#}"));
+        let first = self.as_given(messages, add_generation_prompt);
+        let (Err(ModelError::Turns(what) | ModelError::Template(what)), Some(turns)) =
+            (&first, without_system(messages))
+        else {
+            return first;
+        };
+        match self.as_given(&turns, add_generation_prompt) {
+            Err(ModelError::Turns(_) | ModelError::Template(_)) => Err(ModelError::Turns(what.clone())),
+            other => other,
+        }
+    }
+
+    fn as_given(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>, ModelError> {
         let named = |role: &str| role.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
         if let Some(message) = messages
             .iter()
@@ -87,36 +119,17 @@ impl Chat {
         {
             return Err(ModelError::Template(format!(
                 "\"{}\" is no name of a role",
-                message.role
+                one_line(&message.role, 40)
             )));
         }
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
-        let syntax = minijinja::syntax::SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        environment.set_syntax(syntax.map_err(failed)?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-            },
-        );
-        environment.add_template("chat", &self.template).map_err(failed)?;
         let given: Vec<_> = messages
             .iter()
             .enumerate()
             .map(|(number, message)| context! { role => message.role.as_str(), content => format!("{OPEN}{number}{CLOSE}") })
             .collect();
-        let template = environment.get_template("chat").map_err(failed)?;
-        let text = template
-            .render(context! {
-                messages => given, add_generation_prompt => add_generation_prompt, bos_token => self.bos.as_str(),
-                eos_token => self.eos.as_str(),
-            })
-            .map_err(failed)?;
+        let text = self
+            .template
+            .run(&given, add_generation_prompt, [&self.bos, &self.eos])?;
         self.assemble(&text, messages)
     }
 
@@ -153,19 +166,44 @@ impl Chat {
         parts.flush()?;
         // Some templates move or drop a system message that they have no place for.
         match seen.iter().position(|seen| !seen) {
-            Some(lost) => Err(ModelError::Template(format!("it leaves out message {lost}"))),
+            Some(lost) => {
+                let role = messages
+                    .get(lost)
+                    .map(|message| message.role.as_str())
+                    .unwrap_or_default();
+                Err(ModelError::Template(format!("it leaves out the {role} turn")))
+            }
             None => Ok(parts.pieces),
         }
     }
 }
 
-/// The template, or of several the one named `default`.
-fn default_template(given: &serde_json::Value) -> Option<String> {
+/// The turns with the text of a system turn at their head in front of the first user turn; `None` without both.
+fn without_system(messages: &[Message]) -> Option<Vec<Message>> {
+    let (system, rest) = messages.split_first().filter(|(first, _)| first.role == "system")?;
+    let mut turns = rest.to_vec();
+    let user = turns.iter_mut().find(|turn| turn.role == "user")?;
+    let mut pieces = system.pieces.clone();
+    pieces.push(Piece::Text(BETWEEN.to_owned()));
+    pieces.append(&mut user.pieces);
+    user.pieces = pieces;
+    Some(turns)
+}
+
+/// The template, or of several the one named `default`; `None` for null.
+fn default_template(given: &serde_json::Value) -> Result<Option<String>, ModelError> {
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
     let named = |one: &&serde_json::Value| one.get("name").and_then(|name| name.as_str()) == Some("default");
-    match given.as_array() {
-        Some(several) => several.iter().find(named).and_then(|one| text(one.get("template")?)),
-        None => text(given),
+    let bad = |what: &str| ModelError::Template(what.to_owned());
+    match given {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::Array(several) => {
+            let found = several.iter().find(named).and_then(|one| text(one.get("template")?));
+            found
+                .map(Some)
+                .ok_or_else(|| bad("of several, none is named \"default\""))
+        }
+        one => text(one).map(Some).ok_or_else(|| bad("it is not a text")),
     }
 }
 

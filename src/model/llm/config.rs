@@ -163,11 +163,7 @@ pub(super) fn gguf(file: &Gguf) -> Result<LlmConfig, ModelError> {
     if vocabulary as u64 > MAX_SHAPE {
         return Err(fields.invalid(format!("a vocabulary of {vocabulary} tokens")));
     }
-    let scaling = match fields.optional_text(&key("rope.scaling.type"))? {
-        None | Some("none") => None,
-        Some("linear") => fields.optional_float(&key("rope.scaling.factor"))?,
-        Some(other) => return Err(super::unsupported("rotary scaling", other, "none, linear, llama3")),
-    };
+    let scaling = fields.linear_factor(architecture)?;
     let rope_scaling = match (file.info("rope_freqs.weight"), scaling) {
         (Some(_), _) => Some(super::files::floats(file, "rope_freqs.weight")?),
         (None, Some(factor)) => Some(vec![factor as f32; head_width / 2]),
@@ -267,6 +263,35 @@ impl<'a> Fields<'a> {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
             Some(_) => Err(self.wrong(key, "a bool")),
+        }
+    }
+
+    /// What rotary frequencies are divided by, where they are. Layers that differ in theirs are refused.
+    fn linear_factor(&self, architecture: &str) -> Result<Option<f64>, ModelError> {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let supported = "none, linear, llama3";
+        for name in ["rope.freq_base_swa", "attention.sliding_window_pattern"] {
+            if self.file.value(&key(name)).is_some() {
+                return Err(super::unsupported("attention", name, "layers that are alike"));
+            }
+        }
+        let scale = self.optional_float(&key("rope.scaling.attn_factor"))?;
+        if let Some(scale) = scale.filter(|scale| *scale != 1.0) {
+            let found = format!("rope.scaling.attn_factor {scale}");
+            return Err(super::unsupported("rotary scaling", &found, supported));
+        }
+        // The factor had another name once.
+        let factor = match self.optional_float(&key("rope.scaling.factor"))? {
+            None => self.optional_float(&key("rope.scale_linear"))?,
+            factor => factor,
+        };
+        match self.optional_text(&key("rope.scaling.type"))? {
+            Some("none") => Ok(None),
+            // llama.cpp reads a factor without a type so.
+            None => Ok(factor),
+            Some("linear") if factor.is_some() => Ok(factor),
+            Some("linear") => Err(self.wrong(&key("rope.scaling.factor"), "a float")),
+            Some(other) => Err(super::unsupported("rotary scaling", other, supported)),
         }
     }
 

@@ -2,10 +2,14 @@
 
 use super::super::ModelError;
 use super::super::files::{read_json, read_optional_json, required};
+use super::super::rotary::{FULL, Fields, Rotary, SLIDING};
 use super::super::weights::Weights;
 use super::config::{LlmConfig, LlmFamily, MAX_SHAPE};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+
+/// What `layer_types` may say.
+const ALIKE: &str = "layers that are alike";
 
 /// Reads the configuration of a directory. Fields that a file lacks have the defaults of the published classes.
 pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelError> {
@@ -52,13 +56,15 @@ pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelEr
         _ => json.shape("head_dim")?,
     };
     let positions = json.shape("max_position_embeddings")?;
-    let parameters = json.field("rope_parameters");
-    let base = match parameters.get("rope_theta") {
-        Some(base) => base
-            .as_f64()
-            .ok_or_else(|| json.invalid("rope_theta is not a number".to_string()))?,
-        None => json.number("rope_theta", 10_000.0)?,
+    let fields = Fields {
+        value: &json.value,
+        path: &json.path,
     };
+    let rotary = fields.of_all_layers()?;
+    match (family, json.field("sliding_window")) {
+        (LlmFamily::Mistral, window) if !window.is_null() => fields.layers_are(SLIDING, ALIKE)?,
+        _ => fields.layers_are(FULL, ALIKE)?,
+    }
     let generation = read_optional_json(&dir.join("generation_config.json"))?;
     let mut end = Vec::new();
     for value in [
@@ -95,8 +101,8 @@ pub(super) fn config(dir: &Path, weights: &Weights) -> Result<LlmConfig, ModelEr
         key_heads,
         head_width,
         intermediate: json.shape("intermediate_size")?,
-        rope_base: base as f32,
-        rope_scaling: json.rope_scaling(head_width, base)?,
+        rope_base: rotary.base as f32,
+        rope_scaling: json.rope_scaling(head_width, &rotary)?,
         norm_epsilon: json.number("rms_norm_eps", 1e-6)? as f32,
         tied: !untied || json.flag("tie_word_embeddings") == Some(true),
         qkv_bias: weights.contains("model.layers.0.self_attn.q_proj.bias"),
@@ -180,20 +186,16 @@ impl Json {
 
     /// Divisors of the rotary frequencies. "llama3" divides low frequencies by its factor, leaves high ones as they
     /// are, and goes from one to the other in between (the published modelling code of Llama 3.1).
-    fn rope_scaling(&self, head_width: usize, base: f64) -> Result<Option<Vec<f32>>, ModelError> {
-        let scaling = match self.field("rope_scaling") {
-            Value::Null => self.field("rope_parameters"),
-            scaling => scaling,
-        };
-        let kind = scaling.get("rope_type").or(scaling.get("type")).and_then(Value::as_str);
+    fn rope_scaling(&self, head_width: usize, rotary: &Rotary<'_>) -> Result<Option<Vec<f32>>, ModelError> {
+        let (base, scaling) = (rotary.base, rotary.scaling);
         let number = |name: &str| {
             let number = scaling.get(name).and_then(Value::as_f64).filter(|number| *number > 0.0);
             number.ok_or_else(|| self.invalid(format!("rope_scaling lacks \"{name}\"")))
         };
-        match kind {
-            None | Some("default") => Ok(None),
-            Some("linear") => Ok(Some(vec![number("factor")? as f32; head_width / 2])),
-            Some("llama3") => {
+        match rotary.kind {
+            "default" => Ok(None),
+            "linear" => Ok(Some(vec![number("factor")? as f32; head_width / 2])),
+            "llama3" => {
                 let factor = number("factor")?;
                 let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
                 let original = number("original_max_position_embeddings")?;
@@ -210,7 +212,7 @@ impl Json {
                 };
                 Ok(Some((0..head_width / 2).map(|pair| divisor(pair) as f32).collect()))
             }
-            Some(other) => Err(super::unsupported("rotary scaling", other, "default, linear, llama3")),
+            other => Err(super::unsupported("rotary scaling", other, "default, linear, llama3")),
         }
     }
 }

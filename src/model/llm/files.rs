@@ -5,8 +5,8 @@
 //! head holds one number of every pair.
 
 use super::super::ModelError;
-use super::super::files::{State, fingerprint, states};
-use super::super::gguf::{Gguf, TensorKind};
+use super::super::files::{State, fingerprint, fingerprint_of_content, states};
+use super::super::gguf::{Gguf, PartName, TensorKind};
 use super::super::weights::{self, Weights};
 use super::config::{self, LlmConfig};
 use super::directory;
@@ -61,7 +61,7 @@ pub struct LlmFiles {
 }
 
 impl LlmFiles {
-    /// Opens a `.gguf` file, a directory with one, or a directory with config.json, tokenizer.json and safetensors.
+    /// Opens a `.gguf` file (of a model in parts the first), a directory with one or with the parts of one, or a directory with config.json, tokenizer.json and safetensors.
     /// Reads all files once for the fingerprint.
     pub fn open(path: &Path) -> Result<LlmFiles, ModelError> {
         if path.is_dir() {
@@ -73,28 +73,34 @@ impl LlmFiles {
                     found.push(entry);
                 }
             }
-            return match found.as_slice() {
-                [] => LlmFiles::open_directory(path),
-                [one] => LlmFiles::open_gguf(one),
-                _ => Err(ModelError::Invalid {
+            found.sort();
+            let first = match found.as_slice() {
+                [] => return LlmFiles::open_directory(path),
+                [one] => Some(one.clone()),
+                several => PartName::first_of(several),
+            };
+            let files = first.map(|first| LlmFiles::open_gguf(&first)).transpose()?;
+            // What only has the names of parts is no model's whole.
+            return files
+                .filter(|files| files.paths.len() >= found.len())
+                .ok_or_else(|| ModelError::Invalid {
                     path: path.to_path_buf(),
                     what: format!("it holds {} GGUF files: name one of them", found.len()),
-                }),
-            };
+                });
         }
         LlmFiles::open_gguf(path)
     }
 
     fn open_gguf(path: &Path) -> Result<LlmFiles, ModelError> {
-        let paths = vec![path.to_path_buf()];
-        let states = states(&paths)?;
         let file = Gguf::open(path)?;
         let config = config::gguf(&file)?;
+        let (paths, states): (Vec<PathBuf>, Vec<State>) =
+            file.files().map(|(path, state)| (path.to_path_buf(), state)).unzip();
         Ok(LlmFiles {
             container: Container::Gguf(file),
             config,
-            // The name of the file is left out: a copy under another name is the same model.
-            fingerprint: fingerprint(path, &paths)?,
+            // The names of the files are left out: copies under others are the same model.
+            fingerprint: fingerprint_of_content(&paths)?,
             paths,
             states,
         })

@@ -258,10 +258,13 @@ pub struct Description {
     pub fingerprint: String,
 }
 
-/// Reads what the files at `path` say, and checks that its tokenizer can be read.
+/// Reads what the files at `path` say, and checks that its tokenizer can be read and that its chat template answers a user.
 pub fn describe(path: &Path) -> Result<Description, ModelError> {
     let files = LlmFiles::open(path)?;
-    LlmTokenizer::open(&files)?;
+    let tokenizer = Arc::new(LlmTokenizer::open(&files)?);
+    if let Some(chat) = Chat::open(&files, tokenizer)? {
+        chat.check()?;
+    }
     Ok(Description {
         config: files.config().clone(),
         fingerprint: files.fingerprint().to_owned(),

@@ -15,6 +15,7 @@ mod matrix;
 pub mod network;
 pub mod piece;
 pub mod sample;
+mod template;
 pub mod tokenizer;
 
 pub use batcher::{Batcher, Event, Finish, Request};

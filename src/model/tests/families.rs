@@ -63,6 +63,7 @@ fn maker(config: Value, tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>, token
         tensors,
         pooling: None,
         normalize: false,
+        listed: true,
         prompts: None,
         dtype: Dtype::F32,
         tokenizer,
@@ -226,7 +227,7 @@ fn decoder_tensors(sizes: Sizes, vocabulary: usize, head_norms: bool) -> BTreeMa
 }
 
 /// Characters that stand for the 256 bytes in byte-level vocabularies.
-fn byte_characters() -> Vec<char> {
+pub fn byte_characters() -> Vec<char> {
     let plain = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut beyond = 256..;
     let mut character = |byte: u32| if plain(byte) { byte } else { beyond.next().unwrap() };

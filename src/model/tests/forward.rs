@@ -246,6 +246,7 @@ fn modern_bert_equals_candle() {
     );
     for (field, value) in [
         ("norm_bias", json!(true)),
+        // It names no base, and the defaults would be silent.
         ("rope_parameters", json!({})),
         ("hidden_activation", json!("x")),
     ] {

@@ -19,6 +19,8 @@ pub struct Maker {
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     pub pooling: Option<Value>,
     pub normalize: bool,
+    /// Whether modules.json is there and names a pooling, by the mean where no other is given.
+    pub listed: bool,
     pub prompts: Option<Value>,
     pub dtype: Dtype,
     pub tokenizer: Value,
@@ -93,6 +95,7 @@ impl Maker {
             tensors,
             pooling: None,
             normalize: false,
+            listed: true,
             prompts: None,
             dtype: Dtype::F32,
             tokenizer: word_pieces(),
@@ -106,16 +109,18 @@ impl Maker {
         let put = |name: &str, value: &Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
         put("config.json", &self.config);
         put("tokenizer.json", &self.tokenizer);
-        let mut modules = vec![json!({"type": "sentence_transformers.models.Transformer", "path": ""})];
-        if let Some(pooling) = &self.pooling {
-            modules.push(json!({"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}));
+        if self.listed {
+            let module =
+                |kind: &str, path: &str| json!({"type": format!("sentence_transformers.models.{kind}"), "path": path});
+            let mut modules = vec![module("Transformer", ""), module("Pooling", "1_Pooling")];
+            if self.normalize {
+                modules.push(module("Normalize", "2_Normalize"));
+            }
+            put("modules.json", &Value::Array(modules));
+            let mean = json!({"pooling_mode_mean_tokens": true});
             std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
-            put("1_Pooling/config.json", pooling);
+            put("1_Pooling/config.json", self.pooling.as_ref().unwrap_or(&mean));
         }
-        if self.normalize {
-            modules.push(json!({"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}));
-        }
-        put("modules.json", &Value::Array(modules));
         if let Some(prompts) = &self.prompts {
             put("config_sentence_transformers.json", &json!({ "prompts": prompts }));
         }

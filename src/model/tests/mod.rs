@@ -10,6 +10,7 @@ mod long;
 mod made_up;
 pub(crate) mod maker;
 mod mlm;
+mod newer_files;
 mod reference;
 mod similarity;
 mod text_feedback;

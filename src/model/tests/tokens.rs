@@ -76,7 +76,7 @@ fn manifests_say_what_the_files_say() {
     let found = read(&newer);
     assert_eq!((found.rope_base, found.pooling), (5e5, Pooling::Last));
     // Without any file of sentence-transformers a decoder reads its last token.
-    newer.pooling = None;
+    newer.listed = false;
     assert_eq!(read(&newer).pooling, Pooling::Last);
     newer.prompts = Some(json!({"task": "do: "}));
     assert_eq!(read(&newer).query_prefix, "");
@@ -256,8 +256,8 @@ fn configurations_that_are_not_supported_are_named() {
             "use_sliding_window",
         ),
         (
-            |config| config["layer_types"] = json!(["sliding_attention"]),
-            "use_sliding_window",
+            |config| config["layer_types"] = json!(["full_attention", "full_attention", "sliding_attention"]),
+            "sliding_attention",
         ),
         (
             |config| config["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0}),

@@ -3,6 +3,7 @@
 use crate::bridge::BridgeError;
 use crate::compute::ComputeError;
 use crate::model::ModelError;
+use crate::model::line::one_line;
 use serde::{Deserialize, Serialize};
 
 /// What sort of error it is; the wall maps each to a SQLSTATE.
@@ -62,6 +63,12 @@ impl Failure {
 const MODEL_HINT: &str = "A model directory holds config.json, tokenizer.json and *.safetensors, as published on \
                           Hugging Face. Copy it again, complete.";
 
+const TEMPLATE_HINT: &str = "The template comes with the model, in chat_template.jinja, tokenizer_config.json or the GGUF \
+                             file: take one without what the message names.";
+
+/// Characters of a message about a model: a path of 4096 bytes has room in it.
+const MOST: usize = 5000;
+
 impl From<&ModelError> for Failure {
     fn from(error: &ModelError) -> Failure {
         use ModelError as E;
@@ -81,7 +88,16 @@ impl From<&ModelError> for Failure {
                 Kind::Unsupported,
                 Some("Take a model of a supported family, in safetensors of F32, F16 or BF16."),
             ),
-            E::Tokenizer(_) | E::Template(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Tokenizer(_) => (Kind::BadModel, Some(MODEL_HINT)),
+            E::Template(_) => (Kind::Unsupported, Some(TEMPLATE_HINT)),
+            E::Turns(_) => (
+                Kind::Argument,
+                Some("Leave system out; chat => false sends the prompt as it is, without the template."),
+            ),
+            E::Part { .. } => (
+                Kind::Argument,
+                Some("Name the first part, or a directory that holds all of them and nothing else."),
+            ),
             E::Changed(_) => (Kind::Changed, Some("Try again when the directory is complete.")),
             E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
             E::Compute(ComputeError::DeviceMemory { .. }) => (
@@ -93,7 +109,8 @@ impl From<&ModelError> for Failure {
         };
         Failure {
             kind,
-            message: error.to_string(),
+            // Files and libraries have a say in it, and may say much.
+            message: one_line(&error.to_string(), MOST),
             detail: None,
             hint: hint.map(str::to_owned),
         }
@@ -124,5 +141,30 @@ mod tests {
         assert_eq!(kind(ComputeError::Memory { bytes: 1 }), Kind::Memory);
         // A call that was refused says nothing about the card.
         assert_eq!(kind(ComputeError::Device("refused".to_owned())), Kind::Internal);
+    }
+
+    #[test]
+    fn what_files_say_is_told_in_one_line_with_whose_fault_it_is() {
+        let template = Failure::from(&ModelError::Template("unknown\nfunction".to_owned()));
+        assert_eq!(template.kind, Kind::Unsupported);
+        assert_eq!(template.message, "chat template: unknown function");
+        assert_eq!(
+            Failure::from(&ModelError::Turns("no system".to_owned())).kind,
+            Kind::Argument
+        );
+        let part = ModelError::Part {
+            path: "b".into(),
+            part: 2,
+            count: 2,
+            first: "a".into(),
+        };
+        assert_eq!(Failure::from(&part).kind, Kind::Argument);
+        let long = ModelError::Unsupported {
+            what: "model type",
+            found: "x\n".repeat(100_000),
+            supported: "bert",
+        };
+        let said = Failure::from(&long).message;
+        assert!(!said.contains('\n') && said.len() <= MOST);
     }
 }

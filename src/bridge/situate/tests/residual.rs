@@ -187,7 +187,14 @@ fn two(maker: &Maker, second: &Maker, template: serde_json::Value) -> Result<Enc
     let inner = second.write();
     let folder = dir.path().join("situated");
     std::fs::create_dir(&folder).unwrap();
-    for name in ["config.json", "tokenizer.json", "model.safetensors", "modules.json"] {
+    std::fs::create_dir(folder.join("1_Pooling")).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "modules.json",
+        "1_Pooling/config.json",
+    ] {
         std::fs::copy(inner.path().join(name), folder.join(name)).unwrap();
     }
     std::fs::write(dir.path().join("situated.json"), template.to_string()).unwrap();

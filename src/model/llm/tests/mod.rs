@@ -1,10 +1,14 @@
 //! The runtime over the real small model, and over made ones.
 
+mod gguf_maker;
 mod gradient;
 mod hooks;
 mod llama_tokens;
 mod made;
+mod parts;
 mod real;
+mod rotary;
+mod templates;
 
 use super::{Batcher, Event, Finish, Llm, Prompt, Request};
 use std::sync::Arc;

@@ -54,7 +54,7 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         agrees(&dir.join("tokenizer_config.json"), &inner)?;
         if Options::read(dir)?.lower_case {
-            lower_case(&mut inner);
+            lower_case(&mut inner)?;
         }
         let added = inner.get_added_tokens_decoder();
         let special: HashSet<u32> = added
@@ -200,7 +200,7 @@ impl Tokenizer {
 
 /// Puts lower case before all else that the tokenizer does with a text, as sentence-transformers does. The tokenizer
 /// keeps account itself of the bytes that each of its characters came from.
-fn lower_case(inner: &mut tokenizers::Tokenizer) {
+fn lower_case(inner: &mut tokenizers::Tokenizer) -> Result<(), ModelError> {
     let before = match inner.get_normalizer().cloned() {
         None => Vec::new(),
         Some(NormalizerWrapper::Sequence(steps)) => steps.into_iter().collect(),
@@ -210,10 +210,11 @@ fn lower_case(inner: &mut tokenizers::Tokenizer) {
         .iter()
         .any(|step| matches!(step, NormalizerWrapper::Lowercase(_)))
     {
-        return;
+        return Ok(());
     }
     let steps = std::iter::once(Lowercase.into()).chain(before).collect();
-    inner.with_normalizer(Some(Sequence::new(steps)));
+    inner.with_normalizer(Some(Sequence::new(steps))).map_err(failed)?;
+    Ok(())
 }
 
 /// Fails where tokenizer_config.json says otherwise than tokenizer.json: the published class then changes the tokenizer,

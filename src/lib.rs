@@ -3,6 +3,12 @@
 //! The rooms and the walls between them are described in `docs/ARCHITECTURE.md`. Only `pg` knows that there is
 //! a server around; everything else builds and is tested without one (`--no-default-features`).
 
+// What a user, a file or a page can influence never panics, and every unsafe block says why it holds.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::undocumented_unsafe_blocks)
+)]
+
 pub mod bridge;
 pub mod compute;
 pub mod eval;

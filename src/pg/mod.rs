@@ -17,6 +17,7 @@ pub mod vector;
 pub mod version;
 
 #[cfg(feature = "pg_test")]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 #[path = "../../pgrx-tests/mod.rs"]
 mod in_server;
 

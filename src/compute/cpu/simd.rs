@@ -105,9 +105,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self::V {
-        // SAFETY: the caller promises `lanes` readable numbers.
         each(|lane| {
             if lane < lanes {
+                // SAFETY: the caller promises `lanes` readable numbers.
                 unsafe { from.add(lane).read() }
             } else {
                 0.0

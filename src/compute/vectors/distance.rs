@@ -135,7 +135,7 @@ mod x86 {
         let n = query.len();
         let mut main = [_mm512_setzero_ps(); 2];
         let mut norm = [_mm512_setzero_ps(); 2];
-        // SAFETY (loads below): i + 16 <= n, and the masked tail reads only components below n.
+        // SAFETY: i + 16 <= n, and the masked tail reads only components below n.
         let load = |i: usize| unsafe {
             let at = stored.as_ptr().add(i * C::KIND.bytes());
             match C::KIND {

@@ -96,10 +96,11 @@ fn make_room(model: &ModelRef) {
         let Some(rest) = name.strip_prefix(PREFIX) else {
             continue;
         };
+        // SAFETY: looks into the server's process table.
+        let is_gone = |pid: i32| pid != own_pid() && unsafe { pg_sys::BackendPidGetProc(pid) }.is_null();
         match rest.split_once('.') {
-            // SAFETY: looks into the server's process table.
             Some((_, pid)) => match pid.split('.').next().and_then(|pid| pid.parse().ok()) {
-                Some(pid) if pid != own_pid() && unsafe { pg_sys::BackendPidGetProc(pid) }.is_null() => {
+                Some(pid) if is_gone(pid) => {
                     let _ = std::fs::remove_dir_all(entry.path());
                 }
                 _ => {}

@@ -185,7 +185,7 @@ impl Model {
         let weights = DecoderWeights {
             words: Random(1).numbers(self.vocabulary * self.hidden),
             norm: vec![1.0; self.hidden],
-            rotations: rotations(1e6, head_size, self.positions),
+            rotations: rotations(1e6, head_size, self.positions).expect("memory"),
         };
         let layers = (0..self.layers).map(|number| {
             let random = &mut Random(100 + number as u64);

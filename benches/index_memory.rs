@@ -49,7 +49,7 @@ fn clustered(n: usize, d: usize, groups: usize, noise: f32, normal: &mut Normal,
 /// Exact distances of the k-th nearest (squared euclidean), row-major queries against row-major rows.
 fn kth(rows: &[f32], queries: &[f32], d: usize) -> Vec<f32> {
     let count = queries.len() / d;
-    let panels = Panels::new(queries, d);
+    let panels = Panels::new(queries, d).expect("memory");
     let mut best = vec![vec![f32::INFINITY; K]; count];
     let mut scores = Vec::new();
     for part in rows.chunks(2048 * d) {

@@ -2,6 +2,7 @@
 //! `dimensions`. This file owns that frame; what tensors a kind has is said where the kind is.
 
 use super::BridgeError;
+use crate::compute::memory::{collected, room_for, with_room};
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
@@ -86,7 +87,7 @@ impl Tensors {
                 return Err(corrupt(format!("tensor \"{name}\" is not of type F32")));
             }
             let (fours, _) = view.data().as_chunks::<4>();
-            let numbers: Vec<f32> = fours.iter().map(|four| f32::from_le_bytes(*four)).collect();
+            let numbers: Vec<f32> = collected(fours.iter().map(|four| f32::from_le_bytes(*four)))?;
             if !numbers.iter().all(|number| number.is_finite()) {
                 return Err(corrupt(format!("tensor \"{name}\" holds NaN or infinity")));
             }
@@ -131,10 +132,12 @@ pub fn write(
     let mut metadata = more;
     metadata.insert("kind".to_owned(), json!(kind));
     metadata.insert("dimensions".to_owned(), json!(dimensions));
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, _, numbers)| numbers.iter().flat_map(|number| number.to_le_bytes()).collect())
-        .collect();
+    let mut bytes = Vec::with_capacity(tensors.len());
+    for (_, _, numbers) in tensors {
+        bytes.push(little_endian(numbers)?);
+    }
+    // What the file's writer puts together.
+    room_for(bytes.iter().map(Vec::len).sum())?;
     let mut views = Vec::with_capacity(tensors.len());
     for ((name, shape, _), bytes) in tensors.iter().zip(&bytes) {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|error| corrupt(error.to_string()))?;
@@ -144,6 +147,15 @@ pub fn write(
     safetensors::serialize(views, Some(entry)).map_err(|error| corrupt(error.to_string()))
 }
 
+/// Numbers as their bytes.
+pub fn little_endian(numbers: &[f32]) -> Result<Vec<u8>, BridgeError> {
+    let mut bytes = with_room(numbers.len() * size_of::<f32>())?;
+    numbers
+        .iter()
+        .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+    Ok(bytes)
+}
+
 /// The same file with more entries in its metadata's JSON object.
 ///
 /// # Errors
@@ -151,6 +163,7 @@ pub fn write(
 pub fn stamp(bytes: &[u8], more: Map<String, Value>) -> Result<Vec<u8>, BridgeError> {
     let mut metadata = describe(bytes)?.metadata;
     metadata.extend(more);
+    room_for(bytes.len())?;
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| corrupt(error.to_string()))?;
     let entry = HashMap::from([(METADATA.to_owned(), Value::Object(metadata).to_string())]);
     safetensors::serialize(tensors.tensors(), Some(entry)).map_err(|error| corrupt(error.to_string()))

@@ -7,6 +7,7 @@
 
 use super::BridgeError;
 use super::eigen::{self, Ask};
+use crate::compute::memory::zeros;
 use crate::compute::rowwise::pooling::normalize;
 
 /// Passages that the covariance is taken of, spread evenly.
@@ -44,7 +45,7 @@ impl Spread {
                 .zip(row)
                 .for_each(|(sum, x)| *sum += f64::from(*x) / used);
         }
-        let mut covariance = vec![0.0f64; dimensions * dimensions];
+        let mut covariance = zeros::<f64>(dimensions * dimensions)?;
         let mut centred = vec![0.0f64; dimensions];
         for (number, row) in rows().enumerate() {
             if number.is_multiple_of(ASKED) {
@@ -105,7 +106,7 @@ impl Spread {
             .map(|value| (value.max(0.0) + ridge.max(1e-6) * mean).powf(-power))
             .collect();
         let most = factors.iter().copied().fold(0.0, f64::max);
-        let mut metric = vec![0.0f32; n * n];
+        let mut metric = zeros::<f32>(n * n)?;
         let mut scaled = vec![0.0f64; n];
         for i in 0..n {
             ask()?;

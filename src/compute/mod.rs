@@ -19,6 +19,7 @@ pub use cpu::buffer::Buffer;
 pub(crate) use cpu::buffer::Shared;
 #[cfg(test)]
 pub use cpu::buffer::count;
+pub use cpu::memory;
 pub use cpu::pool::Pool;
 pub use error::ComputeError;
 pub use matmul::linear::{Linear, Precision};

@@ -8,7 +8,7 @@ use super::calibrate::{QUERIES, Sample, Truth};
 use super::code::Centroid;
 use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
-use super::memory_limit::{filled, reserve};
+use super::memory_limit::{collected, filled, full, reserve};
 use super::meta::{Meta, check_options};
 use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at};
 use super::spool::{Records, SpoolFactory};
@@ -16,6 +16,7 @@ use super::store::PageStore;
 use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
 use super::vector::{prepare, put_record};
 use super::write::Writer;
+use crate::compute::memory::room_for;
 use crate::compute::vectors::nearest_centroid::Panels;
 use crate::compute::vectors::rotation::Rotation;
 use crate::random::splitmix64;
@@ -218,20 +219,19 @@ impl<S: PageStore> Build<S> {
             // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
             origin.fill(0.0);
         }
-        let stored: Vec<Centroid> = centroids
-            .chunks_exact(d)
-            .map(|centroid| {
-                rotation.apply(centroid, &mut rotated);
-                rotated.iter_mut().zip(&origin).for_each(|(x, o)| *x -= o);
-                Centroid::new(&rotated)
-            })
-            .collect();
+        // Each of them holds its components once in bytes and once decoded.
+        room_for(lists * d * 5).map_err(full)?;
+        let stored: Vec<Centroid> = collected(centroids.chunks_exact(d).map(|centroid| {
+            rotation.apply(centroid, &mut rotated);
+            rotated.iter_mut().zip(&origin).for_each(|(x, o)| *x -= o);
+            Centroid::new(&rotated)
+        }))?;
         let queries = if lists > 1 {
             std::mem::take(&mut self.queries)
         } else {
             Vec::new()
         };
-        let mut truth = Truth::new(queries, d, self.options.metric);
+        let mut truth = Truth::new(queries, d, self.options.metric)?;
         let (owners, counts) = self.assign(&centroids, &mut truth)?;
         let mut meta = Meta {
             options: self.options,
@@ -291,8 +291,8 @@ impl<S: PageStore> Build<S> {
     fn assign(&mut self, centroids: &[f32], truth: &mut Truth) -> Result<(Records, Vec<Counts>), IndexError> {
         let d = self.layout.dimensions;
         let n = self.entries.len();
-        let panels = Panels::new(centroids, d);
-        let mut counts = vec![Counts::default(); panels.len()];
+        let panels = Panels::new(centroids, d).map_err(full)?;
+        let mut counts = filled(Counts::default(), panels.len())?;
         let mut owners = Records::new(4, self.memory / 8);
         let size = RECORD_HEADER + 4 * d;
         let batch = (self.memory / 32 / size).clamp(16, 4096);
@@ -317,7 +317,7 @@ impl<S: PageStore> Build<S> {
             assign(&panels, &rows, d, self.threads, &mut owner, &mut || {
                 store.check_cancel()
             })?;
-            truth.show(&rows, d, &owner, done);
+            truth.show(&rows, d, &owner, done)?;
             for ((list, _), record) in owner.iter().zip(bytes.chunks_exact(size)) {
                 counts[*list as usize].add(u32_at(record, 16));
                 owners.push(&list.to_le_bytes(), &mut self.spools)?;

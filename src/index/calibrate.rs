@@ -6,6 +6,7 @@
 use super::IndexError;
 use super::code::Prepared;
 use super::lists::{RankedList, rank};
+use super::memory_limit::{collected, filled, full, reserve, with_room};
 use super::meta::Meta;
 use super::page::{Layout, Reader};
 use super::scan::Scan;
@@ -52,29 +53,32 @@ pub struct Truth {
 
 impl Truth {
     /// `queries` hold prepared vectors (directions under cosine).
-    pub fn new(queries: Vec<Sample>, dimensions: usize, metric: Metric) -> Truth {
-        let rows: Vec<f32> = queries.iter().flat_map(|q| q.vector.iter().copied()).collect();
+    pub fn new(queries: Vec<Sample>, dimensions: usize, metric: Metric) -> Result<Truth, IndexError> {
+        let mut rows: Vec<f32> = with_room(queries.len() * dimensions)?;
+        queries.iter().for_each(|q| rows.extend_from_slice(&q.vector));
         let half_norms = queries
             .iter()
             .map(|q| 0.5 * q.vector.iter().map(|x| x * x).sum::<f32>())
             .collect();
         let nearest = vec![Vec::with_capacity(K + 1); queries.len()];
-        Truth {
+        Ok(Truth {
             metric,
-            panels: Panels::new(&rows, dimensions),
+            panels: Panels::new(&rows, dimensions).map_err(full)?,
             queries,
             half_norms,
             nearest,
             scores: Vec::new(),
-        }
+        })
     }
 
     /// Shows it prepared rows, their lists, and the number of the first in the build's order.
-    pub fn show(&mut self, rows: &[f32], d: usize, lists: &[(u32, f32)], first: u64) {
+    pub fn show(&mut self, rows: &[f32], d: usize, lists: &[(u32, f32)], first: u64) -> Result<(), IndexError> {
         let count = self.queries.len();
         if count == 0 {
-            return;
+            return Ok(());
         }
+        let more = (lists.len() * count).saturating_sub(self.scores.len());
+        reserve(&mut self.scores, more)?;
         self.scores.resize(lists.len() * count, 0.0);
         self.panels.scores(rows, &mut self.scores);
         for (i, (row, &(list, _))) in rows.chunks_exact(d).zip(lists).enumerate() {
@@ -96,6 +100,7 @@ impl Truth {
                 nearest.truncate(K);
             }
         }
+        Ok(())
     }
 
     /// Sets the probes and the slack of `meta` by searching the finished pages; gives the recall@10 reached.
@@ -109,7 +114,7 @@ impl Truth {
         let rotation = Rotation::new(layout.dimensions, meta.seed);
         let mut reader = Reader::new(store.clone())?;
         let mut ranked = Vec::with_capacity(self.queries.len());
-        let mut found_at = vec![0u64; meta.lists as usize];
+        let mut found_at = filled(0u64, meta.lists as usize)?;
         let mut total = 0u64;
         let (mut direction, mut rotated) = (Vec::new(), Vec::new());
         for (query, nearest) in self.queries.iter().zip(&self.nearest) {
@@ -123,7 +128,7 @@ impl Truth {
             })?;
             let order = |a: &RankedList, b: &RankedList| a.terms.add.total_cmp(&b.terms.add).then(a.list.cmp(&b.list));
             lists.sort_unstable_by(order);
-            let mut place = vec![0u32; lists.len()];
+            let mut place = filled(0u32, lists.len())?;
             lists
                 .iter()
                 .enumerate()
@@ -133,11 +138,7 @@ impl Truth {
                 total += 1;
             }
             let distance = nearest.last().map_or(0.0, |n| n.distance);
-            ranked.push((
-                lists.iter().map(|l| l.terms.add).collect::<Vec<f32>>(),
-                distance,
-                prepared.norm(),
-            ));
+            ranked.push((collected(lists.iter().map(|l| l.terms.add))?, distance, prepared.norm()));
         }
         let wanted = (total as f64 * TARGET).ceil() as u64;
         let mut sum = 0;

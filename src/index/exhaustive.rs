@@ -5,6 +5,7 @@
 //! (distance, tid, ordinal), whatever memory there is and whatever the lists and codes are like.
 
 use super::IndexError;
+use super::memory_limit::{reserve, with_room};
 use super::page::{FIRST, HEAD, Kind, LIST, NEXT, NONE, Place, corrupted, expect_kind, u32_at};
 use super::scan::{Scan, Waiting};
 use super::store::PageStore;
@@ -30,18 +31,20 @@ struct Nearest {
 }
 
 impl Nearest {
-    fn show(&mut self, entry: Waiting) {
+    fn show(&mut self, entry: Waiting) -> Result<(), IndexError> {
         if self
             .limit
             .as_ref()
             .is_some_and(|limit| entry.cmp(limit) == Ordering::Less)
         {
-            return;
+            return Ok(());
         }
+        reserve(&mut self.kept, 1)?;
         self.kept.push(entry);
         if self.kept.len() >= 2 * self.room {
             self.cut();
         }
+        Ok(())
     }
 
     fn cut(&mut self) {
@@ -57,6 +60,7 @@ impl<S: PageStore> Scan<S> {
     /// The next hit of an exact walk.
     pub(super) fn next_exactly(&mut self) -> Result<Option<Waiting>, IndexError> {
         loop {
+            self.returned.as_mut().map_or(Ok(()), |returned| reserve(returned, 1))?;
             if let Some(next) = self.walk.as_mut().and_then(|walk| walk.ready.pop()) {
                 if let Some(walk) = self.walk.as_mut() {
                     walk.after = Some(next);
@@ -85,7 +89,7 @@ impl<S: PageStore> Scan<S> {
             kept: Vec::new(),
             limit: None,
         };
-        let mut lanes = Vec::with_capacity(self.layout.lanes);
+        let mut lanes = with_room(self.layout.lanes)?;
         for position in 0..self.lists.len() {
             let mut block = self.lists[position].head;
             let mut pages = 0u32;
@@ -108,7 +112,7 @@ impl<S: PageStore> Scan<S> {
                     };
                     let entry = Waiting { bound, hit, place };
                     if after.as_ref().is_none_or(|after| entry.cmp(after) == Ordering::Less) {
-                        nearest.show(entry);
+                        nearest.show(entry)?;
                     }
                 }
             }

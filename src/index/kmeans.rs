@@ -1,7 +1,7 @@
 //! Centroids from a sample: Lloyd's k-means, in two levels where there are many centroids.
 
 use super::IndexError;
-use super::memory_limit::{filled, joined, reserve_exact};
+use super::memory_limit::{filled, full, joined, reserve, reserve_exact};
 use crate::compute::cpu::parallel::parallel_for;
 use crate::compute::vectors::nearest_centroid::Panels;
 use crate::random::splitmix64;
@@ -48,7 +48,7 @@ pub fn cluster(
 ) -> Result<Vec<f32>, IndexError> {
     let n = sample.len() / d;
     if n == 0 {
-        return Ok(vec![0.0; d * k.max(1)]);
+        return filled(0.0, d * k.max(1));
     }
     let k = k.max(1);
     let mut state = seed;
@@ -81,12 +81,19 @@ pub fn cluster(
         &mut |_| tick(0, total),
     )?;
     let mut owner = filled((0, 0.0), n)?;
-    assign(&Panels::new(&top, d), sample, d, threads, &mut owner, &mut || {
-        tick(0, total)
-    })?;
+    assign(
+        &Panels::new(&top, d).map_err(full)?,
+        sample,
+        d,
+        threads,
+        &mut owner,
+        &mut || tick(0, total),
+    )?;
     let mut members = vec![Vec::new(); first];
     for (row, (centroid, _)) in owner.iter().enumerate() {
-        members[*centroid as usize].push(row as u32);
+        let rows = &mut members[*centroid as usize];
+        reserve(rows, 1)?;
+        rows.push(row as u32);
     }
     members.retain(|rows| !rows.is_empty());
     let shares = shares(&members, k);
@@ -170,12 +177,11 @@ fn lloyd(
     let n = rows.len() / d;
     let k = centroids.len() / d;
     let mut owner = filled((0u32, 0.0f32), n)?;
-    let mut counts = vec![0u32; k];
+    let mut counts = filled(0u32, k)?;
     let mut before = f64::INFINITY;
     for _ in 0..rounds {
-        assign(&Panels::new(&centroids, d), rows, d, threads, &mut owner, &mut || {
-            tick(false)
-        })?;
+        let panels = Panels::new(&centroids, d).map_err(full)?;
+        assign(&panels, rows, d, threads, &mut owner, &mut || tick(false))?;
         let spread: f64 = owner.iter().map(|(_, distance)| f64::from(*distance)).sum();
         centroids.fill(0.0);
         counts.fill(0);
@@ -220,7 +226,7 @@ mod tests {
 
     fn spread(sample: &[f32], d: usize, centroids: &[f32]) -> f32 {
         let mut out = vec![(0, 0.0); sample.len() / d];
-        Panels::new(centroids, d).nearest(sample, 1, &mut out);
+        Panels::new(centroids, d).unwrap().nearest(sample, 1, &mut out);
         out.iter().map(|x| x.1).sum::<f32>() / out.len() as f32
     }
 

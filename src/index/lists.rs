@@ -2,6 +2,7 @@
 
 use super::IndexError;
 use super::code::{Centroid, ListTerms};
+use super::memory_limit::with_room;
 use super::meta::Meta;
 use super::page::{
     CENTROID_HEADER, CENTROIDS_SIZE, CENTROIDS_START, Kind, Layout, NONE, Reader, begin, corrupted, expect_kind,
@@ -104,7 +105,7 @@ pub fn rank<S: PageStore>(
     rotated: &[f32],
     terms: impl Fn(f32, f32) -> ListTerms,
 ) -> Result<Vec<RankedList>, IndexError> {
-    let mut lists = Vec::with_capacity(meta.lists as usize);
+    let mut lists = with_room(meta.lists as usize)?;
     each_record(reader, meta, layout, |list, record| {
         let head = head_of(meta, list, record)?;
         let product = f32_at(record, 4) * dot(rotated, &record[CENTROID_HEADER..], Stored::I8);
@@ -120,7 +121,7 @@ pub fn rank<S: PageStore>(
 
 /// The heads of all lists.
 pub fn heads<S: PageStore>(reader: &mut Reader<S>, meta: &Meta, layout: &Layout) -> Result<Vec<Block>, IndexError> {
-    let mut heads = Vec::with_capacity(meta.lists as usize);
+    let mut heads = with_room(meta.lists as usize)?;
     each_record(reader, meta, layout, |list, record| {
         heads.push(head_of(meta, list, record)?);
         Ok(())

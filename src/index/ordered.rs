@@ -6,6 +6,8 @@
 //! and comes when nothing else is left, so that no row is lost: the one place where the order falls. An exact walk
 //! finds none late.
 
+use super::IndexError;
+use super::memory_limit::reserve;
 use super::types::{Hit, Metric};
 
 /// What rounding may change of a distance: a share of it, and at least so much.
@@ -61,18 +63,22 @@ impl Ordered {
     /// The next hit of those that `pull` brings.
     ///
     /// # Errors
-    /// What `pull` fails with.
-    pub fn next<E>(&mut self, mut pull: impl FnMut() -> Result<Option<Hit>, E>) -> Result<Option<Hit>, E> {
+    /// What `pull` fails with, and where there is no memory for the hits that are late.
+    pub fn next<E: From<IndexError>>(
+        &mut self,
+        mut pull: impl FnMut() -> Result<Option<Hit>, E>,
+    ) -> Result<Option<Hit>, E> {
         while !self.ended {
             let Some(mut hit) = pull()? else {
                 self.ended = true;
-                self.late.sort_by(|a, b| b.distance.total_cmp(&a.distance));
+                self.late.sort_unstable_by(|a, b| b.distance.total_cmp(&a.distance));
                 break;
             };
             match self.last.filter(|last| hit.distance < *last) {
                 Some(last) if self.raise => hit.distance = last,
                 Some(last) if self.rounding.near(last, hit.distance) => {}
                 Some(_) => {
+                    reserve(&mut self.late, 1)?;
                     self.late.push(hit);
                     continue;
                 }
@@ -98,7 +104,7 @@ mod tests {
             hash: 0,
         });
         let mut ordered = Ordered::new(raise, Rounding::default());
-        std::iter::from_fn(|| ordered.next(|| Ok::<_, ()>(hits.next())).ok().flatten())
+        std::iter::from_fn(|| ordered.next(|| Ok::<_, IndexError>(hits.next())).ok().flatten())
             .map(|hit| (hit.tid, hit.distance))
             .collect()
     }

@@ -21,7 +21,7 @@ use super::IndexError;
 use super::code::Prepared;
 use super::exhaustive::Walk;
 use super::lists::{RankedList, rank};
-use super::memory_limit::reserve;
+use super::memory_limit::{reserve, with_room};
 use super::meta::Meta;
 use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
 use super::second::{Behind, Lead};
@@ -295,7 +295,7 @@ impl<S: PageStore> Scan<S> {
                     self.read_lists(1)?;
                     continue;
                 }
-                if let Some(next) = self.pop_waiting() {
+                if let Some(next) = self.pop_waiting()? {
                     return Ok(Some(next));
                 }
                 continue;
@@ -309,12 +309,14 @@ impl<S: PageStore> Scan<S> {
         }
     }
 
-    fn pop_waiting(&mut self) -> Option<Waiting> {
-        let next = self.waiting.pop()?;
-        match &mut self.returned {
-            Some(returned) => returned.insert(next.hit.tid).then_some(next),
-            None => Some(next),
-        }
+    fn pop_waiting(&mut self) -> Result<Option<Waiting>, IndexError> {
+        // Before it is taken: after an error it waits on.
+        self.returned.as_mut().map_or(Ok(()), |returned| reserve(returned, 1))?;
+        let next = self.waiting.pop();
+        Ok(match &mut self.returned {
+            Some(returned) => next.filter(|next| returned.insert(next.hit.tid)),
+            None => next,
+        })
     }
 
     /// Brings one step's more hits to wait, proven or not; false at the end of the index.
@@ -375,7 +377,7 @@ impl<S: PageStore> Scan<S> {
     fn read_lists(&mut self, n: usize) -> Result<(), IndexError> {
         let end = (self.read + n.max(1)).min(self.lists.len());
         self.sort_to(end);
-        let mut found = Vec::with_capacity(self.layout.lanes * 2 * (end - self.read).min(64));
+        let mut found = with_room(self.layout.lanes * 2 * (end - self.read).min(64))?;
         while self.read < end {
             let position = self.read;
             // Counted as read first: after an error the scan goes on without it, and does not read it twice.
@@ -460,24 +462,26 @@ impl<S: PageStore> Scan<S> {
         if found.is_empty() {
             return Ok(());
         }
-        let full = |_| IndexError::OutOfMemory {
-            bytes: found.len() * size_of::<Candidate>(),
-        };
-        self.candidates.try_reserve(found.len()).map_err(full)?;
+        reserve(&mut self.candidates, found.len())?;
         self.candidates.extend(found.drain(..));
         let room = self.held.saturating_sub(self.waiting.len()).max(MIN_HELD);
         if self.candidates.len() <= room {
             return Ok(());
         }
-        let mut all = std::mem::take(&mut self.candidates).into_vec();
         let keep = room / 2;
+        let mut dropped: Vec<(u32, Key)> = with_room(self.candidates.len() - keep + self.partial.len())?;
+        // Of no more lists than there are.
+        let lists = self.lists.len().min(dropped.capacity());
+        reserve(&mut self.partial, lists)?;
+        let mut all = std::mem::take(&mut self.candidates).into_vec();
         all.select_nth_unstable_by(keep, |a, b| a.key.cmp(&b.key));
-        let mut dropped: Vec<(u32, Key)> = all.drain(keep..).map(|c| (c.list, c.key)).collect();
+        dropped.extend(all.drain(keep..).map(|c| (c.list, c.key)));
         // A list that was partial before stays so from the least of its dropped keys.
         dropped.extend(self.partial.drain().map(|Reverse((key, list))| (list, key)));
         dropped.sort_unstable();
         dropped.dedup_by_key(|(list, _)| *list);
-        self.partial = dropped.into_iter().map(|(list, key)| Reverse((key, list))).collect();
+        self.partial
+            .extend(dropped.into_iter().map(|(list, key)| Reverse((key, list))));
         self.candidates = all.into();
         Ok(())
     }
@@ -506,6 +510,7 @@ impl<S: PageStore> Scan<S> {
             self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
         {
             let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
+            reserve(&mut self.waiting, 1)?;
             self.waiting.push(Waiting { bound, hit, place });
         }
         Ok(())

@@ -17,6 +17,7 @@
 //! has in front what a search for as many rows puts there. Distances descend at such a row, as where any search finds a row late.
 
 use super::IndexError;
+use super::memory_limit::{collected, reserve, with_room};
 use super::page::Place;
 use super::scan::{Scan, Waiting};
 use super::store::PageStore;
@@ -90,11 +91,13 @@ impl<S: PageStore> Scan<S> {
     pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<Lead>, IndexError> {
         // An exact walk finds rows in their order alone.
         let certain = if self.walk.is_some() { total } else { certain };
-        let mut leads: Vec<Lead> = self.ahead.iter().copied().take(total).collect();
+        let mut leads: Vec<Lead> = collected(self.ahead.iter().copied().take(total))?;
         while leads.len() < certain.min(total) {
             let Some(Waiting { hit, place, .. }) = self.next_waiting()? else {
                 break;
             };
+            reserve(&mut self.ahead, 1)?;
+            reserve(&mut leads, 1)?;
             self.ahead.push_back(Lead { hit, place });
             leads.push(Lead { hit, place });
         }
@@ -104,7 +107,7 @@ impl<S: PageStore> Scan<S> {
         while certain + rest.len() < total {
             let missing = total - certain - rest.len();
             let more = self.wait_for(missing + steps)?;
-            rest = self.waiting_rows();
+            rest = self.waiting_rows()?;
             // Several entries of one row wait as one: ask for more of them.
             steps += missing;
             if !more {
@@ -112,6 +115,7 @@ impl<S: PageStore> Scan<S> {
             }
         }
         rest.truncate(total - certain);
+        reserve(&mut leads, rest.len())?;
         leads.extend(rest);
         Ok(leads)
     }
@@ -127,10 +131,11 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// The rows that wait, nearest first, each once and none that has come out.
-    fn waiting_rows(&self) -> Vec<Lead> {
-        let mut rows: Vec<Waiting> = self.waiting.iter().copied().collect();
+    fn waiting_rows(&self) -> Result<Vec<Lead>, IndexError> {
+        let mut rows: Vec<Waiting> = collected(self.waiting.iter().copied())?;
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let mut seen: HashSet<Tid> = HashSet::new();
+        reserve(&mut seen, rows.len())?;
         rows.retain(|row| {
             let out = self
                 .returned
@@ -138,16 +143,14 @@ impl<S: PageStore> Scan<S> {
                 .is_some_and(|returned| returned.contains(&row.hit.tid));
             !out && seen.insert(row.hit.tid)
         });
-        rows.into_iter()
-            .map(|Waiting { hit, place, .. }| Lead { hit, place })
-            .collect()
+        collected(rows.into_iter().map(|Waiting { hit, place, .. }| Lead { hit, place }))
     }
 
     /// The vectors of these rows as they are stored, under cosine their directions. A row that was deleted meanwhile is
     /// left out.
     pub fn vectors(&mut self, leads: &[Lead]) -> Result<Vec<Vec<f32>>, IndexError> {
         let (metric, element) = (self.meta.options.metric, self.meta.options.element);
-        let mut vectors = Vec::with_capacity(leads.len());
+        let mut vectors = with_room(leads.len())?;
         for Lead { hit, place } in leads {
             if let Some(vector) = Exact::read(&mut self.reader, &self.layout, element, *place, hit)? {
                 vectors.push(direction(vector, metric));
@@ -174,6 +177,7 @@ impl<S: PageStore> Scan<S> {
         if let Some(behind) = Behind::those(front) {
             // A row of an index over vectors has one entry, so that its address keeps it from coming twice there as well.
             let returned = self.returned.get_or_insert_default();
+            reserve(returned, front.len())?;
             returned.extend(front.iter().map(|lead| lead.hit.tid));
             let first = Exact::new(first, self.meta.options.metric, self.meta.options.element);
             self.behind = Some((first, behind));
@@ -218,7 +222,7 @@ impl<S: PageStore> Scan<S> {
     /// was deleted meanwhile keeps its old distance.
     fn at_distance_to(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Lead>, IndexError> {
         let mut other = Exact::new(query, self.meta.options.metric, self.meta.options.element);
-        let mut moved = Vec::with_capacity(leads.len());
+        let mut moved = with_room(leads.len())?;
         for &Lead { hit, place } in leads {
             let found = other.fetch(&mut self.reader, &self.layout, place, hit.tid, hit.ordinal)?;
             let hit = found.map_or(hit, |(hit, _)| hit);

@@ -1,7 +1,7 @@
 //! Sequential scratch files of a build.
 
 use super::IndexError;
-use super::memory_limit::{reserve, reserve_exact};
+use super::memory_limit::{reserve, reserve_exact, with_room};
 
 /// A scratch file: written from front to back, then read from front to back as often as needed.
 pub trait Spool {
@@ -97,7 +97,7 @@ impl Records {
                 for part in self.memory.chunks(1 << 20) {
                     spool.append(part)?;
                 }
-                self.memory = Vec::with_capacity(BUFFER.max(bytes.len()));
+                self.memory = with_room(BUFFER.max(bytes.len()))?;
             }
         }
         if self.memory.capacity() < self.memory.len() + bytes.len() {

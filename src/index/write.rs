@@ -9,7 +9,7 @@ use super::IndexError;
 use super::build::{Progress, record_vector};
 use super::code::{Centroid, Factors, encode, lane, put};
 use super::lists::{centroid_pages, put_centroid};
-use super::memory_limit::{filled, reserve_exact};
+use super::memory_limit::{filled, reserve_exact, with_room};
 use super::meta::{Meta, pages_of_meta};
 use super::page::{
     Counts, Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at,
@@ -107,7 +107,7 @@ impl<S: PageStore> Writer<'_, S> {
             n * layout.pieces as u64
         };
         let codes_at = vectors_at + vector_pages;
-        let mut heads = Vec::with_capacity(counts.len());
+        let mut heads = with_room(counts.len())?;
         let mut next = codes_at;
         for count in counts {
             heads.push(to_block(next)?);
@@ -186,7 +186,7 @@ impl<S: PageStore> Writer<'_, S> {
     ) -> Result<(), IndexError> {
         let n = entries.len() as usize;
         let size = RECORD_HEADER + 4 * self.layout.dimensions;
-        let mut starts = Vec::with_capacity(lists.counts.len());
+        let mut starts = with_room(lists.counts.len())?;
         let mut sum = 0u64;
         for count in lists.counts {
             starts.push(sum);

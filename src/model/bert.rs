@@ -6,6 +6,7 @@ use crate::compute::cpu::Level;
 use crate::compute::cuda::bert as cuda;
 use crate::compute::forward::bert::{Bert, Layer, Spare};
 use crate::compute::forward::calibrate::{Peaks, peaks};
+use crate::compute::memory::append;
 use crate::compute::{LayerNorm, Linear};
 
 /// Names and shapes of the tensors, found in the weights with or without the prefix `bert.` or `roberta.`.
@@ -150,8 +151,8 @@ fn pack(
     let linear = |parts: Vec<[Tensor; 2]>, inputs: usize, peaks: Option<&Vec<f32>>| -> Result<Linear, ModelError> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for [weight, shift] in parts {
-            all.extend(read(weight)?);
-            bias.extend(read(shift)?);
+            append(&mut all, read(weight)?)?;
+            append(&mut bias, read(shift)?)?;
         }
         let peaks = peaks.map(Vec::as_slice);
         Ok(Linear::calibrated(level, precision, &all, &bias, inputs, peaks)?)
@@ -227,8 +228,8 @@ impl<'a> Tensors<'a> {
     fn linear(&self, parts: impl IntoIterator<Item = [Tensor; 2]>) -> Result<cuda::LinearWeights, ModelError> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for [weight, shift] in parts {
-            all.extend(self.read(weight)?);
-            bias.extend(self.read(shift)?);
+            append(&mut all, self.read(weight)?)?;
+            append(&mut bias, self.read(shift)?)?;
         }
         Ok(cuda::LinearWeights {
             weight: all,

@@ -6,6 +6,7 @@ use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
 use crate::compute::cuda::{bert::LinearWeights, decoder as cuda};
 use crate::compute::forward::pre_norm::{Layer, PreNorm};
+use crate::compute::memory::append;
 use crate::compute::{Linear, Norm, RmsNorm, Rope};
 
 type Tensor = (String, Vec<usize>);
@@ -121,9 +122,9 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
     let linear = |parts: &[Projection], inputs: usize| -> Result<Linear, ModelError> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
-            all.extend(read(&part.weight)?);
+            append(&mut all, read(&part.weight)?)?;
             match &part.bias {
-                Some(shift) => bias.extend(read(shift)?),
+                Some(shift) => append(&mut bias, read(shift)?)?,
                 None => bias.resize(all.len() / inputs.max(1), 0.0),
             }
         }
@@ -189,9 +190,9 @@ impl<'a> Tensors<'a> {
     fn linear(&self, parts: &[Projection]) -> Result<LinearWeights, ModelError> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
-            all.extend(self.read(&part.weight)?);
+            append(&mut all, self.read(&part.weight)?)?;
             if let Some(shift) = &part.bias {
-                bias.extend(self.read(shift)?);
+                append(&mut bias, self.read(shift)?)?;
             }
         }
         Ok(LinearWeights {
@@ -206,7 +207,7 @@ impl<'a> Tensors<'a> {
         Ok(cuda::DecoderWeights {
             words: self.read(&self.names.words())?,
             norm: self.read(&self.names.last_norm())?,
-            rotations: cuda::rotations(manifest.rope_base, manifest.head_width, manifest.positions),
+            rotations: cuda::rotations(manifest.rope_base, manifest.head_width, manifest.positions)?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Reading the files of a model directory, and the fingerprint of their content.
 
 use super::ModelError;
+use crate::compute::memory::{room_for, with_room, zeros};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fs::File;
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Largest JSON file that is read whole.
 const MAX_JSON: u64 = 256 << 20;
+
+/// Bytes of memory that a byte of JSON takes at most while it is parsed.
+const PARSED: usize = 8;
 
 /// An error of the file system, with the path.
 pub fn io(path: &Path, source: std::io::Error) -> ModelError {
@@ -41,12 +45,19 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
             what,
         });
     }
-    std::fs::read(path).map_err(|source| io(path, source))
+    let file = File::open(path).map_err(|source| io(path, source))?;
+    let mut bytes = with_room(length as usize)?;
+    // No more than there was: a file that grows meanwhile is another one.
+    let read = file.take(length).read_to_end(&mut bytes);
+    read.map_err(|source| io(path, source))?;
+    Ok(bytes)
 }
 
 /// A JSON file.
 pub fn read_json(path: &Path) -> Result<serde_json::Value, ModelError> {
-    serde_json::from_slice(&read_bytes(path)?).map_err(|error| ModelError::Invalid {
+    let bytes = read_bytes(path)?;
+    room_for(bytes.len().saturating_mul(PARSED))?;
+    serde_json::from_slice(&bytes).map_err(|error| ModelError::Invalid {
         path: path.to_path_buf(),
         what: error.to_string(),
     })
@@ -73,7 +84,7 @@ pub fn fingerprint_of_content(paths: &[PathBuf]) -> Result<String, ModelError> {
 
 fn hashed<'a>(paths: &'a [PathBuf], name: impl Fn(&'a Path) -> Cow<'a, str>) -> Result<String, ModelError> {
     let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut buffer = zeros::<u8>(1 << 20)?;
     for path in paths {
         let name = name(path);
         let mut file = File::open(path).map_err(|source| io(path, source))?;

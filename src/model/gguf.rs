@@ -234,7 +234,7 @@ impl Gguf {
         }
         let part = self.parts.get(info.part);
         let part = part.ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
-        let mut bytes = vec![0u8; info.bytes];
+        let mut bytes = crate::compute::memory::zeros::<u8>(info.bytes)?;
         let read = part.file.read_exact_at(&mut bytes, info.start);
         read.map_err(|source| io(&part.path, source))?;
         Ok(bytes)

@@ -7,6 +7,7 @@ use super::weights::Weights;
 use super::{Activation, Manifest, ModelError, Precision};
 use crate::compute::cpu::Level;
 use crate::compute::matmul::apply::Apply;
+use crate::compute::memory::zeros;
 use crate::compute::{LayerNorm, Linear, Pool};
 
 const PREFIX: &str = "cls.predictions.";
@@ -79,7 +80,7 @@ impl Head {
         Apply::new(pool, self.hidden)?.run(pool, &self.transform, state, &mut inner)?;
         inner.iter_mut().for_each(|x| *x = activate(self.activation, *x));
         self.norm.apply(self.level, &mut inner);
-        let mut logits = vec![0.0f32; self.vocabulary];
+        let mut logits = zeros::<f32>(self.vocabulary)?;
         Apply::new(pool, self.hidden)?.run(pool, &self.decoder, &inner, &mut logits)?;
         Ok(logits)
     }

@@ -4,6 +4,7 @@ use super::files::{io, required};
 use super::manifest::content;
 use super::weights::{self, Weights};
 use super::{ModelError, adapter, situated};
+use crate::compute::memory::collected;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
@@ -43,10 +44,10 @@ pub fn write(base: &Path, replaced: &Replaced, to: &Path) -> Result<(), ModelErr
     for name in weights.names() {
         let shape = weights.shape(name).unwrap_or_default().to_vec();
         let bytes = match replaced.get(name) {
-            Some((_, numbers)) => little_endian(numbers),
+            Some((_, numbers)) => little_endian(numbers)?,
             // Tables of positions and the like, which no forward pass reads.
             None if weights.check(name, &shape).is_err() => continue,
-            None => little_endian(&weights.read(name, &shape)?),
+            None => little_endian(&weights.read(name, &shape)?)?,
         };
         tensors.push((name, shape, bytes));
     }
@@ -75,6 +76,6 @@ pub fn bytes(base: &Path) -> Result<u64, ModelError> {
     Ok(weights.names().map(|name| 4 * numbers(name)).sum())
 }
 
-fn little_endian(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+fn little_endian(numbers: &[f32]) -> Result<Vec<u8>, ModelError> {
+    Ok(collected(numbers.iter().map(|number| number.to_le_bytes()))?.into_flattened())
 }

@@ -4,6 +4,7 @@ use super::cut::piece_end;
 use super::files::{io, read_bytes, read_optional_json};
 use super::modules::Options;
 use super::{Manifest, ModelError, stop};
+use crate::compute::memory::room_for;
 use crate::text::Span;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -15,6 +16,9 @@ use tokenizers::{Model, ModelWrapper, PreTokenizerWrapper};
 /// Bytes of a text that are given to the tokenizer at once, at least, and at most twice as many ([`cut`](super::cut)): some
 /// ten milliseconds of work.
 pub const PIECE_BYTES: usize = 16 << 10;
+
+/// Bytes of memory that a byte of tokenizer.json takes while it is read. The library allocates them in pieces of its own.
+pub(super) const PARSED: usize = 24;
 
 /// The tokens of a text, without special tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,7 @@ impl Tokenizer {
             return Err(io(&path, std::io::ErrorKind::NotFound.into()));
         }
         let bytes = read_bytes(&path)?;
+        room_for(bytes.len().saturating_mul(PARSED))?;
         let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(&bytes))?;
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);

@@ -8,6 +8,7 @@
 use super::ModelError;
 use super::adapter::Adapter;
 use super::files::{io, read_json, required};
+use crate::compute::memory::{collected, room_for, spare, zeros};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Largest header that is read.
 const MAX_HEADER: u64 = 100 << 20;
+/// Bytes of memory that a byte of a header takes at most while it is parsed.
+const PARSED: usize = 4;
 
 /// One safetensors file.
 struct Shard {
@@ -107,7 +110,8 @@ impl Weights {
                 "the header says {header} bytes, the file has {length}"
             )));
         }
-        let mut text = vec![0u8; header as usize];
+        room_for(header as usize * PARSED)?;
+        let mut text = zeros::<u8>(header as usize)?;
         file.read_exact_at(&mut text, 8).map_err(|source| io(&path, source))?;
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
         let data = 8 + header;
@@ -176,6 +180,7 @@ impl Weights {
     /// [`ModelError::Stopped`] where [`stop`](super::stop) says so.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         super::stop::check()?;
+        spare()?;
         self.check(name, shape)?;
         let Some((shard, info)) = self.tensors.get(name) else {
             return Err(ModelError::MissingTensor(name.to_string()));
@@ -184,28 +189,22 @@ impl Weights {
             return Err(ModelError::MissingTensor(name.to_string()));
         };
         let (start, end) = info.data_offsets;
-        let mut bytes = vec![0u8; end - start];
+        let mut bytes = zeros::<u8>(end - start)?;
         shard
             .file
             .read_exact_at(&mut bytes, shard.data + start as u64)
             .map_err(|source| io(&shard.path, source))?;
-        let halves = |convert: fn(u16) -> f32| -> Vec<f32> {
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|pair| convert(u16::from_le_bytes(*pair)))
-                .collect()
+        let halves = |convert: fn(u16) -> f32| {
+            let pairs = bytes.as_chunks::<2>().0.iter();
+            collected(pairs.map(|pair| convert(u16::from_le_bytes(*pair))))
         };
         let mut numbers: Vec<f32> = match info.dtype {
-            Dtype::F16 => halves(|bits| half::f16::from_bits(bits).to_f32()),
-            Dtype::BF16 => halves(|bits| half::bf16::from_bits(bits).to_f32()),
-            _ => bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|four| f32::from_le_bytes(*four))
-                .collect(),
+            Dtype::F16 => halves(|bits| half::f16::from_bits(bits).to_f32())?,
+            Dtype::BF16 => halves(|bits| half::bf16::from_bits(bits).to_f32())?,
+            _ => {
+                let fours = bytes.as_chunks::<4>().0.iter();
+                collected(fours.map(|four| f32::from_le_bytes(*four)))?
+            }
         };
         if numbers.iter().any(|number| !number.is_finite()) {
             return Err(ModelError::NotFinite(name.to_string()));

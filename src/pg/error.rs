@@ -1,6 +1,7 @@
 //! The wall for errors: every room's error becomes a server error with SQLSTATE, DETAIL and HINT.
 
 use crate::bridge::BridgeError;
+use crate::compute::ComputeError;
 use crate::index::IndexError;
 use crate::model::ModelError;
 use crate::serve::ipc::failure::{Failure, Kind};
@@ -84,6 +85,19 @@ impl Describe for ModelError {
     fn raise(&self) -> ! {
         let failure = Failure::from(self);
         raise(failure.code(), failure.message, failure.detail, failure.hint)
+    }
+}
+
+impl Describe for ComputeError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            ComputeError::Memory { .. } | ComputeError::DeviceMemory { .. } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+            _ => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        let memory = matches!(self, ComputeError::Memory { .. });
+        memory.then(|| "Ask for less at once, or leave the server more memory.".to_owned())
     }
 }
 

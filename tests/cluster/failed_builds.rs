@@ -1,8 +1,9 @@
 //! Builds that end in an error, again and again in one session: what they held is given back.
 
 use crate::data::{append_vectors, clustered};
+use crate::memory_caps::{address_space, limit};
 use crate::support::sql::failure_of;
-use crate::support::{Cluster, Sql, as_server, run};
+use crate::support::{Cluster, Sql};
 use postgres::Client;
 
 /// Resident memory of the session's server process, in MB.
@@ -83,26 +84,6 @@ fn failed_builds_inside_one_transaction_keep_no_slot_of_the_encoder() {
     let taken: i64 = client.one("SELECT count(*) FROM situ.stat_requests");
     assert_eq!(taken, 0, "slots that failed builds hold");
     client.run("COMMIT");
-}
-
-/// Bytes of address space of the session's server process.
-fn address_space(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the status of a running process");
-    let size = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmSize:"))
-        .expect("VmSize");
-    size.trim()
-        .trim_end_matches(" kB")
-        .trim()
-        .parse::<u64>()
-        .expect("a number")
-        * 1024
-}
-
-/// Limits the address space of a process of the server, as its own user: `bytes`, or `unlimited`.
-fn limit(pid: i32, bytes: &str) {
-    run(as_server("prlimit").args(["--pid", &pid.to_string(), &format!("--as={bytes}:")]));
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod library;
 mod lifecycle;
 mod limits;
 mod load;
+mod memory_caps;
 mod operator;
 mod order;
 mod ownership;

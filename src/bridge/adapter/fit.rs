@@ -45,7 +45,7 @@ pub(super) fn mapped(
     rows: &[f32],
     dimensions: usize,
 ) -> Result<(Vec<f32>, Vec<f32>), BridgeError> {
-    let mut sums = product(pool, rows, &transposed(map, dimensions), dimensions)?;
+    let mut sums = product(pool, rows, &transposed(map, dimensions)?, dimensions)?;
     let mut lengths = Vec::with_capacity(rows.len() / dimensions.max(1));
     for (sum, row) in sums.chunks_exact_mut(dimensions).zip(rows.chunks_exact(dimensions)) {
         sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -78,8 +78,8 @@ pub(super) fn by_map(
     let count = rows.len() / dimensions.max(1);
     product(
         pool,
-        &transposed(rows, dimensions),
-        &transposed(&by_units, dimensions),
+        &transposed(rows, dimensions)?,
+        &transposed(&by_units, dimensions)?,
         count,
     )
 }
@@ -155,7 +155,7 @@ impl<'a> Fit<'a> {
         let count = training.targets.len().max(1);
         let d = training.vectors.len() / count;
         if let Some(start) = &start {
-            training.vectors = product(pool, &training.vectors, &transposed(start, d), d)?;
+            training.vectors = product(pool, &training.vectors, &transposed(start, d)?, d)?;
             training.vectors.chunks_exact_mut(d.max(1)).for_each(normalize);
         }
         let mut fit = Fit {
@@ -204,7 +204,7 @@ impl<'a> Fit<'a> {
         let d = self.adapter.dimensions;
         let mut whole = self.adapter.clone();
         if let Some(start) = &self.start {
-            whole.map = product(self.pool, start, &transposed(&self.adapter.map, d), d)?;
+            whole.map = product(self.pool, start, &transposed(&self.adapter.map, d)?, d)?;
             whole.map.iter_mut().zip(start).for_each(|(sum, s)| *sum += s);
             whole
                 .map
@@ -410,8 +410,8 @@ pub(super) fn passage_loss(
     }
     let gradient = product(
         pool,
-        &transposed(&scores, count),
-        &transposed(&queries.vectors, dimensions),
+        &transposed(&scores, count)?,
+        &transposed(&queries.vectors, dimensions)?,
         rows,
     )?;
     Ok((loss / rows.max(1) as f64, gradient))

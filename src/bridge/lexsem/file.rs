@@ -14,7 +14,9 @@
 
 use super::{Fusion, Gate, LexSem, Scheme};
 use crate::bridge::BridgeError;
+use crate::bridge::file::little_endian;
 use crate::bridge::whiten;
+use crate::compute::memory::{collected, copied, room_for};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorView};
 use serde_json::{Map, Value, json};
@@ -30,17 +32,9 @@ fn corrupt(what: impl Into<String>) -> BridgeError {
     BridgeError::File(what.into())
 }
 
-fn bytes_of(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-}
-
-fn numbers_of(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|four| f32::from_le_bytes(*four))
-        .collect()
+fn numbers_of(bytes: &[u8]) -> Result<Vec<f32>, BridgeError> {
+    let fours = bytes.as_chunks::<4>().0.iter();
+    Ok(collected(fours.map(|four| f32::from_le_bytes(*four)))?)
 }
 
 /// The bytes of a bridge. `more` is added to the metadata's JSON object.
@@ -61,23 +55,24 @@ pub fn write(bridge: &LexSem, more: Map<String, Value>) -> Result<Vec<u8>, Bridg
     let (rows, d) = (bridge.tokens.len(), bridge.dimensions);
     let mut parts = vec![
         ("tokens", Dtype::U32, vec![rows], {
-            bridge.tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+            collected(bridge.tokens.iter().map(|token| token.to_le_bytes()))?.into_flattened()
         }),
-        ("rarity", Dtype::F32, vec![rows], bytes_of(&bridge.rarity)),
-        ("rows", Dtype::F32, vec![rows, d], bytes_of(&bridge.rows)),
-        ("bias", Dtype::F32, vec![d], bytes_of(&bridge.bias)),
-        ("scale", Dtype::F32, vec![1], bytes_of(&[bridge.gate.scale])),
+        ("rarity", Dtype::F32, vec![rows], little_endian(&bridge.rarity)?),
+        ("rows", Dtype::F32, vec![rows, d], little_endian(&bridge.rows)?),
+        ("bias", Dtype::F32, vec![d], little_endian(&bridge.bias)?),
+        ("scale", Dtype::F32, vec![1], little_endian(&[bridge.gate.scale])?),
     ];
     for (name, matrix) in [("metric", &bridge.metric), ("map", &bridge.map)] {
         if let Some(matrix) = matrix {
-            parts.push((name, Dtype::F32, vec![d, d], bytes_of(matrix)));
+            parts.push((name, Dtype::F32, vec![d, d], little_endian(matrix)?));
         }
     }
     for (name, numbers) in [("projection", &bridge.gate.projection), ("shift", &bridge.gate.shift)] {
         if !numbers.is_empty() {
-            parts.push((name, Dtype::F32, vec![numbers.len()], bytes_of(numbers)));
+            parts.push((name, Dtype::F32, vec![numbers.len()], little_endian(numbers)?));
         }
     }
+    room_for(parts.iter().map(|(.., bytes)| bytes.len()).sum())?;
     let mut views = Vec::with_capacity(parts.len());
     for (name, dtype, shape, bytes) in &parts {
         let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|error| corrupt(error.to_string()))?;
@@ -221,7 +216,10 @@ impl Layout {
     }
 
     /// Numbers of a row from its bytes.
-    pub fn numbers(bytes: &[u8]) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`BridgeError::Compute`] where there is no memory for them.
+    pub fn numbers(bytes: &[u8]) -> Result<Vec<f32>, BridgeError> {
         numbers_of(bytes)
     }
 
@@ -257,7 +255,7 @@ impl Layout {
         }
         let mut numbers = |name: &str| -> Result<Option<Vec<f32>>, BridgeError> {
             let Some(found) = read(name)? else { return Ok(None) };
-            let found = numbers_of(&found);
+            let found = numbers_of(&found)?;
             match found.iter().all(|number| number.is_finite()) {
                 true => Ok(Some(found)),
                 false => Err(corrupt(format!("tensor \"{name}\" holds NaN or infinity"))),
@@ -296,12 +294,12 @@ impl Layout {
 pub fn read(file: &[u8]) -> Result<LexSem, BridgeError> {
     let layout = Layout::parse(file)?;
     let part = |range: Range<usize>| {
-        let found = file.get(range).map(<[u8]>::to_vec);
-        found.ok_or_else(|| corrupt("it is cut short"))
+        let found = file.get(range).ok_or_else(|| corrupt("it is cut short"))?;
+        Ok(copied(found)?)
     };
     let mut bridge = layout.fixed(&mut |range| part(range))?;
     let rows = layout.tensor("rows").map(part).transpose()?.unwrap_or_default();
-    bridge.rows = numbers_of(&rows);
+    bridge.rows = numbers_of(&rows)?;
     match bridge.rows.iter().all(|number| number.is_finite()) {
         true => Ok(bridge),
         false => Err(corrupt("tensor \"rows\" holds NaN or infinity")),

@@ -115,7 +115,7 @@ pub fn gradients(
         .collect();
     let mapped = match &bridge.map {
         Some(map) => {
-            let mut mapped = product(pool, &rows, &transposed(map, d), d)?;
+            let mut mapped = product(pool, &rows, &transposed(map, d)?, d)?;
             mapped.iter_mut().zip(&rows).for_each(|(sum, x)| *sum += x);
             mapped
         }
@@ -169,7 +169,7 @@ pub fn gradients(
     }
     if bridge.map.is_some() {
         // The fusion is a sum, so the gradient by `e + e M` is that by `z`.
-        gradients.map = product(pool, &transposed(&rows, d), &transposed(&by_mapped, d), targets.len())?;
+        gradients.map = product(pool, &transposed(&rows, d)?, &transposed(&by_mapped, d)?, targets.len())?;
     }
     Ok(gradients)
 }

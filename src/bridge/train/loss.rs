@@ -7,6 +7,7 @@
 use crate::bridge::BridgeError;
 use crate::compute::cpu::Level;
 use crate::compute::matmul::apply::Apply;
+use crate::compute::memory::zeros;
 use crate::compute::{Linear, Pool, Precision};
 use std::ops::Range;
 
@@ -89,9 +90,9 @@ impl Candidates {
         let count = vectors.len() / dimensions.max(1);
         let level = Level::detect();
         let linear = |weights: &[f32], inputs: usize, outputs: usize| {
-            Linear::new(level, Precision::F32, weights, &vec![0.0; outputs], inputs)
+            Linear::new(level, Precision::F32, weights, &zeros(outputs)?, inputs)
         };
-        let mut transposed = vec![0.0f32; vectors.len()];
+        let mut transposed = zeros::<f32>(vectors.len())?;
         for (row, vector) in vectors.chunks_exact(dimensions.max(1)).enumerate() {
             for (column, number) in vector.iter().enumerate() {
                 transposed[column * count + row] = *number;
@@ -118,7 +119,7 @@ impl Candidates {
     /// `q P^T`, row-major: a row of one score a candidate for each query, of at most as many as were said.
     pub fn scores(&self, pool: &Pool, queries: &[f32]) -> Result<Vec<f32>, BridgeError> {
         let rows = queries.len() / self.dimensions;
-        let mut scores = vec![0.0f32; rows * self.count];
+        let mut scores = zeros::<f32>(rows * self.count)?;
         self.score_memory.run(pool, &self.scores, queries, &mut scores)?;
         Ok(scores)
     }
@@ -143,7 +144,7 @@ impl Candidates {
             loss += of_line;
             shares.push(own);
         }
-        let mut gradient = vec![0.0f32; rows * self.dimensions];
+        let mut gradient = zeros::<f32>(rows * self.dimensions)?;
         self.sum_memory.run(pool, &self.sums, &scores, &mut gradient)?;
         let factor = 1.0 / (tau * rows as f32);
         for ((line, target), shares) in gradient.chunks_exact_mut(self.dimensions).zip(targets).zip(&shares) {

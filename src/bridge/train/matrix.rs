@@ -4,6 +4,7 @@ use crate::bridge::BridgeError;
 use crate::compute::cpu::Level;
 use crate::compute::matmul::apply::Apply;
 pub use crate::compute::matmul::apply::transposed;
+use crate::compute::memory::zeros;
 use crate::compute::{Linear, Pool, Precision};
 
 /// `A B^T`: rows of `inner` numbers each, a result of one row a row of `A` and one column a row of `B`.
@@ -12,8 +13,8 @@ use crate::compute::{Linear, Pool, Precision};
 /// [`BridgeError::Compute`] for shapes that do not fit, or where memory is short.
 pub fn product(pool: &Pool, a: &[f32], b: &[f32], inner: usize) -> Result<Vec<f32>, BridgeError> {
     let columns = b.len() / inner.max(1);
-    let linear = Linear::new(Level::detect(), Precision::F32, b, &vec![0.0; columns], inner)?;
-    let mut out = vec![0.0f32; a.len() / inner.max(1) * columns];
+    let linear = Linear::new(Level::detect(), Precision::F32, b, &zeros(columns)?, inner)?;
+    let mut out = zeros::<f32>(a.len() / inner.max(1) * columns)?;
     Apply::new(pool, inner)?.run(pool, &linear, a, &mut out)?;
     Ok(out)
 }
@@ -26,7 +27,7 @@ mod tests {
     fn products_by_hand() {
         let pool = Pool::new(2).unwrap();
         assert_eq!(
-            transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+            transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3).unwrap(),
             [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]
         );
         // (1 2; 3 4) (5 6; 7 8)^T = (17 23; 39 53).

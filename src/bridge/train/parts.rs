@@ -2,6 +2,7 @@
 
 use super::data::{Encode, Pair, Passage, Progress, Watch};
 use crate::bridge::BridgeError;
+use crate::compute::memory::{reserve, with_room};
 use crate::compute::rowwise::pooling::normalize;
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};
 use crate::model::Role;
@@ -207,6 +208,7 @@ pub fn embed_as_is(
             });
         }
         dimensions = found.dimensions;
+        reserve(&mut vectors, found.values.len())?;
         vectors.extend(found.values);
         watch.step(&Progress::default())?;
     }
@@ -233,7 +235,7 @@ pub fn passage_vectors(
         dimensions = given.map_or(0, Vec::len);
     }
     let mut encoded = encoded.chunks_exact(dimensions.max(1));
-    let mut vectors = Vec::with_capacity(passages.len() * dimensions);
+    let mut vectors = with_room(passages.len() * dimensions)?;
     for passage in passages {
         let vector = passage.vector.as_deref().or_else(|| encoded.next()).unwrap_or_default();
         if vector.len() != dimensions || dimensions == 0 {

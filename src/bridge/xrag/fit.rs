@@ -184,7 +184,7 @@ impl Trainee {
         } = self.sizes;
         let rows = x.len() / inputs;
         let (z, a, _) = self.forward(pool, x)?;
-        let da = product(pool, out, &transposed(&self.parts[2], hidden), outputs)?;
+        let da = product(pool, out, &transposed(&self.parts[2], hidden)?, outputs)?;
         let dz: Vec<f32> = da
             .iter()
             .zip(&z)
@@ -201,9 +201,9 @@ impl Trainee {
             sums
         };
         let mut gradients = [
-            product(pool, &transposed(&dz, hidden), &transposed(x, inputs), rows)?,
+            product(pool, &transposed(&dz, hidden)?, &transposed(x, inputs)?, rows)?,
             sums(&dz, hidden),
-            product(pool, &transposed(out, outputs), &transposed(&a, hidden), rows)?,
+            product(pool, &transposed(out, outputs)?, &transposed(&a, hidden)?, rows)?,
             sums(out, outputs),
         ];
         let square: f64 = gradients.iter().flatten().map(|x| f64::from(*x).powi(2)).sum();

@@ -7,6 +7,7 @@
 
 use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
+use crate::compute::memory::collected;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
@@ -108,15 +109,12 @@ pub fn import(bytes: &[u8], more: Map<String, Value>) -> Result<Vec<u8>, BridgeE
         let view = file.tensor(name).map_err(|error| corrupt(error.to_string()))?;
         let pairs = || view.data().as_chunks::<2>().0.iter().copied();
         let numbers: Vec<f32> = match view.dtype() {
-            Dtype::F32 => view
-                .data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|four| f32::from_le_bytes(*four))
-                .collect(),
-            Dtype::F16 => pairs().map(|two| half::f16::from_le_bytes(two).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|two| half::bf16::from_le_bytes(two).to_f32()).collect(),
+            Dtype::F32 => {
+                let fours = view.data().as_chunks::<4>().0.iter();
+                collected(fours.map(|four| f32::from_le_bytes(*four)))?
+            }
+            Dtype::F16 => collected(pairs().map(|two| half::f16::from_le_bytes(two).to_f32()))?,
+            Dtype::BF16 => collected(pairs().map(|two| half::bf16::from_le_bytes(two).to_f32()))?,
             other => {
                 return Err(corrupt(format!(
                     "tensor \"{name}\" is of type {other:?}, not F32, F16 or BF16"

@@ -4,6 +4,7 @@
 use super::projector::TENSORS;
 use crate::bridge::BridgeError;
 use crate::bridge::file::METADATA;
+use crate::compute::memory::{reserve_exact, room_for, zeros};
 use safetensors::tensor::{Metadata, TensorView};
 use std::io::{Read, Seek, SeekFrom};
 
@@ -34,6 +35,8 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
     if header > MOST_HEADER {
         return Err(bad("it is no safetensors file".to_owned()));
     }
+    // As bytes, and parsed.
+    room_for(header as usize * 5)?;
     let mut start = length.to_vec();
     file.by_ref().take(header).read_to_end(&mut start).map_err(failed)?;
     // What the format's own reader asks for beyond this is the rest of the file.
@@ -45,6 +48,10 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
         .is_some_and(|entries| entries.contains_key(METADATA))
     {
         let mut whole = start;
+        let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        file.seek(SeekFrom::Start(8 + header)).map_err(failed)?;
+        let more = end.saturating_sub(8 + header).min(MOST_BYTES + 1);
+        reserve_exact(&mut whole, more as usize)?;
         let rest = file
             .by_ref()
             .take(MOST_BYTES + 1)
@@ -67,7 +74,7 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
         }
         let at = (8 + header).saturating_add(from as u64);
         file.seek(SeekFrom::Start(at)).map_err(failed)?;
-        let mut bytes = vec![0; size];
+        let mut bytes = zeros::<u8>(size)?;
         file.read_exact(&mut bytes).map_err(failed)?;
         parts.push((name, info, bytes));
     }
@@ -76,6 +83,7 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
         let view = TensorView::new(info.dtype, info.shape.clone(), bytes).map_err(|error| bad(error.to_string()))?;
         views.push((*name, view));
     }
+    room_for(parts.iter().map(|(.., bytes)| bytes.len()).sum())?;
     let alone = safetensors::serialize(views, None).map_err(|error| bad(error.to_string()))?;
     Ok(Found::Projector(alone))
 }

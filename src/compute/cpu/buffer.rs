@@ -17,7 +17,10 @@ pub struct Buffer<T: Number> {
 /// Plain numbers: every bit pattern is a value, zero bits are 0, nothing to drop.
 pub trait Number: Copy + Send + Sync + 'static {}
 impl Number for f32 {}
+impl Number for f64 {}
+impl Number for u8 {}
 impl Number for u32 {}
+impl Number for u64 {}
 
 impl<T: Number> Buffer<T> {
     /// `length` zeros. Fails where the memory is refused, instead of ending the process.

@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub(super) mod level;
+pub mod memory;
 pub mod parallel;
 pub mod pool;
 pub(super) mod simd;

@@ -9,6 +9,7 @@ use super::engine::Engine;
 use super::lane::{Buffers, Network, Shape};
 use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
 use super::matmul::{Finish, Product};
+use crate::compute::cpu::memory::collected;
 use half::bf16;
 
 /// Shapes of a model.
@@ -89,8 +90,8 @@ const CONTEXT: usize = 2;
 const UP: usize = 3;
 const Y: usize = 4;
 
-pub(super) fn rounded(numbers: &[f32]) -> Vec<bf16> {
-    numbers.iter().map(|number| bf16::from_f32(*number)).collect()
+pub(super) fn rounded(numbers: &[f32]) -> Result<Vec<bf16>, ComputeError> {
+    collected(numbers.iter().map(|number| bf16::from_f32(*number)))
 }
 
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
@@ -161,8 +162,8 @@ impl Bert {
         let mut bert = Bert {
             shape,
             widths: [hidden, 3 * hidden, hidden, intermediate, hidden],
-            words: Memory::from_slice(stream, &rounded(&embedding.words))?,
-            positions: Memory::from_slice(stream, &rounded(&embedding.positions))?,
+            words: Memory::from_slice(stream, &rounded(&embedding.words)?)?,
+            positions: Memory::from_slice(stream, &rounded(&embedding.positions)?)?,
             norm: norm(stream, &embedding.norm, &shape)?,
             layers: Vec::new(),
         };

@@ -3,6 +3,7 @@
 use super::super::ComputeError;
 use super::card::{Memory, Stream};
 use super::engine::Engine;
+use crate::compute::cpu::memory::{collected, with_room};
 use crate::compute::vectors::rotation::Rotation;
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ impl Coder {
             return Err(ComputeError::Shape(what));
         }
         let half_norm = |row: &[f32]| 0.5 * row.iter().map(|x| x * x).sum::<f32>();
-        let half_norms: Vec<f32> = values.chunks_exact(dimensions).map(half_norm).collect();
+        let half_norms: Vec<f32> = collected(values.chunks_exact(dimensions).map(half_norm))?;
         Ok(Centroids {
             values: Memory::from_slice(&self.stream, values)?,
             half_norms: Memory::from_slice(&self.stream, &half_norms)?,
@@ -57,7 +58,7 @@ impl Coder {
     pub fn nearest(&self, centroids: &Centroids, rows: &[f32]) -> Result<Vec<(u32, f32)>, ComputeError> {
         let dimensions = centroids.dimensions;
         whole(rows, dimensions)?;
-        let mut found = Vec::with_capacity(rows.len() / dimensions);
+        let mut found = with_room(rows.len() / dimensions)?;
         for piece in rows.chunks(PIECE.next_multiple_of(dimensions)) {
             let count = piece.len() / dimensions;
             let from = Memory::from_slice(&self.stream, piece)?;
@@ -81,7 +82,7 @@ impl Coder {
         whole(vectors, dimensions)?;
         let padded = rotation.padded();
         let signs = Memory::from_slice(&self.stream, rotation.signs())?;
-        let mut rotated = Vec::with_capacity(vectors.len() / dimensions * padded);
+        let mut rotated = with_room(vectors.len() / dimensions * padded)?;
         for piece in vectors.chunks(PIECE.next_multiple_of(dimensions)) {
             let count = piece.len() / dimensions;
             let from = Memory::from_slice(&self.stream, piece)?;
@@ -115,8 +116,8 @@ impl Coder {
             return Err(ComputeError::Shape(what));
         }
         let mut codes = Codes {
-            factors: Vec::with_capacity(lists.len()),
-            words: Vec::with_capacity(rotated.len() / 32),
+            factors: with_room(lists.len())?,
+            words: with_room(rotated.len() / 32)?,
         };
         let rows = (PIECE / padded).max(1);
         for (piece, lists) in rotated.chunks(rows * padded).zip(lists.chunks(rows)) {

@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::lane::{Buffers, Network, Shape};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
 use super::matmul::{Finish, Product};
+use crate::compute::cpu::memory::with_room;
 use half::bf16;
 
 /// Shapes of a model.
@@ -55,16 +56,16 @@ pub struct DecoderLayerWeights {
 
 /// Cosines and sines of `position / base^(2 i / size)`: a row a position, `size / 2` cosines, then as many sines. Angles are
 /// products in f32, as the models were trained with and as the CPU twin has them.
-pub fn rotations(base: f64, size: usize, positions: usize) -> Vec<f32> {
+pub fn rotations(base: f64, size: usize, positions: usize) -> Result<Vec<f32>, ComputeError> {
     let frequency = |i: usize| 1.0 / base.powf(2.0 * i as f64 / size as f64) as f32;
     let frequencies: Vec<f32> = (0..size / 2).map(frequency).collect();
-    let mut table = Vec::with_capacity(positions * size);
+    let mut table = with_room(positions.saturating_mul(size))?;
     for position in 0..positions {
         let angles = || frequencies.iter().map(|frequency| position as f32 * frequency);
         table.extend(angles().map(f32::cos));
         table.extend(angles().map(f32::sin));
     }
-    table
+    Ok(table)
 }
 
 struct Layer {
@@ -156,7 +157,7 @@ impl Decoder {
         let mut decoder = Decoder {
             shape,
             widths: [hidden, qkv, inner.max(intermediate), 2 * intermediate, hidden],
-            words: Memory::from_slice(stream, &rounded(&weights.words))?,
+            words: Memory::from_slice(stream, &rounded(&weights.words)?)?,
             norm: scale(weights.norm, hidden)?,
             rotations: Memory::from_slice(stream, &weights.rotations)?,
             layers: Vec::new(),

@@ -4,6 +4,7 @@
 //! blocks, and keeps it for every number of rows. So a row's result does not depend on the rows beside it.
 
 use super::super::{Activation, ComputeError};
+use super::bert::rounded;
 use super::card::{Card, Memory, Stream};
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
@@ -191,10 +192,9 @@ impl Product {
             let what = format!("a product of {inputs} inputs with {weights} weights and {biases:?} biases");
             return Err(ComputeError::Shape(what));
         }
-        let rounded = |numbers: &[f32]| -> Vec<bf16> { numbers.iter().map(|number| bf16::from_f32(*number)).collect() };
-        let weight = Memory::from_slice(stream, &rounded(weight))?;
+        let weight = Memory::from_slice(stream, &rounded(weight)?)?;
         let bias = bias
-            .map(|bias| Memory::from_slice(stream, &rounded(bias)))
+            .map(|bias| Memory::from_slice(stream, &rounded(bias)?))
             .transpose()?;
         let description = Description::new()?;
         use sys::cublasLtEpilogue_t::*;

@@ -55,7 +55,7 @@ impl Head {
         let none = vec![0.0; vocabulary.max(hidden)];
         let back = weights.chunks(PART * hidden.max(1)).map(|part| {
             let inputs = part.len() / hidden.max(1);
-            Linear::new(level, precision, &transposed(part, hidden), &none[..hidden], inputs)
+            Linear::new(level, precision, &transposed(part, hidden)?, &none[..hidden], inputs)
         });
         Ok(Head {
             level,

@@ -4,6 +4,7 @@ use super::gemm::Finish;
 use super::linear::{Linear, Rows};
 use crate::compute::ComputeError;
 use crate::compute::cpu::buffer::Shared;
+use crate::compute::cpu::memory::zeros;
 use crate::compute::cpu::pool::Pool;
 use parking_lot::Mutex;
 
@@ -15,15 +16,18 @@ const LARGEST_TILE: usize = 16;
 const FEWEST_ROWS: usize = 28;
 
 /// `A^T`: `columns` rows from rows of `columns` numbers.
-pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
+///
+/// # Errors
+/// [`ComputeError::Memory`] where there is too little.
+pub fn transposed(a: &[f32], columns: usize) -> Result<Vec<f32>, ComputeError> {
     let rows = a.len() / columns.max(1);
-    let mut out = vec![0.0f32; rows * columns];
+    let mut out = zeros::<f32>(rows * columns)?;
     for (number, row) in a.chunks_exact(columns.max(1)).enumerate() {
         for (column, x) in row.iter().enumerate() {
             out[column * rows + number] = *x;
         }
     }
-    out
+    Ok(out)
 }
 
 /// Memory for products of one size, used again and again.

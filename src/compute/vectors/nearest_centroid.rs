@@ -3,7 +3,9 @@
 //! Centroids are packed in panels of 16 (component by component), so that one vector register holds 16 centroids'
 //! partial products; eight vectors go through a panel pair together.
 
+use crate::compute::ComputeError;
 use crate::compute::cpu::level::{Level, level};
+use crate::compute::cpu::memory::{filled, zeros};
 use crate::compute::cpu::parallel::parallel_for;
 use parking_lot::Mutex;
 
@@ -22,11 +24,14 @@ pub struct Panels {
 
 impl Panels {
     /// Packs `count` centroids, row-major `[count][dimensions]`.
-    pub fn new(centroids: &[f32], dimensions: usize) -> Panels {
+    ///
+    /// # Errors
+    /// [`ComputeError::Memory`] where there is too little.
+    pub fn new(centroids: &[f32], dimensions: usize) -> Result<Panels, ComputeError> {
         let count = centroids.len() / dimensions.max(1);
         let panels = count.div_ceil(2 * PANEL) * 2;
-        let mut packed = vec![0.0f32; panels * PANEL * dimensions];
-        let mut half_norms = vec![f32::INFINITY; panels * PANEL];
+        let mut packed = zeros::<f32>(panels * PANEL * dimensions)?;
+        let mut half_norms = filled(f32::INFINITY, panels * PANEL)?;
         for (c, centroid) in centroids.chunks_exact(dimensions.max(1)).enumerate() {
             let panel = &mut packed[c / PANEL * PANEL * dimensions..];
             for (k, &x) in centroid.iter().enumerate() {
@@ -34,12 +39,12 @@ impl Panels {
             }
             half_norms[c] = 0.5 * centroid.iter().map(|x| x * x).sum::<f32>();
         }
-        Panels {
+        Ok(Panels {
             dimensions,
             count,
             packed,
             half_norms,
-        }
+        })
     }
 
     /// Number of centroids.
@@ -234,7 +239,7 @@ mod tests {
         for (n, count, d) in [(1, 1, 1), (9, 3, 2), (37, 33, 50), (100, 70, 384)] {
             let rows = random(n * d, 1);
             let centroids = random(count * d, 2);
-            let panels = Panels::new(&centroids, d);
+            let panels = Panels::new(&centroids, d).unwrap();
             let mut out = vec![(0, 0.0); n];
             panels.nearest(&rows, 2, &mut out);
             let mut scores = vec![0.0; n * count];

@@ -28,7 +28,7 @@ fn nearest_centroids_are_those_of_the_processor() {
             centroids[d..2 * d].copy_from_slice(&first);
         }
         let mut expected = vec![(0, 0.0); n];
-        Panels::new(&centroids, d).nearest(&rows, 1, &mut expected);
+        Panels::new(&centroids, d).unwrap().nearest(&rows, 1, &mut expected);
         let found = coder.nearest(&coder.centroids(&centroids, d).unwrap(), &rows).unwrap();
         assert_eq!(found.len(), n);
         for (found, expected) in found.iter().zip(&expected) {

@@ -5,6 +5,7 @@ mod change;
 mod concurrent;
 mod corrupt;
 mod glove;
+mod memory;
 mod search;
 mod second;
 pub mod support;

@@ -1,6 +1,8 @@
 //! Hand-made files: what is read back, and everything that can be wrong with a header. Blocks against candle's.
 
 use super::*;
+use crate::compute::ComputeError;
+use crate::compute::memory::scarce::at_most;
 use crate::model::llm::files::LlmFiles;
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -195,6 +197,48 @@ fn absurd_headers_are_refused() {
             ..
         })
     ));
+}
+
+#[test]
+fn a_tensor_that_finds_no_memory_is_an_error() {
+    let mut made = Made::new();
+    made.tensors = vec![("huge".to_owned(), vec![1 << 30, 1 << 8], 0, 0)];
+    let bytes = made.bytes();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    // A sparse file: it takes no room on the disk.
+    file.as_file().set_len(bytes.len() as u64 + (1 << 40)).unwrap();
+    let gguf = Gguf::open(file.path()).unwrap();
+    let read = at_most(1 << 30, || gguf.read("huge"));
+    assert!(
+        matches!(read, Err(ModelError::Compute(ComputeError::Memory { bytes })) if bytes == 1 << 40),
+        "{:?}",
+        read.err()
+    );
+}
+
+#[test]
+fn values_that_find_no_memory_are_an_error() {
+    let mut made = Made::new();
+    let list =
+        |kind: u32, count: u64, content: Vec<u8>| [&kind.to_le_bytes()[..], &count.to_le_bytes(), &content].concat();
+    let texts: Vec<u8> = (0..40_000).flat_map(|_| text("a word")).collect();
+    for value in [
+        (8, text(&"x".repeat(2 << 20))),
+        (9, list(0, 2 << 20, vec![0; 2 << 20])),
+        (9, list(6, 1 << 19, vec![0; 2 << 20])),
+        (9, list(5, 1 << 19, vec![0; 2 << 20])),
+        (9, list(8, 40_000, texts)),
+    ] {
+        made.values[0] = ("a.value".to_owned(), value.0, value.1);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), made.bytes()).unwrap();
+        assert!(Gguf::open(file.path()).is_ok());
+        // A megabyte is what is read at once.
+        let short = at_most((1 << 20) + 4096, || Gguf::open(file.path()));
+        let memory = matches!(short, Err(ModelError::Compute(ComputeError::Memory { .. })));
+        assert!(memory || value.0 == 9 && short.is_ok(), "{:?}", short.err());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use super::super::ModelError;
 use super::super::files::io;
+use crate::compute::memory::{copied, reserve, reserve_exact, text, with_room};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -95,8 +96,10 @@ impl<'a> Reader<'a> {
         if self.buffer.len() - self.used < length {
             self.start = self.position();
             self.used = 0;
-            let wanted = (length as u64).max(BUFFER.min(self.left()));
-            self.buffer.resize(wanted as usize, 0);
+            let wanted = (length as u64).max(BUFFER.min(self.left())) as usize;
+            let more = wanted.saturating_sub(self.buffer.len());
+            reserve_exact(&mut self.buffer, more)?;
+            self.buffer.resize(wanted, 0);
             let read = self.file.read_exact_at(&mut self.buffer, self.start);
             read.map_err(|source| io(self.path, source))?;
         }
@@ -127,7 +130,7 @@ impl<'a> Reader<'a> {
         let length = self.u64()?;
         let at = self.position();
         match std::str::from_utf8(self.bytes(length)?) {
-            Ok(text) => Ok(text.to_string()),
+            Ok(found) => Ok(text(found)?),
             Err(_) => Err(self.corrupt(format!("the string at byte {at} is not UTF-8"))),
         }
     }
@@ -180,9 +183,9 @@ impl<'a> Reader<'a> {
             return Err(self.corrupt(format!("an array of {count} values where {left} bytes are left")));
         }
         match kind {
-            0 | 1 | 7 => Ok(Value::Bytes(self.bytes(count)?.to_vec())),
+            0 | 1 | 7 => Ok(Value::Bytes(copied(self.bytes(count)?)?)),
             6 | 12 => {
-                let mut floats = Vec::new();
+                let mut floats = with_room(count as usize)?;
                 for _ in 0..count {
                     if let Value::Float(float) = self.scalar(kind)? {
                         floats.push(float as f32);
@@ -193,12 +196,13 @@ impl<'a> Reader<'a> {
             8 => {
                 let mut texts = Vec::new();
                 for _ in 0..count {
+                    reserve(&mut texts, 1)?;
                     texts.push(self.text()?);
                 }
                 Ok(Value::Texts(texts))
             }
             _ => {
-                let mut integers = Vec::new();
+                let mut integers = with_room(count as usize)?;
                 for _ in 0..count {
                     if let Value::Integer(integer) = self.scalar(kind)? {
                         integers.push(integer);

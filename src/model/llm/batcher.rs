@@ -9,6 +9,7 @@ use super::llm::{Input, Llm, PREFILL_ROWS, Prompt};
 use super::network::Rows;
 use super::sample::{Sampler, Sampling};
 use super::tokenizer::DecodeStream;
+use crate::compute::memory::{reserve, room_for};
 use crate::compute::{ComputeError, Pool};
 use crate::model::ModelError;
 use std::collections::VecDeque;
@@ -232,6 +233,7 @@ impl Batcher {
                 None => &inputs[answer.read..inputs.len().min(answer.read + PREFILL_ROWS)],
             };
             let start = vectors.len();
+            reserve(&mut vectors, new.len() * hidden)?;
             vectors.resize(start + new.len() * hidden, 0.0);
             for (input, out) in new.iter().zip(vectors[start..].chunks_exact_mut(hidden)) {
                 llm.input(input, out)?;
@@ -261,6 +263,8 @@ impl Batcher {
             .filter(|(_, part)| **part)
             .map(|(answer, _)| &mut answer.cache)
             .collect();
+        // What the choice of a token takes: an id and a number for each of the vocabulary.
+        room_for(llm.config().vocabulary * 16)?;
         let rows = Rows {
             vectors: &mut vectors,
             counts: &counts,

@@ -11,6 +11,7 @@ use super::super::weights::{self, Weights};
 use super::config::{self, LlmConfig};
 use super::directory;
 pub use crate::compute::BlockKind;
+use crate::compute::memory;
 use std::path::{Path, PathBuf};
 
 /// A matrix, or a vector as one row.
@@ -34,13 +35,13 @@ pub enum TensorData {
 
 impl Tensor {
     /// The numbers, row-major.
-    pub fn to_f32(&self) -> Vec<f32> {
+    pub fn to_f32(&self) -> Result<Vec<f32>, ModelError> {
         match &self.data {
-            TensorData::F32(numbers) => numbers.clone(),
+            TensorData::F32(numbers) => Ok(memory::copied(numbers)?),
             TensorData::Blocks { kind, bytes } => {
-                let mut numbers = vec![0.0; bytes.len() / kind.bytes() * kind.length()];
+                let mut numbers = memory::zeros(bytes.len() / kind.bytes() * kind.length())?;
                 kind.dequantise(bytes, &mut numbers);
-                numbers
+                Ok(numbers)
             }
         }
     }
@@ -245,7 +246,7 @@ impl LlmFiles {
             });
         }
         let length = values.len() / rows;
-        let mut turned = Vec::with_capacity(values.len());
+        let mut turned = memory::with_room(values.len())?;
         for head in values.chunks_exact(length * width) {
             for half in 0..2 {
                 for pair in head.chunks_exact(2 * length) {
@@ -276,19 +277,17 @@ pub(super) fn floats(file: &Gguf, name: &str) -> Result<Vec<f32>, ModelError> {
     let kind = file.info(name).map(|info| info.kind);
     let halves = || bytes.as_chunks::<2>().0.iter();
     Ok(match kind {
-        Some(TensorKind::F16) => halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect(),
-        Some(TensorKind::Bf16) => halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()).collect(),
+        Some(TensorKind::F16) => memory::collected(halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()))?,
+        Some(TensorKind::Bf16) => memory::collected(halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()))?,
         Some(TensorKind::Blocks(kind)) => {
-            let mut numbers = vec![0.0; bytes.len() / kind.bytes() * kind.length()];
+            let mut numbers = memory::zeros(bytes.len() / kind.bytes() * kind.length())?;
             kind.dequantise(&bytes, &mut numbers);
             numbers
         }
-        _ => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|four| f32::from_le_bytes(*four))
-            .collect(),
+        _ => {
+            let fours = bytes.as_chunks::<4>().0.iter();
+            memory::collected(fours.map(|four| f32::from_le_bytes(*four)))?
+        }
     })
 }
 

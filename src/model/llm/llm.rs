@@ -11,6 +11,7 @@ use super::piece::Piece;
 use super::sample::log_softmax;
 use super::tokenizer::LlmTokenizer;
 use crate::compute::cpu::{Level, has_bf16};
+use crate::compute::memory::{reserve, room_for, zeros};
 use crate::compute::{Buffer, Pool, Precision};
 use crate::model::ModelError;
 use std::path::Path;
@@ -143,9 +144,13 @@ impl Llm {
                 Piece::Text(text) => {
                     let enough = (config.positions + 1).saturating_sub(inputs.len());
                     let ids = self.tokenizer.encode_up_to(text, enough)?;
+                    reserve(&mut inputs, ids.len())?;
                     inputs.extend(ids.into_iter().map(Input::Token));
                 }
-                Piece::Tokens(ids) => inputs.extend(ids.iter().copied().map(Input::Token)),
+                Piece::Tokens(ids) => {
+                    reserve(&mut inputs, ids.len())?;
+                    inputs.extend(ids.iter().copied().map(Input::Token));
+                }
                 Piece::Vectors(vectors) => {
                     if let Some(vector) = vectors.iter().find(|vector| vector.len() != config.hidden) {
                         return Err(bad(format!(
@@ -154,6 +159,8 @@ impl Llm {
                             config.hidden
                         )));
                     }
+                    reserve(&mut inputs, vectors.len())?;
+                    room_for(vectors.len() * config.hidden * size_of::<f32>())?;
                     inputs.extend(vectors.iter().cloned().map(Input::Vector));
                 }
             }
@@ -184,7 +191,7 @@ impl Llm {
     /// The input vectors of a prompt, row by row.
     pub fn embeds(&self, prompt: &Prompt) -> Result<Vec<f32>, ModelError> {
         let hidden = self.config().hidden;
-        let mut vectors = vec![0.0f32; prompt.len() * hidden];
+        let mut vectors = zeros::<f32>(prompt.len().saturating_mul(hidden))?;
         for (input, out) in prompt.inputs.iter().zip(vectors.chunks_exact_mut(hidden)) {
             self.input(input, out)?;
         }

@@ -3,6 +3,7 @@
 use super::files::{LlmFiles, Tensor, TensorData};
 use crate::compute::cpu::Level;
 use crate::compute::matmul::apply::Apply;
+use crate::compute::memory::{spare, zeros};
 use crate::compute::quantised::activations::Codes;
 use crate::compute::quantised::{Quantised, Target, products};
 use crate::compute::{Buffer, ComputeError, Linear, Pool, Precision};
@@ -28,13 +29,13 @@ impl Matrix {
     /// Packs a tensor.
     pub fn new(tensor: &Tensor, packing: Packing) -> Result<Matrix, ModelError> {
         let full = |numbers: &[f32]| -> Result<Matrix, ModelError> {
-            let none = vec![0.0; tensor.rows];
+            let none = zeros::<f32>(tensor.rows)?;
             let linear = Linear::new(packing.level, packing.precision, numbers, &none, tensor.columns)?;
             Ok(Matrix::Full(Box::new(linear)))
         };
         match &tensor.data {
             TensorData::F32(numbers) => full(numbers),
-            TensorData::Blocks { .. } if packing.unpack => full(&tensor.to_f32()),
+            TensorData::Blocks { .. } if packing.unpack => full(&tensor.to_f32()?),
             TensorData::Blocks { kind, bytes } => Ok(Matrix::Blocks(Quantised::new(
                 *kind,
                 tensor.rows,
@@ -46,6 +47,7 @@ impl Matrix {
 
     /// Reads a tensor of that shape and packs it.
     pub fn read(files: &LlmFiles, name: &str, shape: [usize; 2], packing: Packing) -> Result<Matrix, ModelError> {
+        spare()?;
         let tensor = files.tensor(name)?;
         if [tensor.rows, tensor.columns] != shape {
             return Err(ModelError::TensorShape {

@@ -7,9 +7,10 @@ use super::config::LlmConfig;
 use super::files::{LlmFiles, Tensor, TensorData};
 use super::hooks::Hooks;
 use super::matrix::{Matrix, Packing, Products};
-use crate::compute::attention::cached::{Group, attend};
+use crate::compute::attention::cached::{BLOCK, Group, attend};
 use crate::compute::cpu::Level;
 use crate::compute::gate;
+use crate::compute::memory::with_room;
 use crate::compute::{Activation, Buffer, ComputeError, Pool, RmsNorm, Shared};
 use crate::model::ModelError;
 use parking_lot::Mutex;
@@ -348,7 +349,13 @@ impl Network {
             .iter()
             .map(|cache| (0..key_heads).map(|head| cache.head(layer, head)).collect())
             .collect();
-        let scratch: Vec<Mutex<Vec<f32>>> = (0..pool.threads()).map(|_| Mutex::new(Vec::new())).collect();
+        // All that a task may need, so that none of them allocates.
+        let most = places
+            .iter()
+            .map(|(_, position)| group * (position + 1).next_multiple_of(BLOCK));
+        let most = most.max().unwrap_or_default();
+        let scratch = (0..pool.threads()).map(|_| Ok(Mutex::new(with_room::<f32>(most)?)));
+        let scratch = scratch.collect::<Result<Vec<_>, ComputeError>>()?;
         let shared = Shared::new(context);
         let watched = Mutex::new(Vec::new());
         let watch_last = hooks.attention.is_some();
@@ -431,5 +438,5 @@ fn vector(files: &LlmFiles, name: &str, numbers: usize) -> Result<Vec<f32>, Mode
             found: vec![tensor.rows, tensor.columns],
         });
     }
-    Ok(tensor.to_f32())
+    tensor.to_f32()
 }

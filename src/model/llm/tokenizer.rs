@@ -5,8 +5,10 @@
 
 use super::super::cut::piece_end;
 use super::super::gguf::{Gguf, Value};
+use super::super::tokenizer::PARSED;
 use super::super::{ModelError, stop};
 use super::files::{Container, LlmFiles};
+use crate::compute::memory::room_for;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 
@@ -47,6 +49,7 @@ impl LlmTokenizer {
             Container::Directory { dir, .. } => super::super::files::read_bytes(&dir.join("tokenizer.json"))?,
             Container::Gguf(file) => of_gguf(file)?.to_string().into_bytes(),
         };
+        room_for(bytes.len().saturating_mul(PARSED))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(failed)?;
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
@@ -200,6 +203,18 @@ fn pre_tokenizer(name: &str) -> Result<serde_json::Value, ModelError> {
     })
 }
 
+/// Fails where there is no memory for the JSON of a vocabulary, as values and as text.
+fn room_for_json(file: &Gguf) -> Result<(), ModelError> {
+    /// Of a token or a merge, beside twice its text.
+    const ENTRY: usize = 256;
+    let lists = ["tokenizer.ggml.tokens", "tokenizer.ggml.merges"];
+    let bytes = lists.iter().map(|key| match file.value(key) {
+        Some(Value::Texts(texts)) => texts.iter().map(|text| 2 * text.len() + ENTRY).sum(),
+        _ => 0,
+    });
+    Ok(room_for(bytes.sum())?)
+}
+
 /// The tokenizer.json of a GGUF file's vocabulary.
 fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
     let missing = |key: &str| ModelError::Invalid {
@@ -223,6 +238,7 @@ fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
         Some(Value::Integers(types)) => types.as_slice(),
         _ => &[],
     };
+    room_for_json(file)?;
     let mut vocabulary = serde_json::Map::new();
     for (id, token) in tokens.iter().enumerate() {
         vocabulary.entry(token.clone()).or_insert(json!(id));

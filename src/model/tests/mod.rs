@@ -9,6 +9,7 @@ mod forward;
 mod long;
 mod made_up;
 pub(crate) mod maker;
+mod memory;
 mod mlm;
 mod newer_files;
 mod reference;

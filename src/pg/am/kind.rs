@@ -4,6 +4,7 @@
 //! number in [`KeyKind`]; so a class made by a user over another type name still says what it is.
 
 use crate::index::{Element, Metric};
+use crate::pg::catalog::read::room_for_copy;
 use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::vector;
 use pgrx::PgSqlErrorCode;
@@ -157,6 +158,8 @@ pub unsafe fn read_vector(kind: KeyKind, datum: pg_sys::Datum) -> Vec<f32> {
 /// # Safety
 /// `datum` is a non-null `text`.
 pub unsafe fn read_text(datum: pg_sys::Datum) -> String {
+    // SAFETY: the caller's promise.
+    unsafe { room_for_copy(datum) };
     // SAFETY: the caller's promise.
     let text: Option<String> = unsafe { pgrx::FromDatum::from_datum(datum, false) };
     text.unwrap_or_default()

@@ -7,6 +7,7 @@
 
 use crate::bridge::BridgeError;
 use crate::bridge::lexsem::{Layout, LexSem, Options, Readings, Scheme, entries};
+use crate::compute::memory::copied;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
@@ -100,13 +101,12 @@ impl Stored {
         // varlena of its own, which is copied and freed.
         unsafe {
             let slice = pg_sys::pg_detoast_datum_slice(self.weights.cast_mut_ptr(), start, length);
-            let bytes = std::slice::from_raw_parts(
+            let bytes = copied(std::slice::from_raw_parts(
                 pgrx::varlena::vardata_any(slice).cast::<u8>(),
                 pgrx::varlena::varsize_any_exhdr(slice),
-            )
-            .to_vec();
+            ));
             pg_sys::pfree(slice.cast());
-            Ok(bytes)
+            Ok(bytes?)
         }
     }
 
@@ -196,7 +196,7 @@ pub fn apply(name: &str, model: &ModelRef, text: &str, vector: &[f32]) -> Result
     let mut rows = Vec::new();
     for (place, weight) in entries(&fixed.bridge, readings)? {
         let range = fixed.layout.row(place).ok_or_else(|| file("a row is missing"))?;
-        let row = Layout::numbers(&stored.part(range)?);
+        let row = Layout::numbers(&stored.part(range)?)?;
         rows.push((row, weight));
     }
     let parts = rows.iter().map(|(row, weight)| (row.as_slice(), *weight));

@@ -7,6 +7,7 @@ use crate::bridge::BridgeError;
 use crate::bridge::adapter::{Adapter, Side};
 use crate::bridge::situate::bridge::{Bridge, KIND};
 use crate::bridge::train::judged::Verdict;
+use crate::pg::catalog::read::room_for_copy;
 use crate::pg::ereport::fail_full;
 use crate::pg::error::OrRaise;
 use crate::pg::service::SituatedPassage;
@@ -136,7 +137,11 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
         return bridge;
     }
     // SAFETY: a detoasted bytea of this memory context.
-    let bytes = unsafe { Vec::<u8>::from_datum(row.weights, false) }.unwrap_or_default();
+    let bytes = unsafe {
+        room_for_copy(row.weights);
+        Vec::<u8>::from_datum(row.weights, false)
+    };
+    let bytes = bytes.unwrap_or_default();
     let kind = match kind.as_str() {
         KIND => Bridge::read(&bytes).map(Kind::Situate),
         "adapter" => Adapter::read(&bytes).map(Kind::Adapter),

@@ -4,12 +4,17 @@
 //! commands up once the transaction has an id, and its short forms give the transaction one: a function would then see
 //! what its own statement changes, and would fail on a standby.
 
+use crate::compute::memory::{room_for, spare};
 use crate::pg::ereport::fail;
+use crate::pg::error::OrRaise;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::{PgMemoryContexts, PgSqlErrorCode};
 use std::ffi::{CString, c_char};
+
+/// Rows after which it is looked whether there is memory for more of them.
+const ROWS_A_LOOK: usize = 128;
 
 /// A row that a statement returned.
 pub struct Row {
@@ -24,10 +29,25 @@ impl Row {
         let value = unsafe {
             let mut null = true;
             let datum = pg_sys::SPI_getbinval(self.tuple, self.description, column, &raw mut null);
-            T::try_from_datum(datum, null, pg_sys::SPI_gettypeid(self.description, column))
+            let kind = pg_sys::SPI_gettypeid(self.description, column);
+            if !null && pg_sys::get_typlen(kind) == -1 {
+                room_for_copy(datum);
+            }
+            T::try_from_datum(datum, null, kind)
         };
         value.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH, error.to_string()))
     }
+}
+
+/// Raises an error where there is no memory for a value of variable length: once for what the server unpacks, and once for a
+/// copy of ours, which would end the process where it is refused.
+///
+/// # Safety
+/// `datum` is such a value, and not NULL.
+pub unsafe fn room_for_copy(datum: pg_sys::Datum) {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { pg_sys::toast_raw_datum_size(datum) };
+    room_for(bytes.saturating_mul(2)).or_raise();
 }
 
 /// Arguments as SPI takes them.
@@ -77,6 +97,9 @@ unsafe fn drain(take: &mut impl FnMut(&Row)) -> usize {
         let (count, description) = (table.numvals as usize, table.tupdesc);
         let mut context = PgMemoryContexts::new("situ row");
         for place in 0..count {
+            if place.is_multiple_of(ROWS_A_LOOK) {
+                spare().or_raise();
+            }
             let tuple = *table.vals.add(place);
             context.switch_to(|_| take(&Row { tuple, description }));
             context.reset();

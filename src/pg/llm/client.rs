@@ -5,7 +5,7 @@ use crate::pg::service::channel::{Channel, wait};
 use crate::pg::service::shared::Shared;
 use crate::pg::service::{ModelRef, ServiceError};
 use crate::pg::settings;
-use crate::serve::ipc::wire::{Lane, WHOLE_CALL};
+use crate::serve::ipc::wire::{BadMessage, Lane, WHOLE_CALL};
 use crate::serve::llm::wire::{Figures, Item, LlmKey, PromptForm, Reply, Request, decode_reply, encode_request};
 use pgrx::PgSqlErrorCode;
 
@@ -103,7 +103,10 @@ impl Answer {
             item,
         };
         let bytes = request.item.bytes();
-        let message = encode_request(&request).map_err(|_| ServiceError::TooLarge { bytes })?;
+        let message = encode_request(&request).map_err(|error| match error {
+            BadMessage::Malformed(_) => ServiceError::TooLarge { bytes },
+            memory => memory.into(),
+        })?;
         channel.send(ITEM, message);
         Ok(Answer { channel, done: None })
     }
@@ -116,7 +119,7 @@ impl Answer {
                 wait(self.channel.since_answer())?;
                 continue;
             };
-            let (number, reply) = decode_reply(&message).map_err(protocol)?;
+            let (number, reply) = decode_reply(&message).map_err(ServiceError::from)?;
             if let (WHOLE_CALL, Reply::Failed(failure)) = (number, &reply) {
                 return Err(ServiceError::from(failure.clone()).into());
             }

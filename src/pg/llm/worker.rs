@@ -8,7 +8,6 @@ use crate::pg::service::shared::{self, ACTIVE, DeviceState, FREE, LEFT, Shared};
 use crate::pg::settings;
 use crate::serve::encoder::intake::{Intake, Taken};
 use crate::serve::ipc::exchange::{Answer, Outbox, Sender};
-use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::statistics::{get, put};
 use crate::serve::ipc::threads::spawn;
 use crate::serve::ipc::wire::{Outgoing, WHOLE_CALL};
@@ -249,7 +248,7 @@ impl Worker {
                     let text = format!("the LLM worker cannot read a request: {error}");
                     self.device.note_error(&text);
                     pgrx::log!("situ llm: slot {number}: {text}");
-                    let refused = Reply::Failed(Failure::new(Kind::Internal, text));
+                    let refused = Reply::Failed(error.failure(text));
                     if let Ok(message) = encode_reply(WHOLE_CALL, &refused) {
                         place.outgoing.push(message);
                         moved |= place.outgoing.flush(&shared.replies(number));

@@ -5,6 +5,7 @@
 //! searched, decide which of these rows come out (`rows.rs`), and the scan goes on until k rows have passed. All is read
 //! under the snapshot that is active when the search begins.
 
+use crate::compute::memory::{reserve, spare};
 use crate::index::{Meta, Metric};
 use crate::pg::am::is_ours;
 use crate::pg::am::kind::{self, KeyKind};
@@ -237,6 +238,7 @@ impl Running {
             {
                 let state = &*(*self.scan).opaque.cast::<ScanState>();
                 if let Some(hit) = &state.hit {
+                    reserve(&mut candidates, 1).or_raise();
                     candidates.push(Candidate {
                         tid: kind::pack_tid(&raw mut (*self.slot).tts_tid),
                         ordinal: hit.ordinal,
@@ -286,6 +288,7 @@ pub fn search_leaf(
         let mut found: Vec<Found> = Vec::with_capacity(k.min(1024));
         let mut batch = k.min(MOST_BATCH);
         loop {
+            spare().or_raise();
             let candidates = running.next(batch);
             let last = candidates.len() < batch;
             let tids: Vec<u64> = candidates.iter().map(|candidate| candidate.tid).collect();
@@ -299,6 +302,7 @@ pub fn search_leaf(
                         Some(text) => text.read(candidate.tid, snapshot),
                         None => read,
                     };
+                    reserve(&mut found, 1).or_raise();
                     found.extend(open.found(candidate, read, want));
                 }
             }

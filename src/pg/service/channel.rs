@@ -11,8 +11,8 @@ use crate::pg::settings;
 use crate::serve::ipc::wire::{Assembler, Lane, Outgoing, Reply, WHOLE_CALL, decode_reply};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::BTreeMap;
-use std::sync::Once;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 /// Items and bytes of text that one call keeps in flight.
@@ -45,7 +45,8 @@ fn watch_exits() {
 }
 
 struct Sent {
-    message: Vec<u8>,
+    /// Kept until it is answered, and shared with what is on its way.
+    message: Arc<Vec<u8>>,
     /// Workers that got it and ended.
     lost: u32,
     /// A part of its answer was read: it cannot be sent again.
@@ -188,6 +189,7 @@ impl Channel {
         if self.sent.is_empty() {
             self.last_answer = self.opened.take().unwrap_or_else(Instant::now);
         }
+        let message = Arc::new(message);
         self.sent_bytes += message.len();
         self.outgoing.push(message.clone());
         let sent = Sent {
@@ -220,8 +222,7 @@ impl Channel {
         let Some(message) = self.poll_message()? else {
             return Ok(None);
         };
-        let protocol = |error: crate::serve::ipc::wire::BadMessage| ServiceError::Protocol(error.to_string());
-        let (number, reply) = decode_reply(&message).map_err(protocol)?;
+        let (number, reply) = decode_reply(&message)?;
         match reply {
             Reply::Failed(failure) if number == WHOLE_CALL => Err(failure.into()),
             reply => {
@@ -246,8 +247,7 @@ impl Channel {
         if moved {
             self.device().wake_worker();
         }
-        let protocol = |error: crate::serve::ipc::wire::BadMessage| ServiceError::Protocol(error.to_string());
-        message.map_err(protocol)
+        Ok(message?)
     }
 
     /// Notes an answer to item `number`, `complete` or a part of one.

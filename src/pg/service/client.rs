@@ -8,6 +8,7 @@ use super::sent::{MOST_TEXT, cut, place_of, title_of};
 use super::shared::Shared;
 use super::{Item, Lane, Reply, Report, ServiceError};
 use crate::bridge::situate::SituateOptions;
+use crate::compute::memory::reserve;
 use crate::model::Role;
 use crate::text::{Place, Span};
 
@@ -125,6 +126,8 @@ fn embed_each(
     encode(model, lane, &mut items, &mut |number, reply| match reply {
         Reply::Vector(vector) => {
             if vectors.len() <= number {
+                let more = number + 1 - vectors.len();
+                reserve(&mut vectors, more)?;
                 vectors.resize_with(number + 1, Vec::new);
             }
             vectors[number] = vector;
@@ -175,7 +178,7 @@ pub fn chunk_document(
         Ok(())
     })?;
     let starts = segments.iter().map(|segment| segment.span.start);
-    Ok(super::documents::number(starts.zip(parts)))
+    super::documents::number(starts.zip(parts))
 }
 
 /// Most chunks of a document that go to the encoder together; a multiple of the windows that models are trained with.
@@ -222,7 +225,5 @@ pub fn situate_chunks(
             "chunks were answered with something else".to_owned(),
         )),
     })?;
-    Ok(super::documents::number(
-        found.into_iter().map(|passages| (0, passages)),
-    ))
+    super::documents::number(found.into_iter().map(|passages| (0, passages)))
 }

@@ -5,6 +5,7 @@ use super::model_ref::ModelRef;
 use super::sent::{place_of, title_of};
 use super::{Item, Lane, Reply, ServiceError};
 use crate::bridge::situate::SituateOptions;
+use crate::compute::memory::reserve;
 use crate::serve::ipc::wire::Passage;
 use crate::text::{self, Segment, Span};
 use std::collections::HashMap;
@@ -46,24 +47,23 @@ pub(super) fn segments(body: &str) -> Result<Vec<Segment>, ServiceError> {
 }
 
 /// Passages of consecutive pieces as passages of the body. Gets the start of each piece and its passages.
-pub(super) fn number(parts: impl Iterator<Item = (u32, Vec<Passage>)>) -> Vec<SituatedPassage> {
-    let shifted = parts.flat_map(|(start, passages)| {
-        passages.into_iter().map(move |passage| SituatedPassage {
-            ordinal: 0,
-            span: Span {
-                start: start + passage.span.start,
-                end: start + passage.span.end,
-            },
-            tokens: passage.tokens,
-            vector: passage.vector,
-        })
-    });
-    let mut passages: Vec<SituatedPassage> = shifted.collect();
-    passages
-        .iter_mut()
-        .enumerate()
-        .for_each(|(ordinal, passage)| passage.ordinal = ordinal as u32);
-    passages
+pub(super) fn number(parts: impl Iterator<Item = (u32, Vec<Passage>)>) -> Result<Vec<SituatedPassage>, ServiceError> {
+    let mut numbered: Vec<SituatedPassage> = Vec::new();
+    for (start, passages) in parts {
+        reserve(&mut numbered, passages.len())?;
+        for passage in passages {
+            numbered.push(SituatedPassage {
+                ordinal: numbered.len() as u32,
+                span: Span {
+                    start: start + passage.span.start,
+                    end: start + passage.span.end,
+                },
+                tokens: passage.tokens,
+                vector: passage.vector,
+            });
+        }
+    }
+    Ok(numbered)
 }
 
 impl Documents {
@@ -157,14 +157,16 @@ impl Documents {
             && let Some(document) = self.documents.remove(&at)
         {
             let parts = document.parts.into_iter();
-            let passages = number_parts(parts);
+            let passages = number_parts(parts)?;
             sink(document.key, passages)?;
         }
         Ok(true)
     }
 }
 
-fn number_parts(parts: impl Iterator<Item = (u32, Option<Vec<Passage>>)>) -> Vec<SituatedPassage> {
+fn number_parts(
+    parts: impl Iterator<Item = (u32, Option<Vec<Passage>>)>,
+) -> Result<Vec<SituatedPassage>, ServiceError> {
     number(parts.map(|(start, passages)| (start, passages.unwrap_or_default())))
 }
 

@@ -47,6 +47,23 @@ pub enum ServiceError {
     Failed(#[from] Failure),
 }
 
+impl From<crate::compute::ComputeError> for ServiceError {
+    fn from(error: crate::compute::ComputeError) -> ServiceError {
+        ServiceError::Failed(error.into())
+    }
+}
+
+impl From<crate::serve::ipc::wire::BadMessage> for ServiceError {
+    fn from(error: crate::serve::ipc::wire::BadMessage) -> ServiceError {
+        match error {
+            crate::serve::ipc::wire::BadMessage::Malformed(what) => ServiceError::Protocol(what),
+            crate::serve::ipc::wire::BadMessage::Memory { .. } => {
+                ServiceError::Failed(error.failure(error.to_string()))
+            }
+        }
+    }
+}
+
 impl Describe for ServiceError {
     fn code(&self) -> PgSqlErrorCode {
         match self {

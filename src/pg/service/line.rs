@@ -7,7 +7,7 @@
 
 use super::channel::{self, Channel};
 use super::{Item, Lane, ModelRef, Reply, ServiceError};
-use crate::serve::ipc::wire::{ModelKey, Request, encode_request};
+use crate::serve::ipc::wire::{BadMessage, ModelKey, Request, encode_request};
 use std::time::Duration;
 
 /// Bytes in flight on every slot of a call from which on another device is worth a slot: some thousand tokens.
@@ -67,7 +67,10 @@ impl Line {
             model: self.key.clone(),
             item,
         };
-        let message = encode_request(&request).map_err(|_| ServiceError::TooLarge { bytes })?;
+        let message = encode_request(&request).map_err(|error| match error {
+            BadMessage::Malformed(_) => ServiceError::TooLarge { bytes },
+            memory => memory.into(),
+        })?;
         self.channels[at].send(number, message);
         self.sent += 1;
         self.last = bytes;

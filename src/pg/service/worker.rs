@@ -14,7 +14,6 @@ use crate::serve::encoder::engine::{Engine, plan_ahead, threads};
 use crate::serve::encoder::intake::{Intake, Taken};
 use crate::serve::encoder::scheduler::Desk;
 use crate::serve::ipc::exchange::{Answer, Outbox, Sender, Settings, Work};
-use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::statistics::{add, get, put};
 use crate::serve::ipc::threads::spawn;
 use crate::serve::ipc::wire::{MAX_REQUEST, Outgoing, Reply, WHOLE_CALL, decode_request, encode_reply};
@@ -341,7 +340,7 @@ impl Worker {
                     let text = format!("the encoder cannot read a request: {error}");
                     self.device.note_error(&text);
                     pgrx::log!("situ encoder: slot {number}: {text}");
-                    let refused = Reply::Failed(Failure::new(Kind::Internal, text));
+                    let refused = Reply::Failed(error.failure(text));
                     if let Ok(message) = encode_reply(WHOLE_CALL, &refused) {
                         place.outgoing.push(message);
                         moved |= place.outgoing.flush(&shared.replies(number));

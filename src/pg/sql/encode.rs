@@ -2,6 +2,7 @@
 //! `situ.situate_chunks`.
 
 use crate::bridge::situate::{Situate, SituateOptions};
+use crate::compute::memory;
 use crate::model::Role;
 use crate::pg::am::kind::read_text;
 use crate::pg::bridges::passages::{self, PassageBridge};
@@ -113,14 +114,17 @@ unsafe fn embed_text(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datu
 #[pg_extern(stable, parallel_safe, sql = false)]
 fn embed_texts(texts: Option<Array<'_, &str>>, model: Option<&str>, role_name: Option<&str>) -> Option<VectorArray> {
     let role = role(role_name.unwrap_or("plain"));
-    let texts: Vec<Option<String>> = texts?.iter().map(|text| text.map(str::to_owned)).collect();
-    let present: Vec<String> = texts.iter().flatten().cloned().collect();
+    let given = texts?;
+    let texts: Vec<Option<&str>> = given.iter().collect();
+    let present = || texts.iter().flatten();
+    memory::room_for(present().map(|text| text.len()).sum()).or_raise();
+    let present: Vec<String> = present().map(|text| (*text).to_owned()).collect();
     if present.is_empty() {
         return Some(VectorArray(texts.iter().map(|_| None).collect()));
     }
     let model = model_by_name(model).or_raise();
     let mut vectors = service::embed(&model, role, &present).or_raise().into_iter();
-    let placed = texts.iter().map(|text| text.as_ref().and_then(|_| vectors.next()));
+    let placed = texts.iter().map(|text| text.and_then(|_| vectors.next()));
     Some(VectorArray(placed.collect()))
 }
 
@@ -206,7 +210,7 @@ fn situate(
     if let Some(bridge) = bridge {
         bridge.apply(&mut passages);
     }
-    let body = body.to_owned();
+    let body = memory::text(body).or_raise();
     TableIterator::new(passages.into_iter().map(move |passage| {
         let text = passage_text(&body, &passage);
         let (start, end) = (passage.span.start as i32, passage.span.end as i32);

@@ -5,6 +5,7 @@
 //! The question is text, a `situ.query` or a `vector`. A parameter without a type is text for the server, so text is never
 //! taken for a vector: over vectors it is an error, unless a `situ.query` names the model that encodes it.
 
+use crate::compute::memory::{append, room_for};
 use crate::pg::am::kind;
 use crate::pg::catalog::names::{leaves, table_of};
 use crate::pg::ereport::fail_with_hint;
@@ -25,10 +26,13 @@ pub fn nearest(index: pg_sys::Oid, query: &Query, k: usize, want: &Want) -> Vec<
     let leaves = leaves(index);
     let table = table_of(index);
     let query = second_round::second_round(profiles::resolve(query, index), &leaves, Some(table));
-    let mut found: Vec<Found> = leaves
-        .into_iter()
-        .flat_map(|leaf| search_leaf(leaf, Some(table), &query, k, want))
-        .collect();
+    let mut found: Vec<Found> = Vec::new();
+    for leaf in leaves {
+        let more = search_leaf(leaf, Some(table), &query, k, want);
+        append(&mut found, more).or_raise();
+    }
+    // What the sort takes beside them.
+    room_for(found.len() * size_of::<Found>()).or_raise();
     found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     found.truncate(k);
     found
@@ -66,22 +70,18 @@ fn search_index(index: pg_sys::Oid, query: &Query, k: i64) -> Passages {
         None => Over::Vectors,
     };
     let found = nearest(index_of(index, over), query, positive("k", k), &Want::Passage);
-    let rows: Vec<_> = found
-        .into_iter()
-        .map(|row| {
-            (
-                row.relation,
-                kind::unpack_tid(row.tid),
-                row.place.map(|(ordinal, _)| ordinal as i32),
-                row.place.map(|(_, span)| span.start as i32),
-                row.place.map(|(_, span)| span.end as i32),
-                row.text,
-                row.distance,
-                row.score,
-            )
-        })
-        .collect();
-    TableIterator::new(rows)
+    TableIterator::new(found.into_iter().map(|row| {
+        (
+            row.relation,
+            kind::unpack_tid(row.tid),
+            row.place.map(|(ordinal, _)| ordinal as i32),
+            row.place.map(|(_, span)| span.start as i32),
+            row.place.map(|(_, span)| span.end as i32),
+            row.text,
+            row.distance,
+            row.score,
+        )
+    }))
 }
 
 /// `situ.search(index, text, k)`.

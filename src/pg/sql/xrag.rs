@@ -9,6 +9,7 @@ use crate::bridge::file::describe;
 use crate::bridge::train::judged::Verdict;
 use crate::bridge::xrag::projector::{self, Projector};
 use crate::bridge::xrag::published::{self, Found};
+use crate::compute::memory::room_for;
 use crate::model::torch_save;
 use crate::pg::bridges::registry::{self, Entry};
 use crate::pg::bridges::xrag;
@@ -209,6 +210,8 @@ fn xrag_prompt_embeds(
         ..Options::default()
     };
     let (columns, values) = client::embeds(&llm, options.form(Some(&llm), &prompt)).or_raise();
+    // The numbers as bytes, and the file around them.
+    room_for(values.len() * size_of::<f32>() * 3).or_raise();
     let file = torch_save::save(&values, columns as usize);
     Some(file.unwrap_or_else(|| {
         fail_with_hint(

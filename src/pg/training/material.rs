@@ -5,6 +5,7 @@
 use crate::bridge::BridgeError;
 use crate::bridge::train::data::{Encode, Pair, Passage, TokenStates, Vectors};
 use crate::bridge::train::drawn::Drawn;
+use crate::compute::memory::{room_for, spare, with_room};
 use crate::model::{Manifest, Role};
 use crate::pg::catalog::columns::has_column;
 use crate::pg::catalog::model_registry::llm_by_name;
@@ -41,11 +42,14 @@ pub struct Service {
 
 impl Encode for Service {
     fn embed(&mut self, role: Role, texts: &[&str]) -> Result<Vectors, BridgeError> {
+        room_for(texts.iter().map(|text| text.len()).sum())?;
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         let vectors = client::embed(&self.model, role, &texts).or_raise();
+        let mut values = with_room(vectors.len() * self.model.dimensions)?;
+        vectors.iter().for_each(|vector| values.extend_from_slice(vector));
         Ok(Vectors {
             dimensions: self.model.dimensions,
-            values: vectors.concat(),
+            values,
         })
     }
 
@@ -150,6 +154,7 @@ pub(super) fn each_row(statement: &str, mut take: impl FnMut(&SpiHeapTupleData<'
             let table = cursor.fetch(ROWS)?;
             let more = !table.is_empty();
             for row in table {
+                spare().or_raise();
                 take(&row)?;
             }
             match more {

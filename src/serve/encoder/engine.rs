@@ -12,6 +12,7 @@ use super::plan::{cost, guarded};
 use super::scheduler::Desk;
 use crate::compute::Pool;
 use crate::compute::cpu::pool::inside_loop;
+use crate::compute::memory::spare;
 use crate::model::{Device, ModelError, Sequence};
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::wire::{Lane, Reply};
@@ -202,6 +203,7 @@ impl Engine {
         let Batch {
             model, lane, pieces, ..
         } = batch;
+        spare()?;
         // Equal sequences are run once.
         let mut distinct: Vec<&Sequence> = Vec::new();
         let mut places: HashMap<&[u32], Vec<usize>> = HashMap::new();

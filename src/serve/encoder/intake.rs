@@ -69,7 +69,7 @@ mod tests {
 
     fn decode(message: &[u8]) -> Result<Vec<u8>, BadMessage> {
         match message.first() {
-            Some(b'!') => Err(BadMessage("no request".to_owned())),
+            Some(b'!') => Err(BadMessage::Malformed("no request".to_owned())),
             _ => Ok(message.to_vec()),
         }
     }

@@ -4,6 +4,7 @@ use super::models::Model;
 use crate::bridge::lexsem::{readings, weigh};
 use crate::bridge::situate::{self, Plan};
 use crate::compute::Pool;
+use crate::compute::memory::{spare, with_room};
 use crate::model::{Encoder, ModelError, Read, Role, Sequence, calibrate};
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::wire::{Item, Passage, Reply, Report};
@@ -50,6 +51,9 @@ pub fn cost(sequence: &Sequence) -> usize {
 
 /// What has to be encoded for an item, or its answer where nothing has to be.
 pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
+    if let Err(error) = spare() {
+        return Err(Reply::Failed(error.into()));
+    }
     let planned = guarded(|| match item {
         Item::Embed { role, text } => Ok(Ok(Planned::One(encoder.text(*role, text)?))),
         Item::Situate {
@@ -154,10 +158,16 @@ pub fn finish(planned: Planned, model: &Model, vectors: Vec<Vec<Vec<f32>>>, sinc
             Some(vector) => Reply::Vector(vector),
             None => Reply::Failed(Failure::new(Kind::Internal, "the model gave no vector")),
         },
-        Planned::States(_, ids) => Reply::States {
-            ids,
-            values: flat.flatten().collect(),
-        },
+        Planned::States(_, ids) => {
+            let states: Vec<Vec<f32>> = flat.collect();
+            match with_room(states.iter().map(Vec::len).sum()) {
+                Ok(mut values) => {
+                    states.iter().for_each(|state| values.extend_from_slice(state));
+                    Reply::States { ids, values }
+                }
+                Err(error) => Reply::Failed(error.into()),
+            }
+        }
         Planned::Vocabulary(_, most) => {
             let state = flat.next().unwrap_or_default();
             let weights = guarded(|| match model.encoder.vocabulary_logits(&Pool::new(1)?, &state)? {

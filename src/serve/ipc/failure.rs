@@ -68,6 +68,7 @@ const TEMPLATE_HINT: &str = "The template comes with the model, in chat_template
 
 /// Characters of a message about a model: a path of 4096 bytes has room in it.
 const MOST: usize = 5000;
+const MEMORY_HINT: &str = "Leave the server more memory, or lower situ.model_memory and situ.batch_tokens.";
 
 impl From<&ModelError> for Failure {
     fn from(error: &ModelError) -> Failure {
@@ -104,7 +105,7 @@ impl From<&ModelError> for Failure {
                 Kind::Memory,
                 Some("Lower situ.model_memory or situ.batch_tokens, or give the card to this server alone."),
             ),
-            E::Compute(ComputeError::Memory { .. }) => (Kind::Memory, None),
+            E::Compute(ComputeError::Memory { .. }) => (Kind::Memory, Some(MEMORY_HINT)),
             E::Sequence { .. } | E::Tensor(_) | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),
         };
         Failure {
@@ -121,6 +122,9 @@ impl From<&BridgeError> for Failure {
     fn from(error: &BridgeError) -> Failure {
         match error {
             BridgeError::Model(inner) => Failure::from(inner),
+            BridgeError::Compute(ComputeError::Memory { .. } | ComputeError::DeviceMemory { .. }) => {
+                Failure::new(Kind::Memory, error.to_string())
+            }
             BridgeError::Option { .. } | BridgeError::TooLittle(_) => Failure::new(Kind::Argument, error.to_string()),
             BridgeError::File(_) => Failure::new(Kind::BadModel, error.to_string())
                 .hint("Give the file as situ.export_bridge, or whoever published it, has written it."),

@@ -2,6 +2,7 @@
 
 pub mod exchange;
 pub mod failure;
+pub mod frame;
 pub mod memory;
 pub mod ring;
 pub mod statistics;

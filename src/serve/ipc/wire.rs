@@ -1,18 +1,18 @@
-//! Messages between backends and worker, and their bytes.
-//!
-//! A message is `u32 length` (of what follows), `u32 header length`, the header in postcard, and then vectors as
-//! little-endian f32, concatenated. Requests carry no vectors. All integers are little-endian.
+//! Messages between backends and worker, and their bytes (`frame`). Requests carry no vectors.
 
 use super::failure::Failure;
+pub use super::frame::{BadMessage, frame, unframe, within};
 use super::ring::Ring;
 use crate::bridge::situate::SituateOptions;
+use crate::compute::memory::{collected, copied, reserve, room_for, spare};
 use crate::model::calibrate::Calibration;
 use crate::model::{Precision, Role};
 use crate::text::{Place, Span};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::{Index, IndexMut};
+use std::sync::Arc;
 
 /// Longest message: what would be longer is an error of the item.
 pub const MAX_MESSAGE: usize = 512 << 20;
@@ -201,15 +201,15 @@ pub enum Reply {
 }
 
 #[derive(Serialize, Deserialize)]
-enum ReplyHeader {
+enum ReplyHeader<'a> {
     Vector,
     Passages {
         dimensions: u32,
         passages: Vec<(Span, u32)>,
     },
-    Tokens(Vec<Vec<u32>>),
+    Tokens(Cow<'a, [Vec<u32>]>),
     States {
-        ids: Vec<u32>,
+        ids: Cow<'a, [u32]>,
     },
     Vocabulary {
         ids: Vec<u32>,
@@ -218,55 +218,9 @@ enum ReplyHeader {
     Failed(Failure),
 }
 
-/// Bytes that are not a message.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadMessage(pub String);
-
-/// The bytes of a message: its length, its header and the numbers behind it.
-pub fn frame<H: Serialize>(header: &H, numbers: &[&[f32]]) -> Result<Vec<u8>, BadMessage> {
-    let mut message = vec![0u8; 8];
-    message = postcard::to_extend(header, message).map_err(|error| BadMessage(error.to_string()))?;
-    let header_bytes = message.len() - 8;
-    let length = message.len() - 4 + numbers.iter().map(|vector| vector.len() * 4).sum::<usize>();
-    if length > MAX_MESSAGE {
-        return Err(BadMessage(format!("a message of {length} bytes is too long")));
-    }
-    message.reserve(length + 4 - message.len());
-    for vector in numbers {
-        vector.iter().for_each(|x| message.extend_from_slice(&x.to_le_bytes()));
-    }
-    message[..4].copy_from_slice(&(length as u32).to_le_bytes());
-    message[4..8].copy_from_slice(&(header_bytes as u32).to_le_bytes());
-    Ok(message)
-}
-
-/// Header and numbers of a message without its length word.
-pub fn unframe<H: DeserializeOwned>(message: &[u8]) -> Result<(H, Vec<f32>), BadMessage> {
-    let short = || BadMessage("a message is cut short".to_owned());
-    let (length, rest) = message.split_first_chunk::<4>().ok_or_else(short)?;
-    let (header, numbers) = rest
-        .split_at_checked(u32::from_le_bytes(*length) as usize)
-        .ok_or_else(short)?;
-    let header = postcard::from_bytes(header).map_err(|error| BadMessage(error.to_string()))?;
-    let numbers = numbers
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
-    Ok((header, numbers))
-}
-
 /// The bytes of a request.
 pub fn encode_request(request: &Request) -> Result<Vec<u8>, BadMessage> {
     within(frame(request, &[])?, MAX_REQUEST)
-}
-
-/// A message that is no longer than that.
-pub fn within(message: Vec<u8>, most: usize) -> Result<Vec<u8>, BadMessage> {
-    match message.len() <= most {
-        true => Ok(message),
-        false => Err(BadMessage(format!("a request of {} bytes is too long", message.len()))),
-    }
 }
 
 /// A request from a message without its length word.
@@ -278,8 +232,8 @@ pub fn decode_request(message: &[u8]) -> Result<Request, BadMessage> {
 pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
     match reply {
         Reply::Vector(vector) => frame(&(number, ReplyHeader::Vector), &[vector]),
-        Reply::Tokens(tokens) => frame(&(number, ReplyHeader::Tokens(tokens.clone())), &[]),
-        Reply::States { ids, values } => frame(&(number, ReplyHeader::States { ids: ids.clone() }), &[values]),
+        Reply::Tokens(tokens) => frame(&(number, ReplyHeader::Tokens(tokens.into())), &[]),
+        Reply::States { ids, values } => frame(&(number, ReplyHeader::States { ids: ids.into() }), &[values]),
         Reply::Vocabulary(weights) => {
             let (ids, values): (Vec<u32>, Vec<f32>) = weights.iter().copied().unzip();
             frame(&(number, ReplyHeader::Vocabulary { ids }), &[&values])
@@ -289,7 +243,9 @@ pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
         Reply::Passages(passages) => {
             let dimensions = passages.first().map_or(0, |passage| passage.vector.len());
             if passages.iter().any(|passage| passage.vector.len() != dimensions) {
-                return Err(BadMessage("passages with vectors of different lengths".to_owned()));
+                return Err(BadMessage::Malformed(
+                    "passages with vectors of different lengths".to_owned(),
+                ));
             }
             let header = ReplyHeader::Passages {
                 dimensions: dimensions as u32,
@@ -303,27 +259,37 @@ pub fn encode_reply(number: u64, reply: &Reply) -> Result<Vec<u8>, BadMessage> {
 
 /// Item number and reply from a message without its length word.
 pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
-    let ((number, header), numbers): ((u64, ReplyHeader), Vec<f32>) = unframe(message)?;
+    let ((number, header), numbers): ((u64, ReplyHeader<'static>), Vec<f32>) = unframe(message)?;
     let reply = match header {
         ReplyHeader::Vector => Reply::Vector(numbers),
-        ReplyHeader::Tokens(tokens) => Reply::Tokens(tokens),
+        ReplyHeader::Tokens(tokens) => Reply::Tokens(tokens.into_owned()),
         ReplyHeader::States { ids }
             if ids.is_empty() != numbers.is_empty() || numbers.len() % ids.len().max(1) != 0 =>
         {
-            return Err(BadMessage("the states of a reply do not fit its tokens".to_owned()));
+            return Err(BadMessage::Malformed(
+                "the states of a reply do not fit its tokens".to_owned(),
+            ));
         }
-        ReplyHeader::States { ids } => Reply::States { ids, values: numbers },
+        ReplyHeader::States { ids } => Reply::States {
+            ids: ids.into_owned(),
+            values: numbers,
+        },
         ReplyHeader::Vocabulary { ids } if ids.len() != numbers.len() => {
-            return Err(BadMessage("the weights of a reply do not fit its tokens".to_owned()));
+            return Err(BadMessage::Malformed(
+                "the weights of a reply do not fit its tokens".to_owned(),
+            ));
         }
-        ReplyHeader::Vocabulary { ids } => Reply::Vocabulary(ids.into_iter().zip(numbers).collect()),
+        ReplyHeader::Vocabulary { ids } => Reply::Vocabulary(collected(ids.into_iter().zip(numbers))?),
         ReplyHeader::Failed(failure) => Reply::Failed(failure),
         ReplyHeader::Report(report) => Reply::Report(report),
         ReplyHeader::Passages { dimensions, passages } => {
             let dimensions = dimensions as usize;
             if numbers.len() != dimensions * passages.len() {
-                return Err(BadMessage("the vectors of a reply do not fit its passages".to_owned()));
+                return Err(BadMessage::Malformed(
+                    "the vectors of a reply do not fit its passages".to_owned(),
+                ));
             }
+            room_for(numbers.len() * size_of::<f32>())?;
             Reply::Passages(
                 passages
                     .into_iter()
@@ -369,10 +335,12 @@ impl Assembler {
                 Some(length) => {
                     let length = u32::from_le_bytes(*length) as usize;
                     if length > most {
-                        return Err(BadMessage(format!("a message claims {length} bytes")));
+                        return Err(BadMessage::Malformed(format!("a message claims {length} bytes")));
                     }
                     if let Some(message) = have.get(4..4 + length) {
-                        let message = message.to_vec();
+                        // For what is made of it.
+                        spare()?;
+                        let message = copied(message)?;
                         self.taken += 4 + length;
                         return Ok(Some(message));
                     }
@@ -386,10 +354,14 @@ impl Assembler {
             if self.bytes.is_empty() && self.bytes.capacity() > 4 * READ {
                 self.bytes = Vec::new();
             }
-            let count = READ.max(wanted - self.bytes.len());
-            if ring.read(&mut self.bytes, count) == 0 {
+            let missing = wanted - self.bytes.len();
+            let count = READ.max(missing).min(ring.waiting());
+            if count == 0 {
                 return Ok(None);
             }
+            // For all that is missing, before it comes: a message that has no room here is not waited for.
+            reserve(&mut self.bytes, missing.max(count))?;
+            ring.read(&mut self.bytes, count);
             *moved = true;
         }
     }
@@ -403,14 +375,15 @@ impl Assembler {
 /// Messages on their way into a ring, without waiting for it.
 #[derive(Default)]
 pub struct Outgoing {
-    messages: VecDeque<Vec<u8>>,
+    messages: VecDeque<Arc<Vec<u8>>>,
     /// Bytes of the first message that went already.
     sent: usize,
     bytes: usize,
 }
 
 impl Outgoing {
-    pub fn push(&mut self, message: Vec<u8>) {
+    pub fn push(&mut self, message: impl Into<Arc<Vec<u8>>>) {
+        let message = message.into();
         self.bytes += message.len();
         self.messages.push_back(message);
     }
@@ -448,6 +421,7 @@ mod tests {
     use super::super::failure::Kind;
     use super::super::ring::Positions;
     use super::*;
+    use crate::compute::memory::scarce::at_most;
 
     fn passage(start: u32, vector: Vec<f32>) -> Passage {
         let span = Span { start, end: start + 3 };
@@ -529,6 +503,62 @@ mod tests {
                 .enumerate()
                 .all(|(i, (number, reply))| number == i as u64 && reply == replies[i])
         );
+    }
+
+    #[test]
+    fn a_message_that_finds_no_memory_is_an_error() {
+        const MOST: usize = 1 << 20;
+        let memory = |result: Result<(), BadMessage>| matches!(result, Err(BadMessage::Memory { .. }));
+        let text = |length: usize| Request {
+            generation: 1,
+            number: 0,
+            lane: Lane::Bulk,
+            model: ModelKey {
+                root: "/models".to_owned(),
+                path: "one".to_owned(),
+                fingerprint: "f".to_owned(),
+                precision: Precision::F32,
+            },
+            item: Item::States {
+                text: "x".repeat(length),
+            },
+        };
+        let (short, long) = (text(1000), text(2 * MOST));
+        assert!(at_most(MOST, || encode_request(&short)).is_ok());
+        assert!(memory(at_most(MOST, || encode_request(&long)).map(drop)));
+        let bytes = encode_request(&long).expect("encodes");
+        assert!(memory(at_most(MOST, || decode_request(&bytes[4..])).map(drop)));
+        let reply = Reply::Vector(vec![1.0; MOST]);
+        assert!(memory(at_most(MOST, || encode_reply(1, &reply)).map(drop)));
+        let bytes = encode_reply(1, &reply).expect("encodes");
+        assert!(memory(at_most(MOST, || decode_reply(&bytes[4..])).map(drop)));
+        let tokens = Reply::Tokens(vec![vec![70_000; MOST / 4]]);
+        let bytes = encode_reply(1, &tokens).expect("encodes");
+        assert!(memory(at_most(MOST, || decode_reply(&bytes[4..])).map(drop)));
+    }
+
+    #[test]
+    fn a_length_that_finds_no_memory_is_an_error_before_the_message_comes() {
+        let positions = Positions::default();
+        let mut memory = [0u8; 64];
+        // SAFETY: as above.
+        let ring = unsafe { Ring::new(&positions, memory.as_mut_ptr(), 64) };
+        ring.write(&(MAX_MESSAGE as u32).to_le_bytes());
+        let mut assembler = Assembler::default();
+        ring.write(&[0; 8]);
+        let taken = at_most(1 << 20, || {
+            let first = assembler.take(&ring, &mut false);
+            ring.write(&[0; 8]);
+            first.and_then(|_| assembler.take(&ring, &mut false))
+        });
+        assert!(matches!(taken, Err(BadMessage::Memory { .. })), "{taken:?}");
+        // The next owner of the slot begins anew.
+        assembler.clear();
+        ring.reset();
+        ring.write(&4u32.to_le_bytes());
+        ring.write(b"next");
+        let next = assembler.take(&ring, &mut false).expect("well-formed");
+        assert_eq!(next.as_deref(), Some(&b"next"[..]));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::pending::Pending;
 use super::planner::{Made, Planner, Prepared};
 use super::runtime::{Batcher, Event, Llm, Message, Piece, Prompt, Request};
 use super::wire::{Figures, Item, Part, PromptForm, Reply, Sampling};
+use crate::compute::memory::room_for;
 use crate::model::ModelError;
 use crate::serve::ipc::exchange::Sender;
 use crate::serve::ipc::failure::{Failure, Kind};
@@ -287,6 +288,7 @@ pub fn assemble(llm: &Llm, form: PromptForm) -> Result<Prompt, Failure> {
         return Err(Failure::new(Kind::Argument, message)
             .hint("Vectors of a prompt come from situ.xrag_token with a bridge that was trained for this LLM."));
     }
+    room_for(form.values.len() * size_of::<f32>())?;
     let mut rows = form.values.chunks_exact(width.max(1)).map(<[f32]>::to_vec);
     let turns: Vec<Message> = form
         .turns

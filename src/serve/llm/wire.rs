@@ -187,7 +187,9 @@ pub fn decode_request(message: &[u8]) -> Result<Request, BadMessage> {
     let (mut request, values): (Request, Vec<f32>) = unframe(message)?;
     if let Item::Generate { prompt, .. } | Item::Embeds { prompt } = &mut request.item {
         if Some(values.len()) != prompt.rows().checked_mul(prompt.width as usize) {
-            return Err(BadMessage("the vectors of a prompt do not fit its parts".to_owned()));
+            return Err(BadMessage::Malformed(
+                "the vectors of a prompt do not fit its parts".to_owned(),
+            ));
         }
         prompt.values = values;
     }
@@ -224,7 +226,9 @@ pub fn decode_reply(message: &[u8]) -> Result<(u64, Reply), BadMessage> {
         ReplyHeader::Token { id, text } => Reply::Token { id, text },
         ReplyHeader::Done(figures) => Reply::Done(figures),
         ReplyHeader::Embeds { columns } if columns == 0 || values.len() % columns as usize != 0 => {
-            return Err(BadMessage("the rows of a reply do not fit its columns".to_owned()));
+            return Err(BadMessage::Malformed(
+                "the rows of a reply do not fit its columns".to_owned(),
+            ));
         }
         ReplyHeader::Embeds { columns } => Reply::Embeds { columns, values },
         ReplyHeader::Warmed { seconds, bytes } => Reply::Warmed { seconds, bytes },

@@ -151,7 +151,7 @@ fn decoders_equal_the_formula() {
         let weights = DecoderWeights {
             words: random(VOCABULARY * HIDDEN, 1),
             norm: around_one(HIDDEN, 2),
-            rotations: rotations(1e6, SIZE, 200),
+            rotations: rotations(1e6, SIZE, 200).unwrap(),
         };
         let given = (0..layers).map(|number| Ok::<_, ComputeError>(layer(number, head_norms)));
         let decoder = Decoder::new(&bench.engine, shape, weights, given).unwrap();

@@ -215,7 +215,7 @@ fn rotary_positions_equal_the_formula() {
             }
         }
         let qkv = upload(stream, &rounded(&x));
-        let table = upload(stream, &rotations(1e4, size, 101));
+        let table = upload(stream, &rotations(1e4, size, 101).unwrap());
         let scales = scales.map(|scale| upload(stream, &scale));
         let pair = normed.then_some((&scales[0], &scales[1]));
         let places = upload(stream, &places);

@@ -19,6 +19,7 @@ use crate::compute::gradient::attention::Span;
 use crate::compute::gradient::each_block;
 use crate::compute::gradient::head::{Head, Losses, Wanted};
 use crate::compute::matmul::apply::{Apply, transposed};
+use crate::compute::memory::zeros;
 use crate::compute::{ComputeError, Linear, Pool, Precision, RmsNorm, Rope};
 use crate::model::ModelError;
 pub use batch::{Batch, Loss, Past, Sequence, Target};
@@ -39,7 +40,13 @@ impl Both {
         let bias = bias.unwrap_or(&none[..outputs]);
         Ok(Both {
             forward: Linear::new(level, precision, weights, bias, inputs)?,
-            back: Linear::new(level, precision, &transposed(weights, inputs), &none[..inputs], outputs)?,
+            back: Linear::new(
+                level,
+                precision,
+                &transposed(weights, inputs)?,
+                &none[..inputs],
+                outputs,
+            )?,
         })
     }
 }
@@ -242,7 +249,7 @@ impl Differentiable {
         let memory = &mut *self.memory.lock();
         self.forward(pool, batch, memory, false, &mut |_, _| {}, stop)?;
         let vocabulary = self.config.vocabulary;
-        let mut out = vec![0.0f32; batch.targets.len() * vocabulary];
+        let mut out = zeros::<f32>(batch.targets.len() * vocabulary)?;
         let rows = self.head.rows(pool);
         for (targets, out) in batch.targets.chunks(rows).zip(out.chunks_mut(rows * vocabulary)) {
             let (_, normed) = self.states(&memory.x, targets);
@@ -441,7 +448,7 @@ impl Differentiable {
 fn vector(files: &LlmFiles, name: &str, count: usize) -> Result<Vec<f32>, ModelError> {
     let tensor = files.tensor(name)?;
     match tensor.rows * tensor.columns == count {
-        true => Ok(tensor.to_f32()),
+        true => tensor.to_f32(),
         false => Err(ModelError::TensorShape {
             name: name.to_owned(),
             expected: vec![count],

@@ -5,6 +5,7 @@ mod gradient;
 mod hooks;
 mod llama_tokens;
 mod made;
+mod memory;
 mod parts;
 mod real;
 mod rotary;

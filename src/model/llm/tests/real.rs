@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use std::sync::OnceLock;
 
-fn llm() -> Option<Arc<Llm>> {
+pub(super) fn llm() -> Option<Arc<Llm>> {
     static LLM: OnceLock<Option<Arc<Llm>>> = OnceLock::new();
     LLM.get_or_init(|| smollm().map(|file| Arc::new(Llm::open(&file).unwrap())))
         .clone()

@@ -2,6 +2,7 @@
 
 use crate::bridge::BridgeError;
 use crate::compute::ComputeError;
+use crate::compute::memory::give_up_reserve;
 use crate::index::IndexError;
 use crate::model::ModelError;
 use crate::serve::ipc::failure::{Failure, Kind};
@@ -28,6 +29,9 @@ pub trait Describe: std::fmt::Display {
 
 /// Raises an error with the given parts.
 pub fn raise(code: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> ! {
+    if code == PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY {
+        give_up_reserve();
+    }
     let mut report = ErrorReport::new(code, message, "situ");
     if let Some(detail) = detail {
         report = report.set_detail(detail);

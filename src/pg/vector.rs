@@ -6,6 +6,7 @@
 
 use super::error::Describe;
 use super::error::OrRaise;
+use crate::compute::memory::room_for;
 use half::f16;
 use pgrx::PgSqlErrorCode;
 use pgrx::callconv::{BoxRet, FcInfo};
@@ -17,6 +18,9 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 
 /// Most dimensions of pgvector's types.
 pub const MAX_DIMENSIONS: usize = 16_000;
+/// Bytes of an array from which on it is looked first whether there is memory, and of the server's largest blocks.
+const MANY: usize = 64 << 10;
+const BLOCK: usize = 8 << 20;
 /// Bytes before the numbers: the varlena length word, the dimensions and the unused word.
 const HEADER: usize = 8;
 
@@ -237,6 +241,12 @@ unsafe impl BoxRet for Vector {
 // SAFETY: the datum is an array of the element type of the function's declared result, `vector`.
 unsafe impl BoxRet for VectorArray {
     unsafe fn box_into<'fcx>(self, call: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        // The server copies each vector, and then all of them into the array, in blocks of up to 8 MB. Where one of these is
+        // refused the error is copied as well, and where that is refused too the server's process ends.
+        let numbers: usize = self.0.iter().flatten().map(Vec::len).sum();
+        if numbers * size_of::<f32>() >= MANY {
+            room_for(2 * numbers * size_of::<f32>() + BLOCK).or_raise();
+        }
         let mut nulls: Vec<bool> = self.0.iter().map(Option::is_none).collect();
         let mut elements: Vec<pg_sys::Datum> = self
             .0

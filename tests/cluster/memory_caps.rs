@@ -68,10 +68,10 @@ fn a_model_that_finds_no_memory_fails_its_request_and_not_the_worker() {
     let mut client = cluster.text_database("capped_model");
     let embed = "SELECT situ.embed('A text that is encoded', 'minilm')";
     client.run(embed);
-    client.run("SELECT situ.unload('minilm')");
+    client.run("SELECT situ.unload_model('minilm')");
     let worker = cluster.workers("situ encoder")[0];
     let caps = [2, 6, 12, 20, 30, 45, 60, 80, 100, 120, 140, 160];
-    let failed = refused(&mut client, worker, &caps, embed, "SELECT situ.unload('minilm')");
+    let failed = refused(&mut client, worker, &caps, embed, "SELECT situ.unload_model('minilm')");
     assert!(failed > 2, "the limits were too wide to mean anything: {failed} failed");
     let last: String = client.one("SELECT last_error FROM situ.stat_service");
     assert!(last.contains("cannot allocate"), "{last}");
@@ -89,10 +89,10 @@ fn an_llm_that_finds_no_memory_fails_its_request_and_not_the_worker() {
     register(&mut client);
     let ask = "SELECT situ.generate('smol', 'Count to three.', 8)";
     client.run(ask);
-    client.run("SELECT situ.unload('smol')");
+    client.run("SELECT situ.unload_model('smol')");
     let worker = cluster.workers("situ llm")[0];
     let caps = [2, 10, 30, 60, 90, 120, 160, 200, 250, 300];
-    let failed = refused(&mut client, worker, &caps, ask, "SELECT situ.unload('smol')");
+    let failed = refused(&mut client, worker, &caps, ask, "SELECT situ.unload_model('smol')");
     assert!(failed > 2, "the limits were too wide to mean anything: {failed} failed");
     client.run(ask);
     assert_eq!(cluster.workers("situ llm"), [worker]);

@@ -6,6 +6,7 @@
 
 use super::buffer::Number;
 use crate::compute::ComputeError;
+use parking_lot::Mutex;
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -14,7 +15,11 @@ use std::hash::Hash;
 const TRIED: usize = 64 << 10;
 /// Bytes that small allocations may take until somebody asks again. Tests limit what one allocation gets: they ask for less,
 /// so as to come by it.
-const SPARE: usize = if cfg!(test) { 0 } else { 1 << 20 };
+const SPARE: usize = if cfg!(test) { 0 } else { 2 << 20 };
+/// Bytes that are held for reports. Nobody touches them: they are addresses, not pages.
+const RESERVED: usize = 2 * SPARE;
+
+static RESERVE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 /// The error of a refused `count` of `T`.
 pub fn refused<T>(count: usize) -> ComputeError {
@@ -138,7 +143,18 @@ pub fn spare() -> Result<(), ComputeError> {
     tried(SPARE)
 }
 
+/// Gives back what was held for the moment at which memory is short: to report that takes memory, in the server's case blocks of
+/// a megabyte. The next piece of work holds it again.
+pub fn give_up_reserve() {
+    *RESERVE.lock() = Vec::new();
+}
+
 fn tried(bytes: usize) -> Result<(), ComputeError> {
+    let mut reserve = RESERVE.lock();
+    if reserve.capacity() < RESERVED {
+        *reserve = with_room(RESERVED)?;
+    }
+    drop(reserve);
     // Looked at, so that the compiler does not leave out an allocation that nobody uses.
     std::hint::black_box(with_room::<u8>(bytes)).map(drop)
 }

@@ -149,7 +149,7 @@ pub fn write(
 
 /// Numbers as their bytes.
 pub fn little_endian(numbers: &[f32]) -> Result<Vec<u8>, BridgeError> {
-    let mut bytes = with_room(numbers.len() * size_of::<f32>())?;
+    let mut bytes = with_room(size_of_val(numbers))?;
     numbers
         .iter()
         .for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));

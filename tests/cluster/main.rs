@@ -6,6 +6,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// Small random models, made as the unit tests make theirs.
+#[allow(dead_code)]
+#[path = "../../src/model/tests/families.rs"]
+mod families;
+#[allow(dead_code)]
+#[path = "../../src/model/tests/maker.rs"]
+mod maker;
+
 mod bad_input;
 mod bad_models;
 mod bridges;

@@ -1,16 +1,9 @@
 //! Models that read a chunk in its context (`situate = 'residual'`): both published forms as small random models, indexed,
 //! searched and changed through a server, against the same scores by hand.
 
-#[allow(dead_code)]
-#[path = "../../src/model/tests/families.rs"]
-mod families;
-#[allow(dead_code)]
-#[path = "../../src/model/tests/maker.rs"]
-mod maker;
-
+use crate::families::{Sizes, qwen3};
+use crate::maker::Maker;
 use crate::support::{Cluster, Sql, shared};
-use families::{Sizes, qwen3};
-use maker::Maker;
 use postgres::Client;
 use serde_json::json;
 

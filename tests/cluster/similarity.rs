@@ -1,11 +1,7 @@
 //! How a model's vectors are compared is what its files say: indexes, scores and the operator outside of an index.
 
-#[allow(dead_code)]
-#[path = "../../src/model/tests/maker.rs"]
-mod maker;
-
+use crate::maker::Maker;
 use crate::support::{Cluster, Sql, shared};
-use maker::Maker;
 use postgres::Client;
 use serde_json::json;
 

@@ -151,7 +151,7 @@ pub fn give_up_reserve() {
 
 fn tried(bytes: usize) -> Result<(), ComputeError> {
     let mut reserve = RESERVE.lock();
-    if reserve.capacity() < RESERVED {
+    if reserve.capacity() == 0 {
         *reserve = with_room(RESERVED)?;
     }
     drop(reserve);

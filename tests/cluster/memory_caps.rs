@@ -110,14 +110,18 @@ fn a_session_that_finds_no_memory_for_its_messages_goes_on() {
     client.run(embed);
     let failed = refused(&mut client, pid, &[1, 2, 4, 6, 9, 14], embed, "SELECT 1");
     assert!(failed > 0, "the limits were too wide to mean anything");
-    // Many pieces of one document.
-    let situate = "SELECT sum(length(passage)) FROM situ.situate(repeat('A sentence about the weather in the north. ', 8000), 'minilm')";
-    client.run(situate);
-    let failed = refused(&mut client, pid, &[1, 2, 4, 6, 9, 14], situate, "SELECT 1");
-    assert!(failed > 0, "the limits were too wide to mean anything");
     client.run(embed);
     let taken: i64 = client.one("SELECT count(*) FROM situ.stat_requests");
     assert_eq!(taken, 0, "places in the queue that failed statements hold");
+    assert_eq!(client.one::<i32>("SELECT pg_backend_pid()"), pid);
+    // Many pieces of one document, by a session that has no memory of others to fall back on.
+    let mut client = cluster.connect("capped_messages");
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
+    let situate = "SELECT sum(length(passage)) FROM situ.situate(repeat('A sentence about the weather in the north. ', 8000), 'minilm')";
+    client.run("SELECT passage FROM situ.situate('A sentence.', 'minilm')");
+    let failed = refused(&mut client, pid, &[1, 2, 4, 6, 9, 14], situate, "SELECT 1");
+    assert!(failed > 0, "the limits were too wide to mean anything");
+    client.run(situate);
     assert_eq!(client.one::<i32>("SELECT pg_backend_pid()"), pid);
     assert_none_ended(&cluster);
 }

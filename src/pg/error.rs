@@ -1,4 +1,5 @@
-//! The wall for errors: every room's error becomes a server error with SQLSTATE, DETAIL and HINT.
+//! The wall for errors: errors of the rooms below become server errors with SQLSTATE, DETAIL and HINT. Those of `src/pg`
+//! describe themselves beside their types.
 
 use crate::bridge::BridgeError;
 use crate::compute::ComputeError;

@@ -1,4 +1,7 @@
-//! Claiming slots: which device, which of its slots, and the owner written into it.
+//! Claiming slots: which device, which of its slots, and the owner written into it; and giving them back.
+//!
+//! A slot that is claimed stands in this process's list of held slots until it is released, so that the end of the process or
+//! of a transaction finds all of them.
 
 use super::ServiceError;
 use super::shared::{self, ACTIVE, CLAIMED, FREE, LEFT, Shared};

@@ -1,4 +1,4 @@
-//! Many documents through the service at once.
+//! Many documents through the service at once, and the passages that come back.
 
 use super::line::Line;
 use super::model_ref::ModelRef;

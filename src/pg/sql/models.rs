@@ -1,7 +1,5 @@
-//! The registry of models: `situ.model_registry`, written by `situ.register_model` and `situ.drop_model`.
-//!
-//! Each backend keeps what it read until the table changes: a statement trigger on it invalidates its relation-cache
-//! entry, which every backend hears of when the change commits (and this one at once).
+//! What writes `situ.model_registry`: `situ.register_model`, `situ.calibrate_model` and `situ.drop_model`. How backends
+//! read it is `pg/catalog/model_registry.rs`.
 
 use crate::model::calibrate::Calibration;
 use crate::model::{Manifest, ModelError, Precision, Similarity};

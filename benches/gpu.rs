@@ -16,7 +16,7 @@ use situ::compute::cpu::Level;
 use situ::compute::cuda::bert::{Bert, BertShape, EmbeddingWeights, LayerWeights, LinearWeights, NormWeights};
 use situ::compute::cuda::card::{Event, Memory, Stream};
 use situ::compute::cuda::decoder::{Decoder, DecoderLayerWeights, DecoderShape, DecoderWeights, rotations};
-use situ::compute::cuda::matmul::{Finish, Product, SCRATCH};
+use situ::compute::cuda::matmul::{Epilogue, Product, SCRATCH};
 use situ::compute::cuda::{Engine, Range, Request, Runner, cards};
 use situ::compute::forward::bert as cpu;
 use situ::compute::rowwise::pooling;
@@ -312,7 +312,7 @@ fn matmul_rate(engine: &Arc<Engine>, size: usize) -> Result<f64, ComputeError> {
         &random.numbers(size * size),
         None,
         size,
-        Finish::Bias,
+        Epilogue::Bias,
     )?;
     let numbers: Vec<bf16> = random.numbers(size * size).into_iter().map(bf16::from_f32).collect();
     let x = Memory::from_slice(&stream, &numbers)?;

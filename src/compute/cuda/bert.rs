@@ -8,7 +8,7 @@ use super::card::{Memory, Stream};
 use super::engine::Engine;
 use super::lane::{Buffers, Network, Shape};
 use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
-use super::matmul::{Finish, Product};
+use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::collected;
 use half::bf16;
 
@@ -141,11 +141,11 @@ impl Bert {
         }
         let stream = &Stream::new(&engine.card)?;
         let up = if shape.unfused() {
-            Finish::Bias
+            Epilogue::Bias
         } else {
-            Finish::Activate(shape.activation)
+            Epilogue::Activate(shape.activation)
         };
-        let linear = |weights: LinearWeights, inputs: usize, outputs: usize, finish: Finish| {
+        let linear = |weights: LinearWeights, inputs: usize, outputs: usize, epilogue: Epilogue| {
             if weights.weight.len() != inputs * outputs {
                 let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
                 return Err(ComputeError::Shape(what));
@@ -156,7 +156,7 @@ impl Bert {
                 &weights.weight,
                 weights.bias.as_deref(),
                 inputs,
-                finish,
+                epilogue,
             )
         };
         let mut bert = Bert {
@@ -171,11 +171,11 @@ impl Bert {
         for layer in layers {
             let layer = layer?;
             bert.layers.push(Layer {
-                qkv: linear(layer.qkv, hidden, 3 * hidden, Finish::Bias)?,
-                attention_output: linear(layer.attention_output, hidden, hidden, Finish::Bias)?,
+                qkv: linear(layer.qkv, hidden, 3 * hidden, Epilogue::Bias)?,
+                attention_output: linear(layer.attention_output, hidden, hidden, Epilogue::Bias)?,
                 attention_norm: norm(stream, &layer.attention_norm, &shape)?,
                 up: linear(layer.up, hidden, intermediate, up)?,
-                down: linear(layer.down, intermediate, hidden, Finish::Bias)?,
+                down: linear(layer.down, intermediate, hidden, Epilogue::Bias)?,
                 output_norm: norm(stream, &layer.output_norm, &shape)?,
             });
         }

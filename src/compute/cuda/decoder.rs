@@ -9,7 +9,7 @@ use super::card::{Memory, Stream};
 use super::engine::Engine;
 use super::lane::{Buffers, Network, Shape};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
-use super::matmul::{Finish, Product};
+use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::with_room;
 use half::bf16;
 
@@ -142,7 +142,7 @@ impl Decoder {
                 return Err(ComputeError::Shape(what));
             }
             let bias = weights.bias.as_deref();
-            Product::new(&engine.matmul, stream, &weights.weight, bias, inputs, Finish::Bias)
+            Product::new(&engine.matmul, stream, &weights.weight, bias, inputs, Epilogue::Bias)
         };
         let scale = |numbers: Vec<f32>, length: usize| {
             if numbers.len() != length {

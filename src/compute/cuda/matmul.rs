@@ -68,7 +68,7 @@ impl Drop for Library {
 
 /// What happens to a sum before it is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
+pub enum Epilogue {
     /// The bias is added, where there is one.
     Bias,
     /// The bias, then the activation. Exact GELU is taken by its tanh form here, at most 5e-4 beside it, a fraction of a
@@ -152,7 +152,7 @@ impl Drop for Preference {
     }
 }
 
-/// A linear layer on the card: `out = finish(x W^T + bias)`.
+/// A linear layer on the card: `out = epilogue(x W^T + bias)`.
 pub struct Product {
     library: Arc<Library>,
     weight: Memory<bf16>,
@@ -178,7 +178,7 @@ impl Product {
         weight: &[f32],
         bias: Option<&[f32]>,
         inputs: usize,
-        finish: Finish,
+        epilogue: Epilogue,
     ) -> Result<Product, ComputeError> {
         let outputs = weight.len() / inputs.max(1);
         let fits = bias.is_none_or(|bias| bias.len() == outputs);
@@ -198,13 +198,13 @@ impl Product {
             .transpose()?;
         let description = Description::new()?;
         use sys::cublasLtEpilogue_t::*;
-        let epilogue = match (finish, &bias) {
-            (Finish::Bias, None) => CUBLASLT_EPILOGUE_DEFAULT,
-            (Finish::Bias, Some(_)) => CUBLASLT_EPILOGUE_BIAS,
-            (Finish::Activate(Activation::Relu), Some(_)) => CUBLASLT_EPILOGUE_RELU_BIAS,
-            (Finish::Activate(Activation::Relu), None) => CUBLASLT_EPILOGUE_RELU,
-            (Finish::Activate(_), Some(_)) => CUBLASLT_EPILOGUE_GELU_BIAS,
-            (Finish::Activate(_), None) => CUBLASLT_EPILOGUE_GELU,
+        let epilogue = match (epilogue, &bias) {
+            (Epilogue::Bias, None) => CUBLASLT_EPILOGUE_DEFAULT,
+            (Epilogue::Bias, Some(_)) => CUBLASLT_EPILOGUE_BIAS,
+            (Epilogue::Activate(Activation::Relu), Some(_)) => CUBLASLT_EPILOGUE_RELU_BIAS,
+            (Epilogue::Activate(Activation::Relu), None) => CUBLASLT_EPILOGUE_RELU,
+            (Epilogue::Activate(_), Some(_)) => CUBLASLT_EPILOGUE_GELU_BIAS,
+            (Epilogue::Activate(_), None) => CUBLASLT_EPILOGUE_GELU,
         };
         use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE};
         description.set(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;

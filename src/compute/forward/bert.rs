@@ -7,11 +7,11 @@
 
 use crate::compute::ComputeError;
 use crate::compute::attention::shape::{Places, Shape};
-use crate::compute::attention::{Attention, Numbers, Scratch};
+use crate::compute::attention::{Attention, Elements, Scratch};
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::Level;
 use crate::compute::cpu::pool::Pool;
-use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::gemm::Epilogue;
 use crate::compute::matmul::linear::{Linear, Precision, Prepared, Rows};
 use crate::compute::rowwise::activation::Activation;
 use crate::compute::rowwise::layer_norm::LayerNorm;
@@ -192,8 +192,8 @@ impl Bert {
                 shape,
                 scratches: &scratches,
                 qkv: match self.rounded() {
-                    true => Numbers::Bf16(qkv.words()),
-                    false => Numbers::F32(qkv),
+                    true => Elements::Bf16(qkv.words()),
+                    false => Elements::F32(qkv),
                 },
                 places: self.places(tokens),
                 starts: &batch.starts,
@@ -278,13 +278,13 @@ impl Bert {
                         let input = &context[first * hidden..][..count * hidden];
                         let linear = &layer.attention_output;
                         let input = linear.prepare(input, rows);
-                        linear.product(input, 0..linear.panels(), x, first * hidden, hidden, Finish::Residual);
+                        linear.product(input, 0..linear.panels(), x, first * hidden, hidden, Epilogue::Residual);
                         let input = self.normalised(&layer.attention_norm, own(count), &layer.up, rows);
                         let input = self.activations(layer, input, up, inner, count);
                         let panels = 0..layer.down.panels();
                         layer
                             .down
-                            .product(input, panels, x, first * hidden, hidden, Finish::Residual);
+                            .product(input, panels, x, first * hidden, hidden, Epilogue::Residual);
                     }
                 }
                 let norm = done.map_or(&self.embedding_norm, |layer| &layer.output_norm);
@@ -317,10 +317,10 @@ impl Bert {
         inner: &'a mut Rows,
         count: usize,
     ) -> Prepared<'a> {
-        let (finish, columns) = (self.finish(), layer.up.panel_columns());
+        let (epilogue, columns) = (self.epilogue(), layer.up.panel_columns());
         let Some(part) = part(layer) else {
             let up = &mut up[..count * self.intermediate];
-            layer.up.columns(input, 0..layer.up.panels(), up, finish);
+            layer.up.columns(input, 0..layer.up.panels(), up, epilogue);
             return layer.down.prepare(up, inner);
         };
         let panels = layer.up.panels();
@@ -328,7 +328,7 @@ impl Bert {
             let last = (first + part / columns).min(panels);
             let width = (last * columns).min(self.intermediate) - first * columns;
             let up = &mut up[..count * width];
-            layer.up.columns(input, first..last, up, finish);
+            layer.up.columns(input, first..last, up, epilogue);
             layer.down.prepare_part(number, up, inner);
         }
         layer.down.prepared(inner, count)
@@ -353,7 +353,7 @@ impl Bert {
             match self.heads_apart() {
                 true if self.rounded() => linear.rounded_planes(input, panels, qkv, first, [tokens, width]),
                 true => linear.product_planes(input, panels, qkv, first, [tokens, width]),
-                false => linear.product(input, panels, qkv, first * row, row, Finish::Bias),
+                false => linear.product(input, panels, qkv, first * row, row, Epilogue::Bias),
             }
         }
     }
@@ -391,10 +391,10 @@ impl Bert {
     }
 
     /// How the first product of a feed-forward block ends.
-    fn finish(&self) -> Finish {
+    fn epilogue(&self) -> Epilogue {
         match self.precision {
-            Precision::F32 => Finish::Activate(self.activation),
-            Precision::Bf16 | Precision::Int8 => Finish::Approximate(self.activation),
+            Precision::F32 => Epilogue::Activate(self.activation),
+            Precision::Bf16 | Precision::Int8 => Epilogue::Approximate(self.activation),
         }
     }
 
@@ -418,11 +418,11 @@ impl Bert {
         match done {
             None => self.embedding_norm.apply(self.level, own()),
             Some(layer) => {
-                by_columns(pool, &layer.attention_output, rows, context, x, Finish::Residual)?;
+                by_columns(pool, &layer.attention_output, rows, context, x, Epilogue::Residual)?;
                 layer.attention_norm.apply(self.level, own());
                 let up = &mut up[..tokens * self.intermediate];
-                by_columns(pool, &layer.up, rows, own(), Shared::new(up), self.finish())?;
-                by_columns(pool, &layer.down, inner, up, x, Finish::Residual)?;
+                by_columns(pool, &layer.up, rows, own(), Shared::new(up), self.epilogue())?;
+                by_columns(pool, &layer.down, inner, up, x, Epilogue::Residual)?;
                 layer.output_norm.apply(self.level, own());
             }
         }
@@ -452,12 +452,12 @@ fn by_columns(
     rows: &mut Rows,
     input: &[f32],
     out: Shared<f32>,
-    finish: Finish,
+    epilogue: Epilogue,
 ) -> Result<(), ComputeError> {
     let input = linear.prepare(input, rows);
     each_panels(pool, linear, |panels| {
         // SAFETY: each task has columns of its own.
-        unsafe { linear.product(input, panels, out, 0, linear.outputs(), finish) }
+        unsafe { linear.product(input, panels, out, 0, linear.outputs(), epilogue) }
     })
 }
 

@@ -1,7 +1,7 @@
 //! The head of a language model with the losses of its logits: logits are in memory for a task's rows alone, and turn into
 //! their gradient and from there into that by the states before the task ends.
 //!
-//! The way back is a product over the whole vocabulary; its weights are packed in parts of [`PART`] ids whose panels stay in
+//! The backward pass is a product over the whole vocabulary; its weights are packed in parts of [`PART`] ids whose panels stay in
 //! the cache while a task's rows pass.
 
 use super::super::ComputeError;
@@ -10,12 +10,12 @@ use super::loss::{log_softmax, losses};
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::Level;
 use crate::compute::cpu::pool::Pool;
-use crate::compute::matmul::apply::transposed;
-use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::gemm::Epilogue;
 use crate::compute::matmul::linear::{Linear, Precision, Rows};
+use crate::compute::matmul::parallel::transposed;
 use parking_lot::Mutex;
 
-/// Ids of a part of the way back.
+/// Ids of a part of the backward pass.
 const PART: usize = 1024;
 /// Most rows of a task, a multiple of every tile of rows, and most numbers of its logits.
 const MOST_ROWS: usize = 84;
@@ -27,7 +27,7 @@ pub struct Head {
     hidden: usize,
     vocabulary: usize,
     forward: Linear,
-    back: Vec<Linear>,
+    backward: Vec<Linear>,
 }
 
 /// What a thread works in.
@@ -53,7 +53,7 @@ impl Head {
     pub fn new(level: Level, precision: Precision, weights: &[f32], hidden: usize) -> Result<Head, ComputeError> {
         let vocabulary = weights.len() / hidden.max(1);
         let none = vec![0.0; vocabulary.max(hidden)];
-        let back = weights.chunks(PART * hidden.max(1)).map(|part| {
+        let backward = weights.chunks(PART * hidden.max(1)).map(|part| {
             let inputs = part.len() / hidden.max(1);
             Linear::new(level, precision, &transposed(part, hidden)?, &none[..hidden], inputs)
         });
@@ -61,7 +61,7 @@ impl Head {
             level,
             hidden,
             vocabulary,
-            back: back.collect::<Result<_, _>>()?,
+            backward: backward.collect::<Result<_, _>>()?,
             forward: Linear::new(level, precision, weights, &none[..vocabulary], hidden)?,
         })
     }
@@ -111,10 +111,10 @@ impl Head {
             (wanted.id as usize) < self.vocabulary
                 && wanted.teacher.is_none_or(|teacher| teacher.len() == self.vocabulary)
         };
-        let back = !gradient.is_empty();
+        let backward = !gradient.is_empty();
         let fits = states.len() == wanted.len() * self.hidden
             && found.len() == 2 * wanted.len()
-            && (!back || gradient.len() == states.len());
+            && (!backward || gradient.len() == states.len());
         if !(fits && wanted.iter().all(known)) {
             return Err(ComputeError::Shape(
                 "states and what they are to say do not fit".to_owned(),
@@ -128,14 +128,14 @@ impl Head {
                 // SAFETY: each row is one task's.
                 unsafe { found.part(2 * (first + place), 2) }.copy_from_slice(&two);
             }
-            if !back {
+            if !backward {
                 return;
             }
-            for (number, part) in self.back.iter().enumerate() {
+            for (number, part) in self.backward.iter().enumerate() {
                 let rows = part.prepare_apart(&logits[number * PART..], self.vocabulary, count, words);
-                let finish = match number {
-                    0 => Finish::Bias,
-                    _ => Finish::Residual,
+                let epilogue = match number {
+                    0 => Epilogue::Bias,
+                    _ => Epilogue::Residual,
                 };
                 // SAFETY: each task has rows of its own; logits are memory of the thread.
                 unsafe {
@@ -145,7 +145,7 @@ impl Head {
                         gradient,
                         first * self.hidden,
                         self.hidden,
-                        finish,
+                        epilogue,
                     )
                 }
             }
@@ -211,7 +211,7 @@ impl Head {
             // SAFETY: memory of the thread.
             unsafe {
                 self.forward
-                    .product(input, panels, to, 0, self.vocabulary, Finish::Bias)
+                    .product(input, panels, to, 0, self.vocabulary, Epilogue::Bias)
             }
             body(first, logits, words);
         })

@@ -1,6 +1,7 @@
 //! Products of bf16 words on x86, and the conversion of activations into such words.
 
-use super::gemm::{Dot, Product};
+use super::gemm::Product;
+use super::tile::Dot;
 use crate::compute::cpu::simd_x86::Avx512;
 use std::arch::x86_64::*;
 

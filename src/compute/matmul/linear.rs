@@ -1,6 +1,6 @@
 //! A linear layer: weights packed once for the kernels, and products of some rows by some of its panels.
 
-use super::gemm::{ALL, Finish, Product};
+use super::gemm::{ALL, Epilogue, Product};
 #[cfg(target_arch = "x86_64")]
 use super::gemm_bf16::{product_bf16, row_to_bf16};
 #[cfg(target_arch = "x86_64")]
@@ -359,14 +359,14 @@ impl Linear {
 
     /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many numbers as these
     /// panels have columns (but for those beyond the outputs).
-    pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], finish: Finish) {
+    pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], epilogue: Epilogue) {
         assert!(panels.start < panels.end && panels.end <= self.panels());
         let start = panels.start * self.panel_columns;
         let width = (panels.end * self.panel_columns).min(self.outputs) - start;
         assert!(out.len() >= x.rows * width);
         let c = out.as_mut_ptr().wrapping_sub(start);
         // SAFETY: columns from `start` on are written, `width` of them a row, which `out` has room for; nobody else has it.
-        unsafe { self.compute(x, panels, c, width, [ALL, 0], finish) }
+        unsafe { self.compute(x, panels, c, width, [ALL, 0], epilogue) }
     }
 
     /// The products of the prepared rows by a range of panels, the outputs divided in planes of `width` columns, which lie one
@@ -388,7 +388,7 @@ impl Linear {
         // SAFETY: every plane has these rows; exclusivity is the caller's promise.
         unsafe {
             let c = all.add(first * width);
-            self.compute(x, panels, c, width, [width, tokens * width], Finish::Bias)
+            self.compute(x, panels, c, width, [width, tokens * width], Epilogue::Bias)
         }
     }
 
@@ -410,7 +410,7 @@ impl Linear {
         // SAFETY: as above; a number of bf16 takes half the memory of one of f32.
         unsafe {
             let c = all.add(first * width).cast();
-            self.compute(x, panels, c, width, [width, tokens * width], Finish::Round)
+            self.compute(x, panels, c, width, [width, tokens * width], Epilogue::Round)
         }
     }
 
@@ -426,7 +426,7 @@ impl Linear {
         out: Shared<f32>,
         first: usize,
         stride: usize,
-        finish: Finish,
+        epilogue: Epilogue,
     ) {
         if x.rows == 0 {
             return;
@@ -434,7 +434,7 @@ impl Linear {
         assert!(stride >= self.outputs && panels.end <= self.panels());
         let c = out.address(first, (x.rows - 1) * stride + self.outputs);
         // SAFETY: the panels' columns are inside `out`; exclusivity is the caller's promise.
-        unsafe { self.compute(x, panels, c, stride, [ALL, 0], finish) }
+        unsafe { self.compute(x, panels, c, stride, [ALL, 0], epilogue) }
     }
 
     /// # Safety
@@ -447,7 +447,7 @@ impl Linear {
         c: *mut f32,
         stride: usize,
         planes: [usize; 2],
-        finish: Finish,
+        epilogue: Epilogue,
     ) {
         if x.rows == 0 {
             return;
@@ -465,7 +465,7 @@ impl Linear {
             c,
             c_stride: stride,
             planes,
-            finish,
+            epilogue,
         };
         // SAFETY: sizes are asserted above, `new` has checked the instructions, exclusivity is the caller's promise.
         unsafe {

@@ -1,6 +1,6 @@
 //! Adding a product of two thin matrices to a matrix: how a low-rank adapter is merged into weights.
 
-use super::gemm::Finish;
+use super::gemm::Epilogue;
 use super::linear::{Linear, Precision, Rows};
 use crate::compute::ComputeError;
 use crate::compute::cpu::buffer::Shared;
@@ -39,7 +39,7 @@ pub fn add_low_rank(
             Shared::new(weights),
             0,
             inputs,
-            Finish::Residual,
+            Epilogue::Residual,
         )
     };
     Ok(())

@@ -20,7 +20,7 @@ pub const FINE: f32 = 254.0;
 const TASK_ROWS: usize = 8;
 
 /// Quantised rows, and room for more.
-pub struct Codes {
+pub struct QuantisedActivations {
     pub(super) inputs: usize,
     pub(super) rows: usize,
     /// `q` as i8, four to a word, row after row.
@@ -33,12 +33,12 @@ pub struct Codes {
     pub(super) sums: Buffer<f32>,
 }
 
-impl Codes {
+impl QuantisedActivations {
     /// Room for `rows` rows of up to `inputs` numbers.
-    pub fn new(rows: usize, inputs: usize) -> Result<Codes, ComputeError> {
+    pub fn new(rows: usize, inputs: usize) -> Result<QuantisedActivations, ComputeError> {
         let inputs = inputs.next_multiple_of(GROUP);
         let groups = rows * inputs / GROUP;
-        Ok(Codes {
+        Ok(QuantisedActivations {
             inputs,
             rows: 0,
             words: Buffer::zeroed(rows * inputs / 4)?,

@@ -13,6 +13,7 @@ pub mod hooks;
 mod llm;
 mod matrix;
 pub mod network;
+mod pass;
 pub mod piece;
 pub mod sample;
 mod template;

@@ -15,6 +15,7 @@ mod value;
 use super::ModelError;
 use super::files::{State, io, state};
 pub use crate::compute::BlockKind;
+use crate::compute::memory;
 pub use parts::PartName;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -234,10 +235,35 @@ impl Gguf {
         }
         let part = self.parts.get(info.part);
         let part = part.ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
-        let mut bytes = crate::compute::memory::zeros::<u8>(info.bytes)?;
+        let mut bytes = memory::zeros::<u8>(info.bytes)?;
         let read = part.file.read_exact_at(&mut bytes, info.start);
         read.map_err(|source| io(&part.path, source))?;
         Ok(bytes)
+    }
+
+    /// The elements of a tensor, whatever they are stored as.
+    ///
+    /// # Errors
+    /// Those of [`Gguf::read`].
+    pub fn elements(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let bytes = self.read(name)?;
+        let kind = self.tensors.get(name).map(|info| info.kind);
+        let halves = || bytes.as_chunks::<2>().0.iter();
+        Ok(match kind {
+            Some(TensorKind::F16) => memory::collected(halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()))?,
+            Some(TensorKind::Bf16) => {
+                memory::collected(halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()))?
+            }
+            Some(TensorKind::Blocks(kind)) => {
+                let mut elements = memory::zeros(bytes.len() / kind.bytes() * kind.length())?;
+                kind.dequantise(&bytes, &mut elements);
+                elements
+            }
+            _ => {
+                let fours = bytes.as_chunks::<4>().0.iter();
+                memory::collected(fours.map(|four| f32::from_le_bytes(*four)))?
+            }
+        })
     }
 }
 

@@ -228,7 +228,11 @@ impl Batcher {
     /// Who takes part in a step: all whose prompt was read, and one whose prompt was not.
     fn plan(&self) -> Result<Plan, ModelError> {
         let hidden = self.llm.config().hidden;
-        let unread = self.active.iter().enumerate().filter(|(_, answer)| answer.ids.is_empty());
+        let unread = self
+            .active
+            .iter()
+            .enumerate()
+            .filter(|(_, answer)| answer.ids.is_empty());
         // The first of several, but a long prompt lets pass those of which less was read.
         let reading = unread.min_by_key(|(_, answer)| answer.read / TURN_ROWS);
         let mut plan = Plan {

@@ -194,7 +194,7 @@ fn pre_tokenizer(name: &str) -> Result<serde_json::Value, ModelError> {
         "qwen2" | "deepseek-r1-qwen" => split(words("\\p{N}")),
         "gpt-2" | "default" => bytes(true),
         other => {
-            return Err(super::unsupported(
+            return Err(ModelError::unsupported(
                 "pre-tokenizer",
                 other,
                 "smollm, llama-bpe, qwen2, gpt-2, default",
@@ -299,7 +299,7 @@ fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
                     "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
                     "vocab": vocabulary, "merges": merges_by_score(tokens, scores, types)}}))
         }
-        other => Err(super::unsupported("tokenizer", other, "gpt2, llama")),
+        other => Err(ModelError::unsupported("tokenizer", other, "gpt2, llama")),
     }
 }
 

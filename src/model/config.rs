@@ -77,15 +77,7 @@ impl Config {
                 .invalid(format!("hidden_size {hidden} is not divisible by {heads} heads")));
         }
         let rows = self.json.shape("max_position_embeddings")?;
-        // RoBERTa counts positions from the one behind the padding's.
-        let first_position = match (family, self.json.field("pad_token_id")) {
-            (Family::XlmRoberta, Value::Null) => 2,
-            (Family::XlmRoberta, pad) => match pad.as_u64() {
-                Some(pad) if pad < MAX_SHAPE => pad as usize + 1,
-                _ => return Err(self.json.invalid("field \"pad_token_id\" is not an id".to_string())),
-            },
-            _ => 0,
-        };
+        let first_position = self.first_position(family)?;
         if rows <= first_position {
             return Err(self.json.invalid(format!(
                 "max_position_embeddings {rows} leaves no position behind the padding's"
@@ -120,6 +112,18 @@ impl Config {
             passage_prefix: String::new(),
             fingerprint: String::new(),
         })
+    }
+
+    /// The row of the first token's position: RoBERTa counts them from the one behind the padding's.
+    fn first_position(&self, family: Family) -> Result<usize, ModelError> {
+        match (family, self.json.field("pad_token_id")) {
+            (Family::XlmRoberta, Value::Null) => Ok(2),
+            (Family::XlmRoberta, pad) => match pad.as_u64() {
+                Some(pad) if pad < MAX_SHAPE => Ok(pad as usize + 1),
+                _ => Err(self.json.invalid("field \"pad_token_id\" is not an id")),
+            },
+            _ => Ok(0),
+        }
     }
 
     /// ModernBERT. Fields that a file lacks have the defaults of the published configuration class.

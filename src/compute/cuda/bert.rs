@@ -117,47 +117,17 @@ impl Bert {
         embedding: EmbeddingWeights,
         layers: impl Iterator<Item = Result<LayerWeights, E>>,
     ) -> Result<Bert, E> {
-        let BertShape {
-            hidden,
-            heads,
-            intermediate,
-            ..
-        } = shape;
-        if hidden == 0
-            || heads == 0
-            || !hidden.is_multiple_of(heads)
-            || !HEAD_SIZES.contains(&(hidden / heads))
-            || hidden > WIDEST_ROW
-        {
-            let what = format!(
-                "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a card"
-            );
-            return Err(ComputeError::Shape(what).into());
-        }
-        let tables = [embedding.words.len(), embedding.positions.len()];
-        let first_row = (shape.first_place + 1) * hidden;
-        if tables.iter().any(|length| !length.is_multiple_of(hidden)) || tables[0] == 0 || tables[1] < first_row {
-            return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
-        }
+        check_shape(&shape)?;
+        check_tables(&shape, &embedding)?;
+        let (hidden, intermediate) = (shape.hidden, shape.intermediate);
         let stream = &Stream::new(&engine.card)?;
         let up = if shape.unfused() {
             Epilogue::Bias
         } else {
             Epilogue::Activate(shape.activation)
         };
-        let linear = |weights: LinearWeights, inputs: usize, outputs: usize, epilogue: Epilogue| {
-            if weights.weight.len() != inputs * outputs {
-                let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
-                return Err(ComputeError::Shape(what));
-            }
-            Product::new(
-                &engine.matmul,
-                stream,
-                &weights.weight,
-                weights.bias.as_deref(),
-                inputs,
-                epilogue,
-            )
+        let product = |weights: LinearWeights, inputs: usize, outputs: usize, epilogue: Epilogue| {
+            linear(engine, stream, &weights, inputs, outputs, epilogue)
         };
         let mut bert = Bert {
             shape,
@@ -171,16 +141,60 @@ impl Bert {
         for layer in layers {
             let layer = layer?;
             bert.layers.push(Layer {
-                qkv: linear(layer.qkv, hidden, 3 * hidden, Epilogue::Bias)?,
-                attention_output: linear(layer.attention_output, hidden, hidden, Epilogue::Bias)?,
+                qkv: product(layer.qkv, hidden, 3 * hidden, Epilogue::Bias)?,
+                attention_output: product(layer.attention_output, hidden, hidden, Epilogue::Bias)?,
                 attention_norm: norm(stream, &layer.attention_norm, &shape)?,
-                up: linear(layer.up, hidden, intermediate, up)?,
-                down: linear(layer.down, intermediate, hidden, Epilogue::Bias)?,
+                up: product(layer.up, hidden, intermediate, up)?,
+                down: product(layer.down, intermediate, hidden, Epilogue::Bias)?,
                 output_norm: norm(stream, &layer.output_norm, &shape)?,
             });
         }
         Ok(bert)
     }
+}
+
+/// A linear layer on the card.
+pub(super) fn linear(
+    engine: &Engine,
+    stream: &Stream,
+    weights: &LinearWeights,
+    inputs: usize,
+    outputs: usize,
+    epilogue: Epilogue,
+) -> Result<Product, ComputeError> {
+    let LinearWeights { weight, bias } = weights;
+    if weight.len() != inputs * outputs {
+        let what = format!("{} weights for {inputs} x {outputs}", weight.len());
+        return Err(ComputeError::Shape(what));
+    }
+    Product::new(&engine.matmul, stream, weight, bias.as_deref(), inputs, epilogue)
+}
+
+/// Fails for heads and widths that the kernels do not have.
+fn check_shape(shape: &BertShape) -> Result<(), ComputeError> {
+    let BertShape { hidden, heads, .. } = *shape;
+    let divides = hidden > 0 && heads > 0 && hidden.is_multiple_of(heads);
+    if divides && HEAD_SIZES.contains(&(hidden / heads)) && hidden <= WIDEST_ROW {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a \
+         card"
+    )))
+}
+
+/// Fails for tables that are not of whole rows.
+fn check_tables(shape: &BertShape, embedding: &EmbeddingWeights) -> Result<(), ComputeError> {
+    let hidden = shape.hidden;
+    let tables = [embedding.words.len(), embedding.positions.len()];
+    let first_row = (shape.first_place + 1) * hidden;
+    let whole = tables.iter().all(|length| length.is_multiple_of(hidden));
+    if whole && tables[0] > 0 && tables[1] >= first_row {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "tables of {tables:?} numbers in rows of {hidden}"
+    )))
 }
 
 impl Network for Bert {

@@ -102,6 +102,16 @@ struct Workspace {
     up: Buffer<f32>,
 }
 
+/// How the rows between two attentions are divided.
+struct Blocks<'a> {
+    pool: &'a Pool,
+    stop: &'a dyn Fn() -> bool,
+    /// One for each thread.
+    workspaces: Vec<Mutex<Workspace>>,
+    /// Rows of a block.
+    block: usize,
+}
+
 /// The memory of one forward pass.
 struct State<'a> {
     ids: &'a [u32],
@@ -138,26 +148,10 @@ impl Bert {
     /// between the tasks of every loop; [`ComputeError::Stopped`] where it says so.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
         let tokens = batch.ids.len();
-        let longest = batch
-            .starts
-            .windows(2)
-            .map(|pair| pair[1].saturating_sub(pair[0]))
-            .max()
-            .unwrap_or(0);
         if batch.starts.first() != Some(&0) || batch.starts.last() != Some(&tokens) || tokens == 0 {
             return Err(ComputeError::Shape("the sequences do not cover the batch".to_string()));
         }
-        let numbers = tokens * self.hidden;
-        let [qkv, context] = self
-            .spare
-            .take([if self.rounded() { 3 * numbers / 2 } else { 3 * numbers }, numbers])?;
-        let mut state = State {
-            ids: &batch.ids,
-            places: self.positions(batch)?,
-            x: Buffer::zeroed(numbers)?,
-            qkv,
-            context,
-        };
+        let mut state = self.state(batch)?;
         let threads = pool.threads();
         let small = tokens < threads * FEWEST_ROWS;
         // As many blocks for each thread, all of one size: the tiles of a block are about equally high, however many rows.
@@ -166,30 +160,19 @@ impl Bert {
             true => tokens,
             false => tokens.div_ceil(threads * each),
         };
-        let parts = self.layers.iter().map(|layer| match small {
-            true => self.intermediate,
-            false => part(layer).unwrap_or(self.intermediate).min(self.intermediate),
-        });
-        let at_once = parts.max().unwrap_or(0);
-        let shape = self.shape();
-        let mut scratches = Vec::with_capacity(threads);
-        let mut workspaces = Vec::with_capacity(threads);
-        for _ in 0..threads {
-            workspaces.push(Mutex::new(Workspace {
-                rows: Rows::new(block, self.hidden)?,
-                inner: Rows::new(block, self.intermediate)?,
-                up: Buffer::zeroed(block * at_once)?,
-            }));
-            scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
-        }
-        let blocks = tokens.div_ceil(block);
-        let first = self.layers.first();
-        self.between(pool, &workspaces, &mut state, block, blocks, None, first, stop)?;
+        let blocks = Blocks {
+            pool,
+            stop,
+            workspaces: self.workspaces(threads, block, small)?,
+            block,
+        };
+        let scratches = self.scratches(threads, batch)?;
+        self.between(&blocks, &mut state, None, self.layers.first())?;
         for (index, layer) in self.layers.iter().enumerate() {
             let State { qkv, context, .. } = &mut state;
             let attention = Attention {
                 level: self.level,
-                shape,
+                shape: self.shape(),
                 scratches: &scratches,
                 qkv: match self.rounded() {
                     true => Elements::Bf16(qkv.words()),
@@ -199,11 +182,50 @@ impl Bert {
                 starts: &batch.starts,
             };
             attention.run(pool, context, stop)?;
-            let next = self.layers.get(index + 1);
-            self.between(pool, &workspaces, &mut state, block, blocks, Some(layer), next, stop)?;
+            self.between(&blocks, &mut state, Some(layer), self.layers.get(index + 1))?;
         }
         self.spare.keep([state.qkv, state.context]);
         Ok(state.x)
+    }
+
+    /// The memory of a pass over a batch.
+    fn state<'a>(&self, batch: &'a Packed) -> Result<State<'a>, ComputeError> {
+        let length = batch.ids.len() * self.hidden;
+        let qkv = if self.rounded() { 3 * length / 2 } else { 3 * length };
+        let [qkv, context] = self.spare.take([qkv, length])?;
+        Ok(State {
+            ids: &batch.ids,
+            places: self.positions(batch)?,
+            x: Buffer::zeroed(length)?,
+            qkv,
+            context,
+        })
+    }
+
+    /// Memory of each thread for blocks of so many rows; of a `small` batch the feed-forward activations are computed whole.
+    fn workspaces(&self, threads: usize, block: usize, small: bool) -> Result<Vec<Mutex<Workspace>>, ComputeError> {
+        let parts = self.layers.iter().map(|layer| match small {
+            true => self.intermediate,
+            false => part(layer).unwrap_or(self.intermediate).min(self.intermediate),
+        });
+        let at_once = parts.max().unwrap_or(0);
+        let mut workspaces = Vec::with_capacity(threads);
+        for _ in 0..threads {
+            workspaces.push(Mutex::new(Workspace {
+                rows: Rows::new(block, self.hidden)?,
+                inner: Rows::new(block, self.intermediate)?,
+                up: Buffer::zeroed(block * at_once)?,
+            }));
+        }
+        Ok(workspaces)
+    }
+
+    /// Memory of each thread for the attention over a batch's sequences.
+    fn scratches(&self, threads: usize, batch: &Packed) -> Result<Vec<Mutex<Scratch>>, ComputeError> {
+        let lengths = batch.starts.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let longest = lengths.max().unwrap_or(0);
+        let scratch = |_| Ok(Mutex::new(Scratch::new(self.level, self.shape(), longest)?));
+        (0..threads).map(scratch).collect()
     }
 
     /// The position of every token in its sequence. Fails for an id or a position outside its table.
@@ -235,24 +257,25 @@ impl Bert {
 
     /// Everything between two attentions: what follows the attention of `done` (or the embedding), then the queries,
     /// keys and values of `next`.
-    #[allow(clippy::too_many_arguments)]
     fn between(
         &self,
-        pool: &Pool,
-        workspaces: &[Mutex<Workspace>],
+        blocks: &Blocks,
         state: &mut State,
-        block: usize,
-        blocks: usize,
         done: Option<&Layer>,
         next: Option<&Layer>,
-        stop: &dyn Fn() -> bool,
     ) -> Result<(), ComputeError> {
+        let Blocks {
+            pool,
+            stop,
+            ref workspaces,
+            block,
+        } = *blocks;
         let hidden = self.hidden;
         let tokens = state.x.len() / hidden;
         let (x, qkv) = (Shared::new(&mut state.x), Shared::new(&mut state.qkv));
         let (ids, places) = (state.ids, &state.places);
         let context = &state.context[..tokens * hidden];
-        if blocks == 1 && pool.threads() > 1 {
+        if tokens <= block && pool.threads() > 1 {
             if stop() {
                 return Err(ComputeError::Stopped);
             }
@@ -263,39 +286,57 @@ impl Bert {
             }
             return self.between_by_columns(pool, &mut workspace, x, context, qkv, tokens, done, next);
         }
-        pool.run_until(blocks, stop, |thread, task| {
+        pool.run_until(tokens.div_ceil(block), stop, |thread, task| {
             let first = task * block;
             let count = block.min(tokens - first);
             let mut workspace = workspaces[thread].lock();
-            let Workspace { rows, inner, up } = &mut *workspace;
-            // SAFETY: each task has rows of its own in `x` and `qkv`, `up` and `rows` are this thread's, and no
-            // product's input overlaps its output.
+            // SAFETY: each task has rows of its own in `x` and `qkv`, the workspace is this thread's, and no product's
+            // input overlaps its output.
             unsafe {
                 let own = |length: usize| x.part(first * hidden, length * hidden);
                 match done {
                     None => self.embed(&ids[first..][..count], &places[first..][..count], own(count)),
                     Some(layer) => {
-                        let input = &context[first * hidden..][..count * hidden];
-                        let linear = &layer.attention_output;
-                        let input = linear.prepare(input, rows);
-                        linear.product(input, 0..linear.panels(), x, first * hidden, hidden, Epilogue::Residual);
-                        let input = self.normalised(&layer.attention_norm, own(count), &layer.up, rows);
-                        let input = self.activations(layer, input, up, inner, count);
-                        let panels = 0..layer.down.panels();
-                        layer
-                            .down
-                            .product(input, panels, x, first * hidden, hidden, Epilogue::Residual);
+                        let context = &context[first * hidden..][..count * hidden];
+                        self.add_block(layer, &mut workspace, context, x, first, count);
                     }
                 }
                 let norm = done.map_or(&self.embedding_norm, |layer| &layer.output_norm);
                 if let Some(layer) = next {
-                    let input = self.normalised(norm, own(count), &layer.qkv, rows);
+                    let input = self.normalised(norm, own(count), &layer.qkv, &mut workspace.rows);
                     self.project(&layer.qkv, input, 0..layer.qkv.panels(), qkv, first, tokens);
                 } else {
                     norm.apply(self.level, own(count));
                 }
             }
         })
+    }
+
+    /// Adds what attention gave, then the feed-forward block, to `count` rows of `x` from `first` on.
+    ///
+    /// # Safety
+    /// Nobody else uses these rows meanwhile.
+    unsafe fn add_block(
+        &self,
+        layer: &Layer,
+        workspace: &mut Workspace,
+        context: &[f32],
+        x: Shared<f32>,
+        first: usize,
+        count: usize,
+    ) {
+        let Workspace { rows, inner, up } = workspace;
+        let (hidden, at, output) = (self.hidden, first * self.hidden, &layer.attention_output);
+        // SAFETY: the caller's promise; no product's input overlaps its output.
+        unsafe {
+            let input = output.prepare(context, rows);
+            output.product(input, 0..output.panels(), x, at, hidden, Epilogue::Residual);
+            let own = x.part(at, count * hidden);
+            let input = self.normalised(&layer.attention_norm, own, &layer.up, rows);
+            let input = self.activations(layer, input, up, inner, count);
+            let panels = 0..layer.down.panels();
+            layer.down.product(input, panels, x, at, hidden, Epilogue::Residual);
+        }
     }
 
     /// Normalises rows and makes them ready for the product behind that: some at a time, which stay in the nearest cache.

@@ -66,6 +66,55 @@ fn choose(peaks: &[f32]) -> Vec<usize> {
     order
 }
 
+/// How inputs are divided in groups, and which of them are kept in f32.
+struct Grouping<'a> {
+    inputs: usize,
+    /// Inputs of a group, and how many groups there are.
+    group: usize,
+    groups: usize,
+    /// Ascending.
+    chosen: &'a [usize],
+}
+
+impl Grouping<'_> {
+    fn is_chosen(&self, input: usize) -> bool {
+        self.chosen.binary_search(&input).is_ok()
+    }
+
+    /// Each input that is kept, with another of its group that stands in for it among the integers.
+    fn kept(&self) -> Vec<[usize; 2]> {
+        let stand_in = |input: usize| {
+            let first = input / self.group * self.group;
+            let mut others = first..(first + self.group).min(self.inputs);
+            others.find(|other| !self.is_chosen(*other)).unwrap_or(input)
+        };
+        self.chosen.iter().map(|input| [*input, stand_in(*input)]).collect()
+    }
+
+    /// Which of the kept inputs belong to each group.
+    fn kept_of(&self) -> Vec<Range<usize>> {
+        let before = |input: usize| self.chosen.partition_point(|chosen| *chosen < input);
+        let of = |number: usize| before(number * self.group)..before((number + 1) * self.group);
+        (0..self.groups).map(of).collect()
+    }
+
+    /// For each 16 inputs of each group, the bits of those that are integers.
+    fn masks(&self) -> Vec<u16> {
+        let counted = |number: usize, lane: usize| {
+            let input = number * self.group + lane;
+            lane < self.group && input < self.inputs && !self.is_chosen(input)
+        };
+        let mut masks = Vec::new();
+        for number in 0..self.groups {
+            for first in (0..self.group).step_by(16) {
+                let bit = |lane: usize| u16::from(counted(number, first + lane)) << lane;
+                masks.push((0..16).map(bit).sum());
+            }
+        }
+        masks
+    }
+}
+
 impl Int8 {
     /// Packs rows of `inputs` weights, an output each, for panels of `columns`. `peaks` has the largest magnitude that
     /// each input is known to reach; without it no input is kept in f32.
@@ -87,28 +136,13 @@ impl Int8 {
             }
             None => Vec::new(),
         };
-        let stand_in = |input: usize| {
-            let first = input / group * group;
-            let mut others = first..(first + group).min(inputs);
-            others
-                .find(|other| chosen.binary_search(other).is_err())
-                .unwrap_or(input)
+        let groups_of = Grouping {
+            inputs,
+            group,
+            groups,
+            chosen: &chosen,
         };
-        let kept: Vec<[usize; 2]> = chosen.iter().map(|input| [*input, stand_in(*input)]).collect();
-        let before = |input: usize| chosen.partition_point(|chosen| *chosen < input);
-        let kept_of = (0..groups).map(|number| before(number * group)..before((number + 1) * group));
-        let kept_of = kept_of.collect();
-        let counted = |number: usize, lane: usize| {
-            let input = number * group + lane;
-            lane < group && input < inputs && chosen.binary_search(&input).is_err()
-        };
-        let mut masks = Vec::new();
-        for number in 0..groups {
-            for first in (0..group).step_by(16) {
-                let bit = |lane: usize| u16::from(counted(number, first + lane)) << lane;
-                masks.push((0..16).map(bit).sum());
-            }
-        }
+        let (kept, kept_of, masks) = (groups_of.kept(), groups_of.kept_of(), groups_of.masks());
         let padded = (weights.len() / inputs).next_multiple_of(columns);
         let mut layer = Int8 {
             instructions,
@@ -251,6 +285,29 @@ impl Int8 {
 unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -> [f32; 2] {
     let bytes = words.len() * 4;
     assert!(numbers.len() <= bytes && counted.len() * 16 >= bytes);
+    // SAFETY: the caller's promise; lengths are asserted.
+    let (low, high, is_odd) = unsafe { extent(numbers, counted) };
+    let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
+    if is_odd || step < LEAST_STEP {
+        words.fill(0);
+        // Where nothing is counted, `low` is above `high`.
+        let low = if low > high { 0.0 } else { low };
+        return [0.0, if is_odd { f32::NAN } else { low }];
+    }
+    // SAFETY: as above.
+    unsafe { round_avx512(numbers, low, 1.0 / step, words) };
+    let written = (numbers.len().div_ceil(16) * 4).min(words.len());
+    words[written..].fill(0);
+    [step, low]
+}
+
+/// The least and the largest of the numbers that are counted, and whether one of them is not finite.
+///
+/// # Safety
+/// As [`quantise_avx512`]; every number has its bit.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn extent(numbers: &[f32], counted: &[u16]) -> (f32, f32, bool) {
     // Two of each, so that one does not wait for the other: the sums that follow cost less than their latency.
     let mut even = Extent::new();
     let mut uneven = Extent::new();
@@ -263,10 +320,8 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
     }
     for (part, mask) in rest.chunks(16).zip(&counted[pairs.len() * 2..]) {
         // SAFETY: only the lanes of `part` are read.
-        even.take(
-            unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) },
-            *mask,
-        );
+        let x = unsafe { _mm512_maskz_loadu_ps(first(part.len()), part.as_ptr()) };
+        even.take(x, *mask);
     }
     let odd = _mm512_add_ps(even.odd, uneven.odd);
     let (low, high) = (
@@ -274,21 +329,24 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
         _mm512_max_ps(even.high, uneven.high),
     );
     let is_odd = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(odd, odd) != 0;
-    let (low, high) = (_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
-    let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
-    if is_odd || step < LEAST_STEP {
-        words.fill(0);
-        // Where nothing is counted, `low` is above `high`.
-        let low = if low > high { 0.0 } else { low };
-        return [0.0, if is_odd { f32::NAN } else { low }];
-    }
-    let (lowest, inverse, half) = (_mm512_set1_ps(low), _mm512_set1_ps(1.0 / step), _mm512_set1_ps(0.5));
+    (_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), is_odd)
+}
+
+/// Writes each number as `(x - low) inverse`, rounded to a byte.
+///
+/// # Safety
+/// As [`quantise_avx512`]; `words` has a byte for each number.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn round_avx512(numbers: &[f32], low: f32, inverse: f32, words: &mut [u32]) {
+    let bytes = words.len() * 4;
+    let (lowest, inverse, half) = (_mm512_set1_ps(low), _mm512_set1_ps(inverse), _mm512_set1_ps(0.5));
     let level = |x: __m512| {
         // Above 255, and what is not a number in range at all, ends between 0 and 255: packing saturates.
         _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_sub_ps(x, lowest), inverse, half))
     };
     // Packing goes by lanes of 128 bits: of each, four numbers of every vector. This puts them in order.
-    let turns = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     let (blocks, rest) = numbers.as_chunks::<64>();
     for (number, block) in blocks.iter().enumerate() {
         // SAFETY: 64 numbers are read; of `words`, which has a byte for each number, as many bytes are written.
@@ -298,7 +356,7 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
                 _mm512_packus_epi32(part(0), part(1)),
                 _mm512_packus_epi32(part(2), part(3)),
             );
-            let bytes = _mm512_permutexvar_epi32(turns, _mm512_packus_epi16(low, high));
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
             _mm512_storeu_si512(words.as_mut_ptr().add(16 * number).cast(), bytes);
         }
     }
@@ -312,9 +370,6 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
             _mm512_mask_cvtusepi32_storeu_epi8(to, first(bytes - at), level(x));
         }
     }
-    let written = (numbers.len().div_ceil(16) * 4).min(words.len());
-    words[written..].fill(0);
-    [step, low]
 }
 
 /// The least and the largest of some numbers in each lane.

@@ -107,6 +107,28 @@ pub struct Prepared<'a> {
     rows: usize,
 }
 
+/// The width of vectors, and the instructions of products in 8 bits, for a precision.
+#[cfg(target_arch = "x86_64")]
+fn instructions(level: Level, precision: Precision) -> (Level, Instructions) {
+    match precision {
+        Precision::F32 => (level.or_detected(), Instructions::Avx2),
+        Precision::Bf16 => (Level::Avx512, Instructions::Avx2),
+        Precision::Int8 if level == Level::Avx512 && level::has_vnni() => (level, Instructions::Avx512Vnni),
+        Precision::Int8 if level::has_avx_vnni() => (Level::Avx2, Instructions::AvxVnni),
+        Precision::Int8 => (Level::Avx2, Instructions::Avx2),
+    }
+}
+
+/// A word of two elements, of which the second may be missing.
+#[cfg(target_arch = "x86_64")]
+fn bf16_word(pair: &[f32]) -> u32 {
+    let half = |i: usize| {
+        pair.get(i)
+            .map_or(0, |element| u32::from(bf16::from_f32(*element).to_bits()))
+    };
+    half(0) | half(1) << 16
+}
+
 impl Linear {
     /// Packs `weights` (`outputs` rows of `inputs` numbers) and `bias` for the given instructions.
     pub fn new(
@@ -138,13 +160,7 @@ impl Linear {
         }
         precision.check()?;
         #[cfg(target_arch = "x86_64")]
-        let (level, instructions) = match precision {
-            Precision::F32 => (level.or_detected(), Instructions::Avx2),
-            Precision::Bf16 => (Level::Avx512, Instructions::Avx2),
-            Precision::Int8 if level == Level::Avx512 && level::has_vnni() => (level, Instructions::Avx512Vnni),
-            Precision::Int8 if level::has_avx_vnni() => (Level::Avx2, Instructions::AvxVnni),
-            Precision::Int8 => (Level::Avx2, Instructions::Avx2),
-        };
+        let (level, instructions) = instructions(level, precision);
         #[cfg(not(target_arch = "x86_64"))]
         let level = level.or_detected();
         let columns = level.panel_columns();
@@ -152,15 +168,8 @@ impl Linear {
         let (panels, words) = match precision {
             #[cfg(target_arch = "x86_64")]
             Precision::Bf16 => {
-                let word = |pair: &[f32]| {
-                    let half = |i: usize| {
-                        pair.get(i)
-                            .map_or(0, |number| u32::from(bf16::from_f32(*number).to_bits()))
-                    };
-                    half(0) | half(1) << 16
-                };
-                let steps = inputs.div_ceil(2);
-                (Panels::Bf16(pack(weights, inputs, columns, padded, 2, word)?), steps)
+                let panels = pack(weights, inputs, columns, padded, 2, bf16_word)?;
+                (Panels::Bf16(panels), inputs.div_ceil(2))
             }
             #[cfg(target_arch = "x86_64")]
             Precision::Int8 => {
@@ -169,7 +178,7 @@ impl Linear {
                 (Panels::Int8(layer), words)
             }
             _ => {
-                let word = |numbers: &[f32]| numbers.first().map_or(0, |number| number.to_bits());
+                let word = |elements: &[f32]| elements.first().map_or(0, |element| element.to_bits());
                 (Panels::F32(pack(weights, inputs, columns, padded, 1, word)?), inputs)
             }
         };

@@ -209,23 +209,10 @@ impl<S: PageStore> Build<S> {
             lists: lists as u32,
             ..BuildStats::default()
         };
-        let mean = mean(&self.sample.rows, d);
-        self.sample.rows = Vec::new();
         let seed = splitmix64(&mut self.random);
         let rotation = Rotation::new(d, seed);
-        let (mut origin, mut rotated) = (Vec::new(), Vec::new());
-        rotation.apply(&mean, &mut origin);
-        if origin.iter().any(|x| !x.is_finite()) {
-            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
-            origin.fill(0.0);
-        }
-        // Each of them holds its components once in bytes and once decoded.
-        room_for(lists * d * 5).map_err(full)?;
-        let stored: Vec<Centroid> = collected(centroids.chunks_exact(d).map(|centroid| {
-            rotation.apply(centroid, &mut rotated);
-            rotated.iter_mut().zip(&origin).for_each(|(x, o)| *x -= o);
-            Centroid::new(&rotated)
-        }))?;
+        let origin = self.take_origin(&rotation);
+        let stored = stored_centroids(&centroids, d, &rotation, &origin)?;
         let queries = if lists > 1 {
             std::mem::take(&mut self.queries)
         } else {
@@ -263,6 +250,19 @@ impl<S: PageStore> Build<S> {
         stats.probes = meta.probes;
         stats.pages = self.store.blocks()?;
         Ok(stats)
+    }
+
+    /// The mean of the sample, rotated: what codes are relative to. Lets go of the sample.
+    fn take_origin(&mut self, rotation: &Rotation) -> Vec<f32> {
+        let mean = mean(&self.sample.rows, self.layout.dimensions);
+        self.sample.rows = Vec::new();
+        let mut origin = Vec::new();
+        rotation.apply(&mean, &mut origin);
+        if origin.iter().any(|x| !x.is_finite()) {
+            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
+            origin.fill(0.0);
+        }
+        origin
     }
 
     /// Centroids in the original space, row-major.
@@ -326,6 +326,24 @@ impl<S: PageStore> Build<S> {
             (self.progress)(Phase::Assigning, done, n);
         }
     }
+}
+
+/// Centroids as their pages hold them: rotated, less the origin.
+fn stored_centroids(
+    centroids: &[f32],
+    d: usize,
+    rotation: &Rotation,
+    origin: &[f32],
+) -> Result<Vec<Centroid>, IndexError> {
+    // Each of them holds its components once in bytes and once decoded.
+    room_for(centroids.len() * 5).map_err(full)?;
+    let mut rotated = Vec::new();
+    let stored = centroids.chunks_exact(d).map(|centroid| {
+        rotation.apply(centroid, &mut rotated);
+        rotated.iter_mut().zip(origin).for_each(|(x, o)| *x -= o);
+        Centroid::new(&rotated)
+    });
+    Ok(collected(stored)?)
 }
 
 /// The vector of a record that is kept in f32.

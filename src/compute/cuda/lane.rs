@@ -134,24 +134,11 @@ impl Lane {
     pub fn start(&mut self, network: &dyn Network, batch: &[Request]) -> Result<(), ComputeError> {
         let tokens: usize = batch.iter().map(|request| request.ids.len()).sum();
         let vectors: usize = batch.iter().map(|request| request.ranges.len()).sum();
-        let longest = batch.iter().map(|request| request.ids.len()).max().unwrap_or(0);
-        let warps = if longest >= LONG { 8 } else { 4 };
-        let tiles: usize = batch.iter().map(|request| request.ids.len().div_ceil(warps * 16)).sum();
         if tokens == 0 || vectors == 0 {
             return Err(ComputeError::Shape("an empty batch".to_string()));
         }
         let short = tokens <= GRAPH_TOKENS;
-        let shape = if short {
-            // Few shapes, so that few graphs are made: what is added is computed and never read.
-            let tokens = tokens.next_power_of_two().max(16);
-            Shape {
-                tokens,
-                tiles: tiles.next_power_of_two(),
-                warps,
-            }
-        } else {
-            Shape { tokens, tiles, warps }
-        };
+        let shape = shape_of(batch, tokens, short);
         let room = if short {
             GRAPH_TOKENS
         } else {
@@ -162,15 +149,12 @@ impl Lane {
             return Err(ComputeError::Shape("a lane without memory".to_string()));
         };
         pack(host, batch, shape, network.first_place());
-        buffers.ids.write(&self.stream, &host.ids.as_slice()[..shape.tokens])?;
-        buffers
-            .places
-            .write(&self.stream, &host.places.as_slice()[..shape.tokens])?;
-        buffers
-            .tiles
-            .write(&self.stream, &host.tiles.as_slice()[..shape.tiles])?;
-        buffers.spans.write(&self.stream, &host.spans.as_slice()[..vectors])?;
-        let (engine, stream) = (&*self.engine, &self.stream);
+        let stream = &self.stream;
+        buffers.ids.write(stream, &host.ids.as_slice()[..shape.tokens])?;
+        buffers.places.write(stream, &host.places.as_slice()[..shape.tokens])?;
+        buffers.tiles.write(stream, &host.tiles.as_slice()[..shape.tiles])?;
+        buffers.spans.write(stream, &host.spans.as_slice()[..vectors])?;
+        let engine = &*self.engine;
         let run = || network.start(engine, stream, buffers, shape);
         match self.graphs.get(&shape) {
             Some(Some(graph)) => graph.launch(stream)?,
@@ -212,6 +196,22 @@ impl Lane {
             .chunks_exact(network.hidden().max(1))
             .take(self.vectors);
         Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// The shape of a batch of so many tokens. A short one has one of few shapes, so that few graphs are made: what is added is
+/// computed and never read.
+fn shape_of(batch: &[Request], tokens: usize, short: bool) -> Shape {
+    let longest = batch.iter().map(|request| request.ids.len()).max().unwrap_or(0);
+    let warps = if longest >= LONG { 8 } else { 4 };
+    let tiles: usize = batch.iter().map(|request| request.ids.len().div_ceil(warps * 16)).sum();
+    match short {
+        true => Shape {
+            tokens: tokens.next_power_of_two().max(16),
+            tiles: tiles.next_power_of_two(),
+            warps,
+        },
+        false => Shape { tokens, tiles, warps },
     }
 }
 

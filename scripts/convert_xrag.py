@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes the projector out of a published xRAG checkpoint, as a file that situ.import_bridge_file('xrag', ...) takes.
+"""Takes the projector out of a published xRAG checkpoint, as a file that situ.import_bridge_file(..., kind => 'xrag') takes.
 
 Usage: convert_xrag.py CHECKPOINT OUT.safetensors
 

@@ -4,54 +4,66 @@ CREATE FUNCTION situ.search(
     index regclass,
     query text,
     k bigint DEFAULT 10,
+    column_name text DEFAULT NULL,
     OUT relation regclass,
     OUT ctid tid,
+    OUT key text,
     OUT ordinal integer,
-    OUT start integer,
-    OUT "end" integer,
+    OUT start_byte integer,
+    OUT end_byte integer,
+    OUT start_char integer,
+    OUT end_char integer,
     OUT passage text,
     OUT distance double precision,
     OUT score double precision
 ) RETURNS SETOF record
-    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
-COMMENT ON FUNCTION situ.search(regclass, text, bigint) IS
-    'the k rows nearest to a question in words by an index, or by the only such index of a table, each with its nearest passage (byte span start..end of the body); an error over vectors; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_text_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, text, bigint, text) IS
+    'the k rows nearest to a question in words, each with its nearest passage, as the caller may see them';
 
 CREATE FUNCTION situ.search(
     index regclass,
     query situ.query,
     k bigint DEFAULT 10,
+    column_name text DEFAULT NULL,
     OUT relation regclass,
     OUT ctid tid,
+    OUT key text,
     OUT ordinal integer,
-    OUT start integer,
-    OUT "end" integer,
+    OUT start_byte integer,
+    OUT end_byte integer,
+    OUT start_char integer,
+    OUT end_char integer,
     OUT passage text,
     OUT distance double precision,
     OUT score double precision
 ) RETURNS SETOF record
-    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
-COMMENT ON FUNCTION situ.search(regclass, situ.query, bigint) IS
-    'the k rows nearest to a question by an index, or by the only such index of a table: over text each with its nearest passage (byte span start..end of the body), over vectors the row alone; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_query_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, situ.query, bigint, text) IS
+    'the k rows nearest to a question with options, over text each with its nearest passage';
 
 CREATE FUNCTION situ.search(
     index regclass,
     query @extschema:vector@.vector,
     k bigint DEFAULT 10,
+    column_name text DEFAULT NULL,
     OUT relation regclass,
     OUT ctid tid,
+    OUT key text,
     OUT ordinal integer,
-    OUT start integer,
-    OUT "end" integer,
+    OUT start_byte integer,
+    OUT end_byte integer,
+    OUT start_char integer,
+    OUT end_char integer,
     OUT passage text,
     OUT distance double precision,
     OUT score double precision
 ) RETURNS SETOF record
-    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_vector_wrapper';
-COMMENT ON FUNCTION situ.search(regclass, @extschema:vector@.vector, bigint) IS
-    'the k rows nearest to a vector by an index, or by the only such index of a table: over vectors the rows alone, over text each with its nearest passage (byte span start..end of the body), the vector then of the index''s model; score is 1 - distance under cosine, else -distance; the caller''s privileges and row security apply';
+    LANGUAGE c STABLE PARALLEL RESTRICTED COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'search_vector_wrapper';
+COMMENT ON FUNCTION situ.search(regclass, @extschema:vector@.vector, bigint, text) IS
+    'the k rows nearest to a vector, over text each with its nearest passage';
 
-CREATE FUNCTION situ.index_statistics(
+CREATE FUNCTION situ_internal.index_statistics(
     index regclass,
     OUT documents bigint,
     OUT chunks bigint,
@@ -68,14 +80,14 @@ CREATE FUNCTION situ.index_statistics(
     OUT encode_seconds double precision
 ) RETURNS SETOF record
     LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'index_statistics_wrapper';
-COMMENT ON FUNCTION situ.index_statistics(regclass) IS 'what one situ index holds; no row where it cannot be read now';
+COMMENT ON FUNCTION situ_internal.index_statistics(regclass) IS 'what one situ index holds; no row where it cannot be read now';
 
 CREATE VIEW situ.stat_index AS
     SELECT class.oid::regclass AS indexrelid, index.indrelid::regclass AS relid, index.indisvalid AS valid, statistics.*
       FROM pg_catalog.pg_class class
       JOIN pg_catalog.pg_am am ON am.oid = class.relam AND am.amname = 'situ'
       JOIN pg_catalog.pg_index index ON index.indexrelid = class.oid
-      LEFT JOIN LATERAL situ.index_statistics(class.oid) statistics ON true
+      LEFT JOIN LATERAL situ_internal.index_statistics(class.oid) statistics ON true
      WHERE class.relkind = 'i' AND NOT pg_catalog.pg_is_other_temp_schema(class.relnamespace);
 COMMENT ON VIEW situ.stat_index IS
     'the situ indexes of this database: documents and chunks in them, tokens and seconds of the build, lists, first-round probes, size, model; NULL in an index that cannot be read now (being rebuilt, half built, or unlogged on a standby)';

@@ -2,25 +2,35 @@
 
 CREATE TYPE situ.prompt;
 
-CREATE FUNCTION situ.prompt_in(cstring) RETURNS situ.prompt
+CREATE FUNCTION situ_internal.prompt_in(cstring) RETURNS situ.prompt
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_in_wrapper';
-COMMENT ON FUNCTION situ.prompt_in(cstring) IS 'input of situ.prompt: a JSON object with pieces, or plain text';
+COMMENT ON FUNCTION situ_internal.prompt_in(cstring) IS 'input of situ.prompt: a JSON object with pieces, or plain text';
 
-CREATE FUNCTION situ.prompt_out(situ.prompt) RETURNS cstring
+CREATE FUNCTION situ_internal.prompt_out(situ.prompt) RETURNS cstring
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_out_wrapper';
-COMMENT ON FUNCTION situ.prompt_out(situ.prompt) IS 'output of situ.prompt: a JSON object';
+COMMENT ON FUNCTION situ_internal.prompt_out(situ.prompt) IS 'output of situ.prompt: a JSON object';
+
+CREATE FUNCTION situ_internal.prompt_recv(internal) RETURNS situ.prompt
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_recv_wrapper';
+COMMENT ON FUNCTION situ_internal.prompt_recv(internal) IS 'binary input of situ.prompt: a version, and its JSON';
+
+CREATE FUNCTION situ_internal.prompt_send(situ.prompt) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'prompt_send_wrapper';
+COMMENT ON FUNCTION situ_internal.prompt_send(situ.prompt) IS 'binary output of situ.prompt: a version, and its JSON';
 
 CREATE TYPE situ.prompt (
     INTERNALLENGTH = variable,
-    INPUT = situ.prompt_in,
-    OUTPUT = situ.prompt_out,
+    INPUT = situ_internal.prompt_in,
+    OUTPUT = situ_internal.prompt_out,
+    RECEIVE = situ_internal.prompt_recv,
+    SEND = situ_internal.prompt_send,
     STORAGE = extended
 );
 COMMENT ON TYPE situ.prompt IS 'text with vectors in the places of tokens; made by situ.xrag_prompt()';
 
 CREATE FUNCTION situ.generate(
-    model text,
     prompt text,
+    model text DEFAULT NULL,
     max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
     top_k bigint DEFAULT 0,
@@ -32,11 +42,11 @@ CREATE FUNCTION situ.generate(
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_text_wrapper';
 COMMENT ON FUNCTION situ.generate(text, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
-    'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
+    'an LLM''s answer to a prompt';
 
 CREATE FUNCTION situ.xrag_generate(
-    model text,
     prompt situ.prompt,
+    model text DEFAULT NULL,
     max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
     top_k bigint DEFAULT 0,
@@ -47,12 +57,12 @@ CREATE FUNCTION situ.xrag_generate(
     chat boolean DEFAULT true
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 AS 'MODULE_PATHNAME', 'generate_prompt_wrapper';
-COMMENT ON FUNCTION situ.xrag_generate(text, situ.prompt, bigint, real, bigint, real, bigint, text[], text, boolean) IS
-    'what an LLM (NULL: situ.default_llm, or the only one) answers to a prompt; temperature 0 takes the likeliest token always, else tokens are drawn by seed; it ends with the model''s own end, before a string of stop, or after max_tokens; chat: the prompt is put into the model''s chat template, after system';
+COMMENT ON FUNCTION situ.xrag_generate(situ.prompt, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
+    'an LLM''s answer to a prompt with vectors';
 
 CREATE FUNCTION situ.generate_stream(
-    model text,
     prompt text,
+    model text DEFAULT NULL,
     max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
     top_k bigint DEFAULT 0,
@@ -64,11 +74,11 @@ CREATE FUNCTION situ.generate_stream(
 ) RETURNS SETOF text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_text_wrapper';
 COMMENT ON FUNCTION situ.generate_stream(text, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
-    'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
+    'an LLM''s answer to a prompt, one row a token as it comes';
 
 CREATE FUNCTION situ.xrag_generate_stream(
-    model text,
     prompt situ.prompt,
+    model text DEFAULT NULL,
     max_tokens bigint DEFAULT 256,
     temperature real DEFAULT 0,
     top_k bigint DEFAULT 0,
@@ -79,10 +89,10 @@ CREATE FUNCTION situ.xrag_generate_stream(
     chat boolean DEFAULT true
 ) RETURNS SETOF text
     LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000000 ROWS 100 AS 'MODULE_PATHNAME', 'generate_stream_prompt_wrapper';
-COMMENT ON FUNCTION situ.xrag_generate_stream(text, situ.prompt, bigint, real, bigint, real, bigint, text[], text, boolean) IS
-    'situ.generate as one row a token, each when it is there; in a select list rows come as they are made, in FROM the server collects them first';
+COMMENT ON FUNCTION situ.xrag_generate_stream(situ.prompt, text, bigint, real, bigint, real, bigint, text[], text, boolean) IS
+    'an LLM''s answer to a prompt with vectors, one row a token as it comes';
 
-CREATE FUNCTION situ.llm_statistics(
+CREATE FUNCTION situ_internal.llm_statistics(
     OUT state text,
     OUT pid integer,
     OUT started_at timestamptz,
@@ -104,12 +114,12 @@ CREATE FUNCTION situ.llm_statistics(
     OUT last_error_at timestamptz
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'llm_statistics_wrapper';
-COMMENT ON FUNCTION situ.llm_statistics() IS 'what the LLM worker does: behind the view situ.stat_llm';
+COMMENT ON FUNCTION situ_internal.llm_statistics() IS 'what the LLM worker does: behind the view situ.stat_llm';
 
 CREATE VIEW situ.stat_llm AS
     SELECT state, pid, started_at, restarts, models, model_bytes, resident_bytes, slots, slots_used, answering, requests,
            cancelled, errors, prompt_tokens, tokens, tokens_per_second, loaded, last_error, last_error_at
-      FROM situ.llm_statistics();
+      FROM situ_internal.llm_statistics();
 COMMENT ON VIEW situ.stat_llm IS
     'the LLM worker: LLMs in memory (loaded says which, as of the last second), answers in progress, and counts since the server started; state is standby (nobody has asked yet), starting, running or not preloaded; models of other databases and the last error are for members of pg_read_all_stats';
 GRANT SELECT ON situ.stat_llm TO PUBLIC;
@@ -119,5 +129,5 @@ CREATE FUNCTION situ.llm_endpoint() RETURNS text
     SELECT nullif(pg_catalog.current_setting('situ.llm_endpoint', true), '')
 $$;
 COMMENT ON FUNCTION situ.llm_endpoint() IS
-    'the address of the LLM endpoint; who may execute this may send prompts to it (endpoint:model), so it is for superusers unless granted';
+    'address of the LLM endpoint; who may execute this may send prompts to it';
 REVOKE ALL ON FUNCTION situ.llm_endpoint() FROM PUBLIC;

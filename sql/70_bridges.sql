@@ -25,30 +25,33 @@ GRANT SELECT (name, kind, model, fingerprint, dimensions, owner, state, recipe, 
 GRANT SELECT, INSERT ON situ.bridges TO pg_database_owner;
 SELECT pg_catalog.pg_extension_config_dump('situ.bridges', '');
 
-CREATE FUNCTION situ.bridges_changed() RETURNS trigger
+CREATE FUNCTION situ_internal.bridges_changed() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'situ_bridges_changed';
-COMMENT ON FUNCTION situ.bridges_changed() IS 'makes every backend read the registry of bridges again';
+COMMENT ON FUNCTION situ_internal.bridges_changed() IS 'makes every backend read the registry of bridges again';
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON situ.bridges
-    FOR EACH STATEMENT EXECUTE FUNCTION situ.bridges_changed();
+    FOR EACH STATEMENT EXECUTE FUNCTION situ_internal.bridges_changed();
 ALTER TABLE situ.bridges ENABLE ALWAYS TRIGGER changed;
 
 CREATE FUNCTION situ.import_bridge(
     name text,
     weights bytea,
+    kind text DEFAULT NULL,
     model text DEFAULT NULL,
+    llm text DEFAULT NULL,
+    normalized boolean DEFAULT false,
     replace boolean DEFAULT false
 ) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_wrapper';
-COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, boolean) IS
-    'stores a bridge from the bytes of its safetensors file, for the model it was trained over, and returns its kind; replace: also where the caller owns one of that name; for superusers and the owner of the database unless granted';
-REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO pg_database_owner;
+COMMENT ON FUNCTION situ.import_bridge(text, bytea, text, text, text, boolean, boolean) IS
+    'stores a bridge from the bytes of a file of situ.export_bridge, or of a published xRAG projector, and returns its kind';
+REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, text, text, boolean, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, text, text, boolean, boolean) TO pg_database_owner;
 
 CREATE FUNCTION situ.import_bridge_file(
-    kind text,
     path text,
     name text DEFAULT NULL,
+    kind text DEFAULT NULL,
     model text DEFAULT NULL,
     llm text DEFAULT NULL,
     normalized boolean DEFAULT false,
@@ -57,7 +60,7 @@ CREATE FUNCTION situ.import_bridge_file(
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'import_bridge_file_wrapper';
 COMMENT ON FUNCTION situ.import_bridge_file(text, text, text, text, text, boolean, boolean) IS
-    'stores a bridge from a safetensors file below situ.model_dir, as name (default: the file''s), and returns its kind: a file of situ.export_bridge, or for kind xrag one that holds a published projector (projector.projector.0 and .2, weight and bias), alone or among an LLM''s weights, which leads from vectors of model to llm; normalized: it was trained on vectors of length 1, and not, as the published ones, on vectors as they are; warns where the model''s vectors are others';
+    'stores a bridge from a file below situ.model_dir, under the file''s name if none is given, and returns its kind';
 REVOKE ALL ON FUNCTION situ.import_bridge_file(text, text, text, text, text, boolean, boolean) FROM PUBLIC;
 
 CREATE FUNCTION situ.export_bridge(name text) RETURNS bytea
@@ -78,4 +81,4 @@ CREATE FUNCTION situ.apply_bridge(
 ) RETURNS @extschema:vector@.vector
     LANGUAGE c STABLE PARALLEL SAFE COST 1000 AS 'MODULE_PATHNAME', 'apply_bridge_wrapper';
 COMMENT ON FUNCTION situ.apply_bridge(text, @extschema:vector@.vector, text) IS
-    'what a bridge makes of a vector of its model: a query''s, or a passage''s for a bridge of the passage side; text: the query in words, where the bridge reads it';
+    'what a bridge makes of a vector of its model; text: the query in words, where the bridge reads it';

@@ -1,6 +1,6 @@
 -- Training of bridges: a job is filed, a background worker of its own trains, whoever called waits or goes on.
 
-CREATE TABLE situ.training_jobs (
+CREATE TABLE situ_internal.training_jobs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind text NOT NULL,
     name text NOT NULL,
@@ -25,13 +25,13 @@ CREATE TABLE situ.training_jobs (
     hint text,
     checkpoint bytea
 );
-ALTER TABLE situ.training_jobs ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
-COMMENT ON TABLE situ.training_jobs IS
+ALTER TABLE situ_internal.training_jobs ALTER COLUMN checkpoint SET STORAGE EXTERNAL;
+COMMENT ON TABLE situ_internal.training_jobs IS
     'trainings with their arguments and checkpoints; seen through the view situ.training, not dumped';
 
-CREATE FUNCTION situ.training_worker(id bigint) RETURNS integer
+CREATE FUNCTION situ_internal.training_worker(id bigint) RETURNS integer
     LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'training_worker_wrapper';
-COMMENT ON FUNCTION situ.training_worker(bigint) IS
+COMMENT ON FUNCTION situ_internal.training_worker(bigint) IS
     'the process that trains a job of this database, 0 while it starts, NULL without one: behind the view situ.training';
 
 -- A barrier: functions of whoever reads it see the rows that it shows and no others.
@@ -44,14 +44,14 @@ CREATE VIEW situ.training WITH (security_barrier) AS
                      / (j.step - j.first_step)::double precision END AS eta,
            j.filed_at, j.started_at, j.updated_at, j.finished_at,
            pg_catalog.octet_length(j.checkpoint) AS checkpoint_bytes, j.arguments, j.error, w.worker
-      FROM situ.training_jobs j
-     CROSS JOIN LATERAL (SELECT situ.training_worker(j.id) AS worker) w
+      FROM situ_internal.training_jobs j
+     CROSS JOIN LATERAL (SELECT situ_internal.training_worker(j.id) AS worker) w
      WHERE pg_catalog.pg_has_role(j.owner::oid, 'USAGE');
 COMMENT ON VIEW situ.training IS
     'the caller''s trainings: state (queued, running, paused, interrupted, done, rejected, failed, cancelled), step, loss, held-out figure, the time that is left';
 GRANT SELECT ON situ.training TO PUBLIC;
 
-CREATE FUNCTION situ.file_training(
+CREATE FUNCTION situ_internal.file_training(
     kind text,
     name text,
     index regclass,
@@ -65,26 +65,22 @@ CREATE FUNCTION situ.file_training(
     replace boolean
 ) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'file_training_wrapper';
-COMMENT ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
-    'files a training and returns its number; a step of situ.train; for superusers and the owner of the database unless granted';
-REVOKE ALL ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION situ.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean)
-    TO pg_database_owner;
-
+COMMENT ON FUNCTION situ_internal.file_training(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean) IS
+    'files a training and returns its number; a step of situ.train';
 CREATE FUNCTION situ.resume_training(id bigint) RETURNS integer
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resume_training_wrapper';
 COMMENT ON FUNCTION situ.resume_training(bigint) IS
-    'goes on with a training that is paused or was interrupted, from its last checkpoint, and returns the process of its worker; for its owner';
+    'goes on with a training that is paused or was interrupted, and returns the process of its worker';
 
-CREATE FUNCTION situ.await_training(id bigint) RETURNS boolean
+CREATE FUNCTION situ_internal.await_training(id bigint) RETURNS boolean
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'await_training_wrapper';
-COMMENT ON FUNCTION situ.await_training(bigint) IS
-    'whether a training goes on, after a moment; raises what it failed with; cancelling the statement cancels the training; a step of situ.train';
+COMMENT ON FUNCTION situ_internal.await_training(bigint) IS
+    'whether a training goes on, after a moment; raises what it failed with; a step of situ.train';
 
 CREATE FUNCTION situ.pause_training(id bigint) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pause_training_wrapper';
 COMMENT ON FUNCTION situ.pause_training(bigint) IS
-    'halts a training at its next step until situ.resume_training, which goes on from the last checkpoint; its process ends; for its owner';
+    'halts a training at its next step until situ.resume_training';
 
 CREATE FUNCTION situ.cancel_training(id bigint) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cancel_training_wrapper';
@@ -93,7 +89,7 @@ COMMENT ON FUNCTION situ.cancel_training(bigint) IS 'ends a training at its next
 CREATE FUNCTION situ.drop_training(id bigint) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_training_wrapper';
 COMMENT ON FUNCTION situ.drop_training(bigint) IS
-    'removes a training that does not run, with its checkpoint; the bridge that it made stays; for its owner';
+    'removes a training that does not run, with its checkpoint; the bridge that it made stays';
 
 CREATE PROCEDURE situ.train(
     kind text,
@@ -113,7 +109,7 @@ CREATE PROCEDURE situ.train(
 DECLARE
     job bigint;
 BEGIN
-    job := situ.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace);
+    job := situ_internal.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace);
     COMMIT;
     PERFORM situ.resume_training(job);
     COMMIT;
@@ -121,9 +117,12 @@ BEGIN
         RAISE NOTICE 'training % was started: SELECT * FROM situ.training', job;
         RETURN;
     END IF;
-    WHILE situ.await_training(job) LOOP
+    WHILE situ_internal.await_training(job) LOOP
         COMMIT;
     END LOOP;
 END $$;
 COMMENT ON PROCEDURE situ.train(text, text, regclass, text, regclass, regclass, text, text, jsonb, bigint, boolean, boolean) IS
-    'trains a bridge (adapter, lexsem, situate, feedback, xrag) in a background worker and stores it in situ.bridges: passages is a relation with the columns id, document, ordinal and body, or index a text index whose documents are cut as it cuts them; an adapter takes both, the index then as what will be searched, of which no pair speaks; pairs a relation with query and passage (the id, or the row''s first column under index), and answer for kind xrag; without pairs, queries are made from the passages; rows are read as the caller in one snapshot; wait => false returns at once, situ.training shows the rest';
+    'trains a bridge (adapter, lexsem, situate, feedback, xrag) in a background worker and stores it in situ.bridges';
+-- situ_internal.file_training looks whether its caller may execute this.
+REVOKE ALL ON PROCEDURE situ.train FROM PUBLIC;
+GRANT EXECUTE ON PROCEDURE situ.train TO pg_database_owner;

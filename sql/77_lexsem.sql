@@ -3,7 +3,7 @@
 CREATE FUNCTION situ.tokens(text text, model text DEFAULT NULL) RETURNS integer[]
     LANGUAGE c STABLE PARALLEL SAFE COST 1000 AS 'MODULE_PATHNAME', 'text_tokens_wrapper';
 COMMENT ON FUNCTION situ.tokens(text, text) IS
-    'ids of a text''s tokens in the model''s vocabulary, without special tokens: what a lexsem bridge looks its rows up by';
+    'ids of a text''s tokens in the model''s vocabulary, without special tokens';
 
 CREATE FUNCTION situ.vocabulary(
     text text,
@@ -14,4 +14,4 @@ CREATE FUNCTION situ.vocabulary(
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 64 AS 'MODULE_PATHNAME', 'text_vocabulary_wrapper';
 COMMENT ON FUNCTION situ.vocabulary(text, text, bigint) IS
-    'weights that a masked language model gives the entries of its vocabulary for a text, log(1 + ReLU(logit)) at the first token, the largest of them (0 for all): what the scheme clr of lexsem reads';
+    'the largest weights that a masked language model gives its vocabulary for a text: log(1 + ReLU(logit))';

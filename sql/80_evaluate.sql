@@ -19,7 +19,7 @@ CREATE TYPE situ.evaluation AS (
     p_t double precision
 );
 COMMENT ON TYPE situ.evaluation IS
-    'one measure: its mean over the queries with a 95 % bootstrap interval, that of a second run, the difference query by query, the relative gain of the means (0.05 = 5 %), and the p-values of the paired randomisation test and t-test';
+    'one measure: mean and 95 % bootstrap interval, the same of a second run, their paired difference, relative gain and p-values';
 
 CREATE FUNCTION situ.evaluate(
     index regclass,
@@ -34,7 +34,7 @@ CREATE FUNCTION situ.evaluate(
 ) RETURNS SETOF situ.evaluation
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 6 AS 'MODULE_PATHNAME', 'evaluate_wrapper';
 COMMENT ON FUNCTION situ.evaluate(regclass, regclass, regclass, situ.query, situ.query, bigint, bigint, text, bigint) IS
-    'nDCG@k, MAP, MRR and recall of an index for queries (id, text[, embedding]) under judgements (query_id, document_id[, grade]); options: for every question, compare: a second set of options; key: the column that document_id names, by default the primary key';
+    'nDCG@k, MAP, MRR and recall of an index for judged queries, beside a second set of options';
 
 CREATE FUNCTION situ.evaluate_queries(
     index regclass,
@@ -52,7 +52,7 @@ CREATE FUNCTION situ.evaluate_queries(
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000000 ROWS 1000 AS 'MODULE_PATHNAME', 'evaluate_queries_wrapper';
 COMMENT ON FUNCTION situ.evaluate_queries(regclass, regclass, regclass, situ.query, situ.query, bigint, bigint, text) IS
-    'what situ.evaluate takes the means of, query by query, and the milliseconds of each search without encoding the question';
+    'the measures of situ.evaluate query by query, with the milliseconds of each search';
 
 CREATE FUNCTION situ.evaluate_run(
     run regclass,
@@ -135,7 +135,7 @@ CREATE FUNCTION situ.make_queries(
 ) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED COST 100000 ROWS 200 AS 'MODULE_PATHNAME', 'make_queries_wrapper';
 COMMENT ON FUNCTION situ.make_queries(regclass, text, bigint, bigint, text, double precision, double precision) IS
-    'n questions made from the documents of a text index, at most one a document: span16, span8 (spanN: N words in a row), keyword (four words of largest tf-idf), sentence; taken from the part of each text between two shares of its words';
+    'n questions made from the documents of a text index: span16, span8, keyword or sentence';
 
 -- Profiles.
 
@@ -178,7 +178,7 @@ CREATE FUNCTION situ.tune(
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 10 AS 'MODULE_PATHNAME', 'tune_wrapper';
 COMMENT ON FUNCTION situ.tune(regclass, regclass, regclass, text, text, situ.query[], bigint, text, bigint) IS
-    'chooses options of situ.query by judged queries (accepted bridges, feedback, or the candidates given; value: the mean over all queries), confirms the choice against plain search fold by fold on queries that did not make it (held_out), and stores it as a profile of the index; for the owner of the index';
+    'chooses search options by judged queries, confirms them on held-out ones, stores them as a profile';
 
 CREATE FUNCTION situ.drop_profile(index regclass, name text) RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'drop_profile_wrapper';

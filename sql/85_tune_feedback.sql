@@ -23,4 +23,4 @@ CREATE FUNCTION situ.tune_feedback(
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000000 ROWS 21 AS 'MODULE_PATHNAME', 'tune_feedback_wrapper';
 COMMENT ON FUNCTION situ.tune_feedback(regclass, regclass, regclass, text, bigint, text, bigint) IS
-    'calibrates feedback => ''gated'' for an index on judged queries, or without them on n spans of its own documents: what each setting changes of nDCG@10, MAP, MRR and recall@100, with the lower ends of the 95 % intervals of nDCG@10 and MRR, and which was stored in situ.feedback_gates (none is chosen: feedback is off); for the owner of the index';
+    'calibrates feedback => ''gated'' for an index, on judged queries or on spans of its own documents';

@@ -181,7 +181,7 @@ impl Options {
             return Ok(None);
         }
         let depth = number("feedback_depth", self.depth, depth, 1, 100, "it may be 1 to 100")?;
-        let bottom = number("bottom", self.bottom, bottom, 0, 500, "it may be 0 to 500")?;
+        let bottom = number("feedback_bottom", self.bottom, bottom, 0, 500, "it may be 0 to 500")?;
         let mode = self.mode.unwrap_or_default();
         let list = match (bottom, mode) {
             (_, Mode::Rerank) => depth.max(100).max(bottom + BETWEEN),
@@ -198,7 +198,7 @@ impl Options {
         )?;
         if bottom > list {
             return Err(BridgeError::Option {
-                name: "bottom",
+                name: "feedback_bottom",
                 value: bottom.to_string(),
                 range: "it may not be more than feedback_list",
             });
@@ -228,12 +228,12 @@ impl Options {
         Ok(Some(Plan {
             method: self.method,
             depth,
-            alpha: weight("alpha", self.alpha, alpha)?,
-            beta: weight("beta", self.beta, beta)?,
-            gamma: weight("gamma", self.gamma, gamma)?,
+            alpha: weight("feedback_alpha", self.alpha, alpha)?,
+            beta: weight("feedback_beta", self.beta, beta)?,
+            gamma: weight("feedback_gamma", self.gamma, gamma)?,
             bottom,
             list,
-            rounds: number("rounds", self.rounds, 1, 1, MOST_ROUNDS, "it may be 1 to 10")?,
+            rounds: number("feedback_rounds", self.rounds, 1, 1, MOST_ROUNDS, "it may be 1 to 10")?,
             mode,
             gate,
         }))

@@ -34,6 +34,16 @@ impl Span {
         self.end <= self.start
     }
 
+    /// The span in characters of `text` instead of bytes; `None` where it does not lie in `text` on character borders.
+    pub fn characters(&self, text: &str) -> Option<Span> {
+        let before = text.get(..self.start as usize)?.chars().count() as u32;
+        let within = self.of(text)?.chars().count() as u32;
+        Some(Span {
+            start: before,
+            end: before + within,
+        })
+    }
+
     /// The part of `text` that the span covers; `None` where the span does not lie in `text` on character borders.
     pub fn of<'a>(&self, text: &'a str) -> Option<&'a str> {
         text.get(self.start as usize..self.end as usize)

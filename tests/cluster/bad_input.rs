@@ -219,7 +219,7 @@ fn a_document_of_ten_megabytes_is_indexed_and_found() {
     client.run("INSERT INTO docs VALUES (1, '', repeat('x', 10 * 1024 * 1024) || E'.\\n\\nThe lighthouse keeper winds the clockwork every evening.')");
     let row = client
         .query_one(
-            "SELECT passage, start FROM situ.search('docs_body', 'Who winds the clockwork of the lighthouse?', k => 1)",
+            "SELECT passage, start_byte FROM situ.search('docs_body', 'Who winds the clockwork of the lighthouse?', k => 1)",
             &[],
         )
         .expect("an answer");

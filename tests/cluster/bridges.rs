@@ -19,7 +19,7 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
     client.run(LITTLE);
     client.run(FILE);
     assert_eq!(
-        client.one::<String>("SELECT situ.import_bridge('double', adapter_file(), 'minilm')"),
+        client.one::<String>("SELECT situ.import_bridge('double', adapter_file(), model => 'minilm')"),
         "adapter"
     );
     assert!(client.one::<bool>("SELECT situ.export_bridge('double') = adapter_file()"));
@@ -67,13 +67,16 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
     }
 
     for (statement, code) in [
-        ("SELECT situ.import_bridge('double', adapter_file(), 'minilm')", "42710"),
         (
-            "SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), 'minilm')",
+            "SELECT situ.import_bridge('double', adapter_file(), model => 'minilm')",
+            "42710",
+        ),
+        (
+            "SELECT situ.import_bridge('cut', substr(adapter_file(), 1, 1000), model => 'minilm')",
             "22000",
         ),
         (
-            "SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), 'minilm')",
+            "SELECT situ.import_bridge('other', adapter_file(', \"fingerprint\": \"another\"'), model => 'minilm')",
             "55000",
         ),
         ("SELECT situ.export_bridge('nothing')", "42704"),
@@ -81,9 +84,9 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         let failure = client.failure(statement);
         assert_eq!(failure.code, code, "{statement}: {failure:#?}");
     }
-    client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), 'minilm')");
+    client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), model => 'minilm')");
     // A bridge that was accepted by made queries may be used, and keeps the name of what it was accepted by.
-    client.run("SELECT situ.import_bridge('own_words', adapter_file(', \"accepted\": true, \"made_queries\": true'), 'minilm')");
+    client.run("SELECT situ.import_bridge('own_words', adapter_file(', \"accepted\": true, \"made_queries\": true'), model => 'minilm')");
     let state = client.one::<String>("SELECT state FROM situ.bridges WHERE name = 'own_words'");
     assert_eq!(state, "accepted (made queries)");
     assert_eq!(
@@ -97,21 +100,21 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         "SELECT situ.export_bridge('double')",
         "SELECT situ.drop_bridge('double')",
         "SELECT weights FROM situ.bridges",
-        "SELECT situ.import_bridge('another', adapter_file(), 'minilm')",
-        "SELECT situ.import_xrag('another', adapter_file())",
+        "SELECT situ.import_bridge('another', adapter_file(), model => 'minilm')",
+        "SELECT situ.import_bridge('another', adapter_file(), kind => 'xrag')",
         "CALL situ.train('adapter', 'another', passages => 'facts')",
     ] {
         let failure = client.failure(statement);
         assert_eq!(failure.code, "42501", "{statement}: {failure:#?}");
     }
-    client.run("RESET ROLE; GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO bridges_other; SET ROLE bridges_other");
+    client.run("RESET ROLE; GRANT EXECUTE ON FUNCTION situ.import_bridge TO bridges_other; SET ROLE bridges_other");
     client
-        .failure("SELECT situ.import_bridge('double', adapter_file(), 'minilm', true)")
+        .failure("SELECT situ.import_bridge('double', adapter_file(), model => 'minilm', replace => true)")
         .is("42501", "must be owner of bridge");
     client
-        .failure("SELECT situ.import_bridge('double', adapter_file(), 'minilm')")
+        .failure("SELECT situ.import_bridge('double', adapter_file(), model => 'minilm')")
         .is("42501", "must be owner of bridge");
-    client.run("SELECT situ.import_bridge('another', adapter_file(), 'minilm')");
+    client.run("SELECT situ.import_bridge('another', adapter_file(), model => 'minilm')");
     client.run("RESET ROLE; SELECT situ.drop_bridge('double')");
     assert_eq!(client.failure(&bridged).code, "42704");
 }
@@ -133,8 +136,8 @@ fn judged_questions_overturn_what_made_queries_accepted() {
          ALTER TABLE facts ADD PRIMARY KEY (id);
          CREATE INDEX facts_fact ON facts USING situ (fact) WITH (model = 'minilm');
          CREATE TABLE judged AS SELECT id AS query_id, id AS document_id, 1 AS grade FROM facts;
-         SELECT situ.import_bridge('given', adapter_file(', \"accepted\": true'), 'minilm');
-         SELECT situ.import_bridge('made', adapter_file(', \"accepted\": true, \"made_queries\": true'), 'minilm');
+         SELECT situ.import_bridge('given', adapter_file(', \"accepted\": true'), model => 'minilm');
+         SELECT situ.import_bridge('made', adapter_file(', \"accepted\": true, \"made_queries\": true'), model => 'minilm');
          DROP ROLE IF EXISTS bridges_judge; CREATE ROLE bridges_judge; GRANT USAGE ON SCHEMA situ TO bridges_judge;
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO bridges_judge; ALTER TABLE facts OWNER TO bridges_judge",
     );
@@ -157,7 +160,7 @@ fn judged_questions_overturn_what_made_queries_accepted() {
         "SELECT (figures->'judged'->>'high')::float8 < 0 AND figures->'judged'->>'measure' = 'ndcg@10' FROM situ.bridges WHERE name = 'made'"
     ));
     // The file says so as well.
-    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), 'minilm')");
+    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), model => 'minilm')");
     assert_eq!(
         client.one::<String>("SELECT state FROM situ.bridges WHERE name = 'again'"),
         "rejected"
@@ -186,11 +189,11 @@ fn an_adapter_is_trained_from_rows() {
         "made"
     );
     // The state says that nobody asked those queries, and so does the file that leaves the server.
-    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), 'minilm')");
+    client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), model => 'minilm')");
     let states = "SELECT CASE WHEN (figures->'ndcg@10'->>'low')::float8 > 0 THEN 'accepted (made queries)' ELSE 'rejected' END = ALL (
                     SELECT state FROM situ.bridges WHERE name IN ('made', 'again')) FROM situ.bridges WHERE name = 'made'";
     assert!(client.one::<bool>(states));
-    client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader LOGIN; GRANT EXECUTE ON FUNCTION situ.file_training TO bridges_reader; SET ROLE bridges_reader");
+    client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader LOGIN; GRANT EXECUTE ON PROCEDURE situ.train TO bridges_reader; SET ROLE bridges_reader");
     assert_eq!(
         client
             .failure("CALL situ.train('adapter', 'stolen', passages => 'passages')")
@@ -230,13 +233,14 @@ fn the_bridges_of_a_role_have_a_limit() {
     client.run(
         "DROP ROLE IF EXISTS bridges_hoarder; CREATE ROLE bridges_hoarder LOGIN;
          ALTER ROLE bridges_hoarder IN DATABASE bridges_space SET situ.bridge_space = '1300kB';
-         GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean), situ.file_training TO bridges_hoarder;
+         GRANT EXECUTE ON ROUTINE situ.import_bridge, situ.train TO bridges_hoarder;
          CREATE TABLE passages AS SELECT n AS id, n / 4 AS document, n % 4 AS ordinal, 'The ' || md5(n::text) || ' of house ' || n || ' has ' || (n * 7) % 100 || ' green windows.' AS body
            FROM generate_series(0, 599) n;
          GRANT SELECT ON passages TO bridges_hoarder",
     );
     let mut hoarder = shared().connect_as("bridges_hoarder", "bridges_space");
-    let import = |name: &str| format!("SELECT situ.import_bridge('{name}', adapter_file(), 'minilm', true)");
+    let import =
+        |name: &str| format!("SELECT situ.import_bridge('{name}', adapter_file(), model => 'minilm', replace => true)");
     hoarder.run(&import("one"));
     hoarder.run(&import("two"));
     // One in the place of another is no more than before.
@@ -289,7 +293,7 @@ fn figures_that_an_importer_wrote_choose_nothing() {
     // A map that makes some numbers of every question nine times as large; said to gain a tenth, without any doubt.
     let figures = ", \"figures\": {\"queries\": \"given\", \"ndcg@10\": {\"plain\": 0.5, \"bridge\": 0.55, \"gain\": 0.1, \"low\": 0.1, \"high\": 0.1, \"queries\": 100000}}";
     client.run(&format!(
-        "SELECT situ.import_bridge('spoiler', spoiled(adapter_file('{figures}')), 'minilm')"
+        "SELECT situ.import_bridge('spoiler', spoiled(adapter_file('{figures}')), model => 'minilm')"
     ));
     assert_eq!(
         client.one::<String>("SELECT origin || ' ' || (figures->'ndcg@10'->>'gain') FROM situ.bridges"),

@@ -43,13 +43,13 @@ fn untyped_parameters_get_the_type_that_is_meant() {
         ("situ.embed($1, 'minilm')", Type::TEXT),
         ("situ.embed_batch($1, 'minilm')", Type::TEXT_ARRAY),
         ("situ.situate_chunks($1, 'minilm')", Type::TEXT_ARRAY),
-        ("situ.generate('an llm', $1)", Type::TEXT),
+        ("situ.generate($1, 'an llm')", Type::TEXT),
         ("situ.import_bridge('a name', $1)", Type::BYTEA),
-        ("situ.import_bridge_file('xrag', $1)", Type::TEXT),
+        ("situ.import_bridge_file($1, kind => 'xrag')", Type::TEXT),
     ] {
         assert_eq!(inferred(&mut client, &format!("SELECT {call}")), [expected], "{call}");
     }
-    let prompt = inferred(&mut client, "SELECT situ.xrag_generate('an llm', $1)");
+    let prompt = inferred(&mut client, "SELECT situ.xrag_generate($1, 'an llm')");
     assert_eq!(prompt[0].name(), "prompt");
     let texts = vec!["cat", "dog"];
     let count: i32 = client
@@ -118,8 +118,8 @@ fn counts_are_bigint_everywhere_and_out_of_range_is_said() {
         "situ.query('q', probes => 5000000000)",
         "situ.query('q', probes => 0)",
         "situ.query('q', feedback => 'rocchio', feedback_depth => 5000000000)",
-        "situ.query('q', feedback => 'rocchio', bottom => -5000000000)",
-        "situ.query('q', feedback => 'rocchio', rounds => 5000000000)",
+        "situ.query('q', feedback => 'rocchio', feedback_bottom => -5000000000)",
+        "situ.query('q', feedback => 'rocchio', feedback_rounds => 5000000000)",
         "situ.query('q', feedback => 'rocchio', feedback_keep => 5000000000)",
         "situ.query('q', feedback => 'rocchio', feedback_list => 5000000000)",
         "situ.make_queries('docs_body', n => 0)",

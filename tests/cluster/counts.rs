@@ -75,6 +75,6 @@ fn an_index_that_cannot_be_read_hides_no_other() {
     other.run("COMMIT");
     assert_eq!(client.one::<String>(lines), "half f, nearest 100 t, unlogged 100 t");
     client
-        .failure("SELECT * FROM situ.index_statistics('pg_class_oid_index')")
+        .failure("SELECT * FROM situ_internal.index_statistics('pg_class_oid_index')")
         .is("42809", "not a situ index");
 }

@@ -12,14 +12,14 @@ fn tool(cluster: &Cluster, name: &str, user: &str) -> Command {
 
 /// What the four tables hold, but for whose it is.
 const CONTENT: &str = "SELECT string_agg(line, E'\\n' ORDER BY line) FROM (
-    SELECT 'model ' || name || ' ' || path || ' ' || fingerprint || ' ' || dimensions || ' ' || coalesce(calibration::text, '') FROM situ.model_registry
+    SELECT 'model ' || name || ' ' || path || ' ' || fingerprint || ' ' || dimensions || ' ' || coalesce(calibration::text, '') FROM situ_internal.model_registry
     UNION ALL SELECT 'bridge ' || name || ' ' || kind || ' ' || state || ' ' || hash || ' ' || md5(weights) || ' ' || figures FROM situ.bridges
     UNION ALL SELECT 'profile ' || index || ' ' || name || ' ' || options || ' ' || measure FROM situ.profiles
     UNION ALL SELECT 'gate ' || index || ' ' || gate FROM situ.feedback_gates) all_of_it(line)";
 
 /// Whose it is.
 const OWNERS: &str = "SELECT string_agg(line, ', ' ORDER BY line) FROM (
-    SELECT 'model ' || name || ' ' || owner::text FROM situ.model_registry
+    SELECT 'model ' || name || ' ' || owner::text FROM situ_internal.model_registry
     UNION ALL SELECT 'bridge ' || name || ' ' || owner::text FROM situ.bridges
     UNION ALL SELECT 'profile ' || name || ' ' || tuned_by::text FROM situ.profiles
     UNION ALL SELECT 'gate ' || tuned_by::text FROM situ.feedback_gates) all_of_it(line)";
@@ -35,10 +35,10 @@ fn the_owner_of_a_database_dumps_and_restores_its_configuration_whoever_has_whic
     admin.run(FILE);
     admin.run(
         "ALTER FUNCTION adapter_file OWNER TO keeper; ALTER FUNCTION int8send_le OWNER TO keeper;
-         GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO \"Writer 1\", departed, stays_behind;
-         SET ROLE \"Writer 1\"; SELECT situ.import_bridge('words', adapter_file(), 'minilm'); RESET ROLE;
-         SET ROLE departed; SELECT situ.import_bridge('old', adapter_file(), 'minilm'); RESET ROLE;
-         SET ROLE stays_behind; SELECT situ.import_bridge('left', adapter_file(', \"accepted\": false'), 'minilm'); RESET ROLE;
+         GRANT EXECUTE ON FUNCTION situ.import_bridge TO \"Writer 1\", departed, stays_behind;
+         SET ROLE \"Writer 1\"; SELECT situ.import_bridge('words', adapter_file(), model => 'minilm'); RESET ROLE;
+         SET ROLE departed; SELECT situ.import_bridge('old', adapter_file(), model => 'minilm'); RESET ROLE;
+         SET ROLE stays_behind; SELECT situ.import_bridge('left', adapter_file(', \"accepted\": false'), model => 'minilm'); RESET ROLE;
          SET ROLE keeper;
          CREATE TABLE docs (id int PRIMARY KEY, body text);
          INSERT INTO docs VALUES (1, 'Salt is mined in the hills.'), (2, 'Reeds are cut in the winter.');
@@ -47,7 +47,7 @@ fn the_owner_of_a_database_dumps_and_restores_its_configuration_whoever_has_whic
          INSERT INTO situ.profiles (index, name, options, measure, figures, tuned_by)
              VALUES ('public.docs_body', 'with', '{\"bridge\": \"words\"}', 'map', '{}', 'departed');
          INSERT INTO situ.feedback_gates (index, gate, figures, tuned_by) VALUES ('public.docs_body', '{}', '{}', 'keeper');
-         REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, boolean) FROM departed;
+         REVOKE ALL ON FUNCTION situ.import_bridge FROM departed;
          DROP ROLE departed",
     );
     let content: String = admin.one(CONTENT);
@@ -95,9 +95,9 @@ fn what_a_dropped_role_owned_is_nobodys() {
     admin.run(FILE);
     admin.run(
         "CREATE ROLE gone; CREATE ROLE here;
-         GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO gone;
-         SET ROLE gone; SELECT situ.import_bridge('orphan', adapter_file(), 'minilm'); RESET ROLE;
-         REVOKE ALL ON FUNCTION situ.import_bridge(text, bytea, text, boolean) FROM gone; DROP ROLE gone; CREATE ROLE gone",
+         GRANT EXECUTE ON FUNCTION situ.import_bridge TO gone;
+         SET ROLE gone; SELECT situ.import_bridge('orphan', adapter_file(), model => 'minilm'); RESET ROLE;
+         REVOKE ALL ON FUNCTION situ.import_bridge FROM gone; DROP ROLE gone; CREATE ROLE gone",
     );
     assert_eq!(
         admin.one::<String>("SELECT owner::text FROM situ.bridges"),

@@ -106,13 +106,13 @@ fn answers_of_an_endpoint_come_as_those_of_an_llm_here() {
     let mut client = shared().text_database("endpoint_answers");
     set(&mut client, &address);
     assert_eq!(
-        client.one::<String>("SELECT situ.generate('endpoint:parrot', 'Grüß dich, Welt')"),
+        client.one::<String>("SELECT situ.generate('Grüß dich, Welt', 'endpoint:parrot')"),
         "Grüß dich, Welt"
     );
-    let pieces: Vec<String> = client.column("SELECT situ.generate_stream(NULL, 'one two three', chat => false)");
+    let pieces: Vec<String> = client.column("SELECT situ.generate_stream('one two three', chat => false)");
     assert_eq!(pieces, ["one ", "two ", "three"]);
     client.one::<String>(
-        "SELECT situ.generate(NULL, 'x', 7, temperature => 0.5, top_p => 0.9, seed => 3, stop => ARRAY['a', NULL, 'b'], system => 'be kind')",
+        "SELECT situ.generate('x', NULL, 7, temperature => 0.5, top_p => 0.9, seed => 3, stop => ARRAY['a', NULL, 'b'], system => 'be kind')",
     );
     let requests = seen.requests.lock().expect("unpoisoned").clone();
     let bodies = requests.iter().filter_map(|request| request.split("\r\n\r\n").nth(1));
@@ -179,7 +179,7 @@ fn a_cancel_ends_a_request_to_an_endpoint() {
     let token = client.cancel_token();
     let waited = std::thread::scope(|scope| {
         let running = scope.spawn(move || {
-            let failure = client.failure("SELECT situ.generate(NULL, 'Please be silent now')");
+            let failure = client.failure("SELECT situ.generate('Please be silent now')");
             (failure, Instant::now())
         });
         eventually("it is asked", 10, || seen.open.load(Ordering::SeqCst) == 1);
@@ -200,12 +200,12 @@ fn a_cancel_ends_a_request_to_an_endpoint() {
     // A stream that nobody reads to its end is closed as well.
     let mut client = shared().connect("endpoint_cancel");
     set(&mut client, &address);
-    let first: Vec<String> = client.column("SELECT situ.generate_stream(NULL, 'Please be silent now') LIMIT 1");
+    let first: Vec<String> = client.column("SELECT situ.generate_stream('Please be silent now') LIMIT 1");
     assert_eq!(first, ["Please "]);
     eventually("the connection is closed", 5, || seen.open.load(Ordering::SeqCst) == 0);
     client.run("SET situ.llm_endpoint_timeout = '300ms'");
     client
-        .failure("SELECT situ.generate(NULL, 'Please be silent now')")
+        .failure("SELECT situ.generate('Please be silent now')")
         .is("57014", "did not answer in time");
 }
 
@@ -217,12 +217,12 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
         client.failure(statement).is(code, part);
     };
     fails(
-        "SELECT situ.generate('endpoint:x', 'q')",
+        "SELECT situ.generate('q', 'endpoint:x')",
         "55000",
         "no LLM endpoint is set",
     );
     fails(
-        "SET situ.llm_endpoint = 'https://host'; SELECT situ.generate('endpoint:x', 'q')",
+        "SET situ.llm_endpoint = 'https://host'; SELECT situ.generate('q', 'endpoint:x')",
         "22023",
         "plain http",
     );
@@ -232,7 +232,7 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
     };
     let vector = r#"'{"pieces": [{"vector": [1]}]}'::situ.prompt"#;
     fails(
-        &format!("SELECT situ.xrag_generate(NULL, {vector})"),
+        &format!("SELECT situ.xrag_generate({vector})"),
         "0A000",
         "vectors in a prompt",
     );
@@ -241,23 +241,23 @@ fn what_an_endpoint_cannot_do_is_a_clear_error() {
         "0A000",
         "vectors in a prompt",
     );
-    fails("SELECT situ.generate(NULL, 'q', 0)", "22023", "max_tokens");
+    fails("SELECT situ.generate('q', NULL, 0)", "22023", "max_tokens");
     let wrong = key_file(shared(), "never-mind");
     client.run(&format!("SET situ.llm_endpoint_key_file = '{wrong}'"));
-    let failure = client.failure("SELECT situ.generate(NULL, 'q')");
+    let failure = client.failure("SELECT situ.generate('q')");
     failure.is("38000", "status 401: no such key: [key]");
     assert!(!format!("{failure:?}").contains("never-mind"), "{failure:?}");
     run(as_server("chmod").arg("644").arg(&wrong));
-    let failure = client.failure("SELECT situ.generate(NULL, 'q')");
+    let failure = client.failure("SELECT situ.generate('q')");
     failure.is("F0000", "can be read by others");
     for (file, part) in [("nothing_there", "cannot be read"), ("base", "no regular file")] {
         client.run(&format!("SET situ.llm_endpoint_key_file = '{file}'"));
-        client.failure("SELECT situ.generate(NULL, 'q')").is("F0000", part);
+        client.failure("SELECT situ.generate('q')").is("F0000", part);
     }
     client.run("RESET situ.llm_endpoint_key_file");
     client.run("SET situ.llm_endpoint = 'http://127.0.0.1:1/v1'; SET situ.llm_endpoint_retries = 1");
     client
-        .failure("SELECT situ.generate(NULL, 'q')")
+        .failure("SELECT situ.generate('q')")
         .is("08006", "cannot be reached");
 }
 
@@ -276,9 +276,9 @@ fn the_key_is_in_no_setting_and_its_use_is_granted() {
     );
     let mut plain = cluster.connect_as("plain", "endpoint_key");
     for statement in [
-        "SELECT situ.generate('endpoint:parrot', 'hello')",
-        "SELECT situ.generate_stream('endpoint:parrot', 'hello')",
-        "SET situ.default_llm = 'endpoint:parrot'; SELECT situ.generate(NULL, 'hello')",
+        "SELECT situ.generate('hello', 'endpoint:parrot')",
+        "SELECT situ.generate_stream('hello', 'endpoint:parrot')",
+        "SET situ.default_llm = 'endpoint:parrot'; SELECT situ.generate('hello')",
         "SELECT * FROM situ.rag('docs_body', 'bread', 1, model => 'endpoint:parrot')",
     ] {
         plain
@@ -287,7 +287,7 @@ fn the_key_is_in_no_setting_and_its_use_is_granted() {
     }
     assert!(seen.requests.lock().expect("unpoisoned").is_empty(), "nothing was sent");
     admin.run("GRANT EXECUTE ON FUNCTION situ.llm_endpoint() TO plain");
-    let hello = "SELECT situ.generate('endpoint:parrot', 'hello')";
+    let hello = "SELECT situ.generate('hello', 'endpoint:parrot')";
     assert_eq!(plain.one::<String>(hello), "hello");
     assert_eq!(plain.one::<String>("SELECT situ.llm_endpoint()"), address);
     for setting in ["situ.llm_endpoint", "situ.llm_endpoint_key_file"] {
@@ -389,7 +389,7 @@ fn llama_cpps_own_server_answers() {
     ));
     // Continued from the same words, both count on; a stop text ends both in the same place.
     for more in ["", ", stop => ARRAY[', 7']"] {
-        let ask = |model: &str| format!("SELECT situ.generate('{model}', '1, 2, 3, 4,', 12, chat => false{more})");
+        let ask = |model: &str| format!("SELECT situ.generate('1, 2, 3, 4,', '{model}', 12, chat => false{more})");
         let there: String = client.one(&ask("endpoint:smollm"));
         let here: String = client.one(&ask("smol"));
         println!("{there:?} {here:?}");
@@ -402,7 +402,7 @@ fn llama_cpps_own_server_answers() {
     let pieces: Vec<String> = client.column(&format!("SELECT situ.generate_stream{arguments}"));
     assert_eq!(pieces.concat(), whole);
     assert!(pieces.len() > 3, "{pieces:?}");
-    let drawn = "SELECT situ.generate('endpoint:smollm', 'Tell me a story.', 16, temperature => 1.2, top_k => 40, top_p => 0.9, seed => 3)";
+    let drawn = "SELECT situ.generate('Tell me a story.', 'endpoint:smollm', 16, temperature => 1.2, top_k => 40, top_p => 0.9, seed => 3)";
     assert_eq!(client.one::<String>(drawn), client.one::<String>(drawn));
 
     // The same passages make a prompt of as many tokens there as here.
@@ -431,16 +431,16 @@ fn llama_cpps_own_server_answers() {
 
     // What it refuses is said, and it is free at once for others.
     client
-        .failure("SELECT situ.generate('endpoint:smollm', repeat('word ', 5000), 5)")
+        .failure("SELECT situ.generate(repeat('word ', 5000), 'endpoint:smollm', 5)")
         .is("38000", "status 400");
     let few: Vec<String> =
-        client.column("SELECT situ.generate_stream('endpoint:smollm', '1, 2, 3, 4,', 1500, chat => false) LIMIT 2");
+        client.column("SELECT situ.generate_stream('1, 2, 3, 4,', 'endpoint:smollm', 1500, chat => false) LIMIT 2");
     assert_eq!(few.len(), 2);
     let token = client.cancel_token();
     let mut other = shared().connect("endpoint_llama");
     let failure = std::thread::scope(|scope| {
         let running = scope.spawn(move || {
-            client.failure("SELECT situ.generate('endpoint:smollm', '1, 2, 3, 4,', 1500, chat => false)")
+            client.failure("SELECT situ.generate('1, 2, 3, 4,', 'endpoint:smollm', 1500, chat => false)")
         });
         std::thread::sleep(Duration::from_millis(300));
         token.cancel_query(postgres::NoTls).expect("sent");
@@ -452,13 +452,13 @@ fn llama_cpps_own_server_answers() {
         server.address
     ));
     other
-        .failure("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+        .failure("SELECT situ.generate('Hello', 'endpoint:smollm', 3)")
         .is("38000", "status 401");
     other.run(&format!("SET situ.llm_endpoint_key_file = '{right}'"));
     // Its only slot was given up with the answers that nobody waits for.
     assert!(
         !other
-            .one::<String>("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+            .one::<String>("SELECT situ.generate('Hello', 'endpoint:smollm', 3)")
             .is_empty()
     );
     let address = server.address.clone();
@@ -467,6 +467,6 @@ fn llama_cpps_own_server_answers() {
         "SET situ.llm_endpoint = '{address}'; SET situ.llm_endpoint_retries = 1"
     ));
     other
-        .failure("SELECT situ.generate('endpoint:smollm', 'Hello', 3)")
+        .failure("SELECT situ.generate('Hello', 'endpoint:smollm', 3)")
         .is("08006", "cannot be reached");
 }

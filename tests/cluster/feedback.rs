@@ -56,7 +56,7 @@ fn search(client: &mut Client, query: &str, options: &str, k: usize) -> Vec<(i64
         .query(
             &format!(
                 "SELECT t.id, h.distance FROM situ.search('nearest', situ.query(embedding => '{query}'{options}), k => {k})
-                   WITH ORDINALITY h(relation, ctid, ordinal, start, \"end\", passage, distance, score, place)
+                   WITH ORDINALITY h(relation, ctid, key, ordinal, start_byte, end_byte, start_char, end_char, passage, distance, score, place)
                    JOIN t ON t.ctid = h.ctid ORDER BY h.place"
             ),
             &[],
@@ -125,9 +125,9 @@ fn what_is_kept_stays_in_front_and_every_row_comes_once() {
     let plain = ids(&search(&mut client, &query, "", 3000));
     for (options, keep) in [
         (", feedback => 'gated'", 10),
-        (", feedback => 'gated', feedback_keep => 3, rounds => 3", 3),
+        (", feedback => 'gated', feedback_keep => 3, feedback_rounds => 3", 3),
         (
-            ", feedback => 'gated', feedback_keep => 0, feedback_mode => 'rerank', rounds => 2",
+            ", feedback => 'gated', feedback_keep => 0, feedback_mode => 'rerank', feedback_rounds => 2",
             0,
         ),
         (
@@ -135,7 +135,7 @@ fn what_is_kept_stays_in_front_and_every_row_comes_once() {
             1,
         ),
         (
-            ", feedback => 'rocchio', bottom => 10, feedback_list => 50, feedback_keep => 7",
+            ", feedback => 'rocchio', feedback_bottom => 10, feedback_list => 50, feedback_keep => 7",
             7,
         ),
         (", feedback => 'average', probes => 1", 0),
@@ -175,7 +175,7 @@ fn what_is_kept_stays_in_front_and_every_row_comes_once() {
            '{\"strength\":0.3,\"threshold\":1000,\"sharp\":1,\"blunt\":4,\"off\":false}', '{}', 'postgres'",
     );
     let blunt = search(&mut client, &query, ", feedback => 'gated'", 3000);
-    let fixed = ", feedback => 'gated', beta => 0.3, gamma => 0.3, feedback_keep => $";
+    let fixed = ", feedback => 'gated', feedback_beta => 0.3, feedback_gamma => 0.3, feedback_keep => $";
     assert_eq!(ids(&blunt)[..4], plain[..4]);
     assert_eq!(
         ids(&blunt)[..50],
@@ -231,10 +231,13 @@ fn options_that_make_no_sense_are_refused() {
         ("feedback => 'magic'", "magic"),
         ("feedback => 'average', feedback_mode => 'later'", "later"),
         ("feedback => 'average', feedback_depth => 0", "feedback_depth"),
-        ("feedback => 'rocchio', beta => -1", "beta"),
+        ("feedback => 'rocchio', feedback_beta => -1", "beta"),
         ("feedback => 'gated', feedback_keep => 1000", "feedback_keep"),
-        ("feedback => 'gated', bottom => 40, feedback_list => 20", "bottom"),
-        ("rounds => 0", "rounds"),
+        (
+            "feedback => 'gated', feedback_bottom => 40, feedback_list => 20",
+            "bottom",
+        ),
+        ("feedback_rounds => 0", "rounds"),
     ] {
         let failure = client.failure(&format!("SELECT situ.query('a'::text, {options})"));
         assert!(
@@ -243,7 +246,7 @@ fn options_that_make_no_sense_are_refused() {
         );
     }
     let printed: String =
-        client.one("SELECT situ.query('a'::text, feedback => 'rocchio', beta => 0.5)::text::situ.query::text");
+        client.one("SELECT situ.query('a'::text, feedback => 'rocchio', feedback_beta => 0.5)::text::situ.query::text");
     assert_eq!(printed, r#"{"text":"a","feedback":{"method":"rocchio","beta":0.5}}"#);
 }
 

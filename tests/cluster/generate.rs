@@ -51,21 +51,21 @@ fn llm_cluster(settings: &[(&str, &str)], name: &str) -> Option<(Cluster, Client
 
 /// Text that goes on: no turn of a conversation, which the model would end.
 const LONG: &str =
-    "SELECT length(situ.generate('smol', '1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,', 3000, chat => false))";
+    "SELECT length(situ.generate('1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,', 'smol', 3000, chat => false))";
 
 #[test]
 fn an_answer_makes_sense_and_is_the_same_again() {
     let Some(mut client) = llm_database("generate_answer") else {
         return;
     };
-    let ask = "SELECT situ.generate('smol', 'What is the capital of France? Answer with one word.', 20)";
+    let ask = "SELECT situ.generate('What is the capital of France? Answer with one word.', 'smol', 20)";
     let answer: String = client.one(ask);
     println!("{answer}");
     assert!(answer.contains("Paris"), "{answer}");
     assert_eq!(client.one::<String>(ask), answer, "greedy answers are the same");
     let drawn = |client: &mut Client, seed: i64| {
         client.one::<String>(&format!(
-            "SELECT situ.generate('smol', 'Tell me a story about a lighthouse.', 24, temperature => 1.5, seed => {seed})"
+            "SELECT situ.generate('Tell me a story about a lighthouse.', 'smol', 24, temperature => 1.5, seed => {seed})"
         ))
     };
     let first = drawn(&mut client, 1);
@@ -98,11 +98,11 @@ fn a_stream_is_the_answer_in_pieces() {
     assert!(pieces.len() > 5, "{pieces:?}");
     let pieces: Vec<String> = client.column(&format!("SELECT t FROM situ.generate_stream{arguments} t"));
     assert_eq!(pieces.concat(), whole);
-    let none: Option<String> = client.one("SELECT situ.generate('smol', NULL::text)");
+    let none: Option<String> = client.one("SELECT situ.generate(NULL::text, 'smol')");
     assert_eq!(none, None);
     assert!(
         client
-            .column::<String>("SELECT situ.generate_stream('smol', NULL::text)")
+            .column::<String>("SELECT situ.generate_stream(NULL::text, 'smol')")
             .is_empty()
     );
 }
@@ -112,11 +112,11 @@ fn a_stream_gives_rows_while_the_answer_is_made_and_ends_with_its_reader() {
     let Some((cluster, mut client)) = llm_cluster(&[], "generate_lazy") else {
         return;
     };
-    client.one::<String>("SELECT situ.generate('smol', 'Hello', 1)");
+    client.one::<String>("SELECT situ.generate('Hello', 'smol', 1)");
     // Far fewer rows are asked for than the answer has: the rest is never made.
     let since = Instant::now();
     let few: Vec<String> = client
-        .column("SELECT situ.generate_stream('smol', 'Count from one to a thousand, a number a line.', 1500) LIMIT 5");
+        .column("SELECT situ.generate_stream('Count from one to a thousand, a number a line.', 'smol', 1500) LIMIT 5");
     assert_eq!(few.len(), 5);
     println!("five rows after {:?}", since.elapsed());
     let mut other = cluster.connect("generate_lazy");
@@ -125,7 +125,7 @@ fn a_stream_gives_rows_while_the_answer_is_made_and_ends_with_its_reader() {
     });
     // An open cursor, read slowly.
     client.run(
-        "BEGIN; DECLARE c CURSOR FOR SELECT situ.generate_stream('smol', 'Count from one to a thousand, a number a line.', 1500)",
+        "BEGIN; DECLARE c CURSOR FOR SELECT situ.generate_stream('Count from one to a thousand, a number a line.', 'smol', 1500)",
     );
     let first: Vec<String> = client.column("FETCH 2 FROM c");
     assert_eq!(first, few[..2]);
@@ -133,7 +133,7 @@ fn a_stream_gives_rows_while_the_answer_is_made_and_ends_with_its_reader() {
     // A reader that sleeps holds nobody up.
     assert!(
         !other
-            .one::<String>("SELECT situ.generate('smol', 'Hello', 5)")
+            .one::<String>("SELECT situ.generate('Hello', 'smol', 5)")
             .is_empty()
     );
     let next: Vec<String> = client.column("FETCH 3 FROM c");
@@ -145,7 +145,7 @@ fn a_stream_gives_rows_while_the_answer_is_made_and_ends_with_its_reader() {
     // A backend that dies frees its request.
     let mut dying = cluster.connect("generate_lazy");
     let pid: i32 = dying.one("SELECT pg_backend_pid()");
-    dying.run("BEGIN; DECLARE c CURSOR FOR SELECT situ.generate_stream('smol', 'Count from one to a thousand.', 1500)");
+    dying.run("BEGIN; DECLARE c CURSOR FOR SELECT situ.generate_stream('Count from one to a thousand.', 'smol', 1500)");
     dying.column::<String>("FETCH 1 FROM c");
     assert!(other.one::<bool>(&format!("SELECT pg_terminate_backend({pid}, 5000)")));
     eventually("the backend's request is gone", 5, || {
@@ -160,14 +160,14 @@ fn answers_stop_where_they_are_told_to() {
     };
     let ask = |client: &mut Client, more: &str| {
         client.one::<String>(&format!(
-            "SELECT situ.generate('smol', 'Count: one, two, three,', 40{more})"
+            "SELECT situ.generate('Count: one, two, three,', 'smol', 40{more})"
         ))
     };
     let free = ask(&mut client, "");
     let word = free.split_whitespace().nth(2).expect("three words").to_owned();
     let stopped = client
         .query_one(
-            "SELECT situ.generate('smol', 'Count: one, two, three,', 40, stop => ARRAY[$1])",
+            "SELECT situ.generate('Count: one, two, three,', 'smol', 40, stop => ARRAY[$1])",
             &[&word],
         )
         .expect("answers")
@@ -175,12 +175,12 @@ fn answers_stop_where_they_are_told_to() {
     let expected = &free[..free.find(&word).expect("there")];
     assert_eq!(stopped, expected, "{free}");
     let pieces: Vec<String> = client.column(&format!(
-        "SELECT situ.generate_stream('smol', 'Count: one, two, three,', 40, stop => ARRAY['{word}'])"
+        "SELECT situ.generate_stream('Count: one, two, three,', 'smol', 40, stop => ARRAY['{word}'])"
     ));
     assert_eq!(pieces.concat(), expected);
     assert_eq!(
         client
-            .column::<String>("SELECT situ.generate_stream('smol', 'Count: one, two, three,', 7)")
+            .column::<String>("SELECT situ.generate_stream('Count: one, two, three,', 'smol', 7)")
             .len(),
         7
     );
@@ -191,13 +191,13 @@ fn the_chat_template_and_special_tokens_are_not_the_users() {
     let Some(mut client) = llm_database("generate_chat") else {
         return;
     };
-    let raw: String = client.one("SELECT situ.generate('smol', 'The capital of France is', 8, chat => false)");
+    let raw: String = client.one("SELECT situ.generate('The capital of France is', 'smol', 8, chat => false)");
     assert!(raw.contains("Paris"), "{raw}");
     let system: String = client.one(
-        "SELECT situ.generate('smol', 'Who are you?', 30, system => 'You are a pirate named Redbeard. Always say your name.')",
+        "SELECT situ.generate('Who are you?', 'smol', 30, system => 'You are a pirate named Redbeard. Always say your name.')",
     );
     println!("{system}");
-    let plain: String = client.one("SELECT situ.generate('smol', 'Who are you?', 30)");
+    let plain: String = client.one("SELECT situ.generate('Who are you?', 'smol', 30)");
     assert_ne!(system, plain);
     // Had these words become the template's tokens, the prompt would be shorter by far.
     let tokens = |client: &mut Client, text: &str| {
@@ -217,7 +217,7 @@ fn concurrent_requests_answer_as_single_ones() {
     };
     let prompts: Vec<String> = ["the sea", "bread", "a clock", "rain", "a train"]
         .iter()
-        .map(|what| format!("SELECT situ.generate('smol', 'Write a sentence about {what}.', 24)"))
+        .map(|what| format!("SELECT situ.generate('Write a sentence about {what}.', 'smol', 24)"))
         .collect();
     let alone: Vec<String> = prompts.iter().map(|prompt| client.one(prompt)).collect();
     let together: Vec<String> = std::thread::scope(|scope| {
@@ -257,8 +257,8 @@ fn a_cancel_ends_an_answer_at_once_and_the_worker_forgets_it() {
     let Some((cluster, mut client)) = llm_cluster(&[], "generate_cancel") else {
         return;
     };
-    client.one::<String>("SELECT situ.generate('smol', 'Hello', 1)");
-    let long_prompt = "SELECT length(situ.generate('smol', repeat('the tide turns and ', 600), 100, chat => false))";
+    client.one::<String>("SELECT situ.generate('Hello', 'smol', 1)");
+    let long_prompt = "SELECT length(situ.generate(repeat('the tide turns and ', 600), 'smol', 100, chat => false))";
     for (what, statement, pause) in [
         ("begun", LONG, 20),
         ("decoding", LONG, 600),
@@ -304,7 +304,7 @@ fn the_worker_is_started_on_first_use_and_again_when_it_ends() {
     };
     assert_eq!(client.one::<String>("SELECT state FROM situ.stat_llm"), "standby");
     assert!(cluster.workers("situ llm").is_empty());
-    let ask = "SELECT situ.generate('smol', 'What is the capital of France?', 12)";
+    let ask = "SELECT situ.generate('What is the capital of France?', 'smol', 12)";
     let answer: String = client.one(ask);
     assert_eq!(client.one::<String>("SELECT state FROM situ.stat_llm"), "running");
     let worker = cluster.workers("situ llm")[0];
@@ -328,7 +328,7 @@ fn the_worker_is_started_on_first_use_and_again_when_it_ends() {
     assert!(client.one::<i64>("SELECT restarts FROM situ.stat_llm") >= 1);
     assert!(
         !client
-            .one::<String>("SELECT situ.generate('smol', 'Hello', 3)")
+            .one::<String>("SELECT situ.generate('Hello', 'smol', 3)")
             .is_empty()
     );
 
@@ -352,7 +352,7 @@ fn idle_models_leave_and_come_back() {
     let Some((cluster, mut client)) = llm_cluster(&[("situ.model_idle", "1s")], "generate_idle") else {
         return;
     };
-    let ask = "SELECT situ.generate('smol', 'What is the capital of France?', 12)";
+    let ask = "SELECT situ.generate('What is the capital of France?', 'smol', 12)";
     let answer: String = client.one(ask);
     assert_eq!(client.one::<i32>("SELECT models FROM situ.stat_llm"), 1);
     assert!(client.one::<i64>("SELECT model_bytes FROM situ.stat_llm") > 50_000_000);
@@ -375,7 +375,7 @@ fn a_new_number_of_threads_is_taken_by_a_model_that_is_in_memory() {
         return;
     };
     let mut threads = || {
-        client.run("SELECT situ.generate('smol', 'Hello', 2)");
+        client.run("SELECT situ.generate('Hello', 'smol', 2)");
         let pid: i32 = client.one("SELECT pid FROM situ.stat_llm");
         std::fs::read_dir(format!("/proc/{pid}/task"))
             .expect("the worker's threads are listed")
@@ -395,53 +395,53 @@ fn what_cannot_be_answered_is_a_clear_error() {
         client.failure(&format!("SELECT {call}")).is(code, part);
     };
     fails(
-        "situ.generate('nothing', 'x')",
+        "situ.generate('x', 'nothing')",
         "42704",
         "LLM \"nothing\" is not registered",
     );
-    fails("situ.generate('smol', '')", "22023", "empty");
-    fails("situ.generate('smol', 'x', 0)", "22023", "max_tokens = 0");
+    fails("situ.generate('', 'smol')", "22023", "empty");
+    fails("situ.generate('x', 'smol', 0)", "22023", "max_tokens = 0");
     fails(
-        "situ.generate('smol', 'x', 5, temperature => -1)",
+        "situ.generate('x', 'smol', 5, temperature => -1)",
         "22023",
         "temperature",
     );
     fails(
-        "situ.generate('smol', 'x', 5, temperature => 'NaN')",
+        "situ.generate('x', 'smol', 5, temperature => 'NaN')",
         "22023",
         "temperature",
     );
-    fails("situ.generate('smol', 'x', 5, top_k => -1)", "22023", "top_k");
-    fails("situ.generate('smol', 'x', 5, top_p => 0)", "22023", "top_p");
-    fails("situ.generate('smol', 'x', 5, stop => ARRAY[''])", "22023", "stop");
+    fails("situ.generate('x', 'smol', 5, top_k => -1)", "22023", "top_k");
+    fails("situ.generate('x', 'smol', 5, top_p => 0)", "22023", "top_p");
+    fails("situ.generate('x', 'smol', 5, stop => ARRAY[''])", "22023", "stop");
     fails(
-        "situ.generate('smol', 'x', 5, system => 'y', chat => false)",
+        "situ.generate('x', 'smol', 5, system => 'y', chat => false)",
         "22023",
         "system",
     );
     fails(
-        "situ.generate('smol', repeat('long words ', 5000), 5)",
+        "situ.generate(repeat('long words ', 5000), 'smol', 5)",
         "22023",
         "tokens",
     );
     fails(
-        "situ.xrag_generate('smol', '{\"pieces\": [{\"vector\": [1, 2]}]}'::situ.prompt)",
+        "situ.xrag_generate('{\"pieces\": [{\"vector\": [1, 2]}]}'::situ.prompt, 'smol')",
         "22023",
         "2 dimensions",
     );
     fails("'{\"pieces\": []}'::situ.prompt", "22023", "empty");
     fails("'{\"pieces\": 1}'::situ.prompt", "22P02", "invalid input");
     fails("situ.embed('a text', 'smol')", "42809", "is an LLM");
-    fails("situ.generate_stream('nothing', 'x')", "42704", "not registered");
+    fails("situ.generate_stream('x', 'nothing')", "42704", "not registered");
     client.run("SELECT situ.register_model('minilm', 'minilm')");
     client
-        .failure("SELECT situ.generate('minilm', 'x')")
+        .failure("SELECT situ.generate('x', 'minilm')")
         .is("42809", "is an encoder");
     // Without a name each function takes the only model of its kind.
     assert_eq!(client.one::<i32>("SELECT vector_dims(situ.embed('x'))"), 384);
     assert!(
         !client
-            .one::<String>("SELECT situ.generate(NULL, 'Hello', 3)")
+            .one::<String>("SELECT situ.generate('Hello', NULL, 3)")
             .is_empty()
     );
     shared().write("models/broken.gguf", b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
@@ -468,10 +468,10 @@ fn only_those_who_may_register_llms() {
     }
     assert!(
         !user
-            .one::<String>("SELECT situ.generate('smol', 'Hello', 3)")
+            .one::<String>("SELECT situ.generate('Hello', 'smol', 3)")
             .is_empty()
     );
     client.run("SELECT situ.drop_model('smol')");
-    user.failure("SELECT situ.generate('smol', 'Hello', 3)")
+    user.failure("SELECT situ.generate('Hello', 'smol', 3)")
         .is("42704", "not registered");
 }

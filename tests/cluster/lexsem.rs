@@ -87,7 +87,7 @@ fn a_query_is_corrected_by_the_stored_rows_of_its_tokens() {
     let learned = client.one::<Vec<u8>>("SELECT situ.export_bridge('learned')");
     client
         .execute(
-            "SELECT situ.import_bridge('words', $1::bytea, 'minilm')",
+            "SELECT situ.import_bridge('words', $1::bytea, model => 'minilm')",
             &[&moving(&learned)],
         )
         .expect("an import");

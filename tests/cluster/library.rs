@@ -103,7 +103,7 @@ fn a_library_of_another_version_than_its_sql_says_so() {
         "SELECT situ.drop_bridge('nothing')",
         "CALL situ.train('adapter', 'x', index => 'docs_body')",
         "SELECT situ.register_model('again', 'minilm')",
-        "SELECT * FROM situ.generate('nothing', 'text')",
+        "SELECT * FROM situ.generate('text', 'nothing')",
     ] {
         let failure = shared().connect("versions").failure(statement);
         failure.is("55000", "0.0.1");

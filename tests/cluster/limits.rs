@@ -88,10 +88,10 @@ fn a_system_text_counts_as_part_of_the_prompt() {
     let mut client = shared().database("long_system");
     register(&mut client);
     client
-        .failure("SELECT situ.generate('smol', 'x', 5, system => repeat('long words ', 500000))")
+        .failure("SELECT situ.generate('x', 'smol', 5, system => repeat('long words ', 500000))")
         .is("54000", "too long");
     client
-        .failure("SELECT situ.generate('smol', repeat('long words ', 350000), 5)")
+        .failure("SELECT situ.generate(repeat('long words ', 350000), 'smol', 5)")
         .is("22023", "tokens");
 }
 
@@ -105,7 +105,7 @@ fn a_session_and_a_role_leave_places_to_others() {
     admin.run("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; SELECT situ.load_model('smol')");
     let slots: i32 = admin.one("SELECT slots FROM situ.stat_llm");
     let (of_session, of_role) = ((slots / 4).max(2), slots - (slots / 4).max(1));
-    let ask = "SELECT situ.generate_stream('smol', 'Count from one to a thousand.', 200)";
+    let ask = "SELECT situ.generate_stream('Count from one to a thousand.', 'smol', 200)";
     let mut sessions = Vec::new();
     let mut held = 0;
     while held < of_role {
@@ -132,7 +132,7 @@ fn a_session_and_a_role_leave_places_to_others() {
     let mut late = cluster.connect_as("alice", "places");
     late.run("SET situ.request_timeout = '700ms'");
     let since = Instant::now();
-    late.failure("SELECT situ.generate('smol', 'Hello', 3)")
+    late.failure("SELECT situ.generate('Hello', 'smol', 3)")
         .is("57014", "700 ms");
     let waited = since.elapsed();
     assert!(
@@ -142,12 +142,12 @@ fn a_session_and_a_role_leave_places_to_others() {
     // Others find room, and the role does where one of its own ends.
     let mut bob = cluster.connect_as("bob", "places");
     bob.run("SET statement_timeout = '60s'");
-    assert!(!bob.one::<String>("SELECT situ.generate('smol', 'Hello', 3)").is_empty());
+    assert!(!bob.one::<String>("SELECT situ.generate('Hello', 'smol', 3)").is_empty());
     first.run("CLOSE c0");
     late.run("RESET situ.request_timeout; SET statement_timeout = '60s'");
     assert!(
         !late
-            .one::<String>("SELECT situ.generate('smol', 'Hello', 3)")
+            .one::<String>("SELECT situ.generate('Hello', 'smol', 3)")
             .is_empty()
     );
 }
@@ -181,7 +181,7 @@ fn statistics_show_each_role_its_own() {
     assert!(stranger.one::<bool>(nothing));
     assert!(stranger.one::<bool>("SELECT state = 'running' AND slots > 0 FROM situ.stat_service"));
     assert_eq!(stranger.column::<String>(models), ["minilm"]);
-    let function = "SELECT situ.service_models()::text || coalesce(string_agg(s.last_error, ' '), '') FROM situ.service_statistics() s";
+    let function = "SELECT situ_internal.service_models()::text || coalesce(string_agg(s.last_error, ' '), '') FROM situ_internal.service_statistics() s";
     let all: String = stranger.one(function);
     assert!(!all.contains("secret") && !all.contains("gone"), "{all}");
     let llm = "SELECT last_error IS NULL AND last_error_at IS NULL AND loaded = '[]' FROM situ.stat_llm";
@@ -195,7 +195,7 @@ fn copies_of_models_are_few_and_bound_by_temp_file_limit() {
     crate::text_feedback::houses(&mut client);
     client.run(crate::text_feedback::TRAIN);
     client.run(
-        "SELECT situ.import_bridge('v' || n, set_byte(w, length(w) - 4, n), 'minilm')
+        "SELECT situ.import_bridge('v' || n, set_byte(w, length(w) - 4, n), model => 'minilm')
            FROM situ.export_bridge('reader') w, generate_series(1, 7) n;
          UPDATE situ.bridges SET state = 'accepted'",
     );

@@ -87,7 +87,7 @@ fn an_llm_that_finds_no_memory_fails_its_request_and_not_the_worker() {
     give(&cluster, &file);
     let mut client = cluster.database("capped_llm");
     register(&mut client);
-    let ask = "SELECT situ.generate('smol', 'Count to three.', 8)";
+    let ask = "SELECT situ.generate('Count to three.', 'smol', 8)";
     client.run(ask);
     client.run("SELECT situ.unload_model('smol')");
     let worker = cluster.workers("situ llm")[0];

@@ -10,7 +10,7 @@ fn secret(name: &str) -> Client {
     let mut admin = shared().text_database(name);
     admin.run(LITTLE);
     admin.run(FILE);
-    admin.run("SELECT situ.import_bridge('secret', adapter_file(), 'minilm')");
+    admin.run("SELECT situ.import_bridge('secret', adapter_file(), model => 'minilm')");
     admin
 }
 
@@ -20,7 +20,7 @@ fn code_of_others_decides_over_bridges_with_its_owners_rights_only() {
     admin.run(
         "DROP ROLE IF EXISTS ownership_thief; CREATE ROLE ownership_thief LOGIN;
          GRANT CREATE ON SCHEMA public TO ownership_thief;
-         GRANT EXECUTE ON FUNCTION situ.import_bridge(text, bytea, text, boolean) TO ownership_thief",
+         GRANT EXECUTE ON FUNCTION situ.import_bridge TO ownership_thief",
     );
     let mut thief = shared().connect_as("ownership_thief", "ownership_code");
     thief.run(
@@ -32,7 +32,7 @@ fn code_of_others_decides_over_bridges_with_its_owners_rights_only() {
     for taken in [
         "situ.drop_bridge('secret')",
         "situ.export_bridge('secret')",
-        "situ.import_bridge('secret', public.adapter_file(), 'minilm', true)",
+        "situ.import_bridge('secret', public.adapter_file(), model => 'minilm', replace => true)",
     ] {
         thief.run(&format!(
             "CREATE OR REPLACE FUNCTION key_of(id int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
@@ -106,7 +106,7 @@ fn operators_of_the_caller_never_run_as_the_owner_of_the_registries() {
         "DROP ROLE IF EXISTS ownership_trapper; CREATE ROLE ownership_trapper LOGIN;
          CREATE SCHEMA trap AUTHORIZATION ownership_trapper;
          GRANT EXECUTE ON FUNCTION situ.register_model(text, text, boolean), situ.drop_model(text), situ.calibrate_model(text),
-                                   situ.import_bridge(text, bytea, text, boolean) TO ownership_trapper",
+                                   situ.import_bridge TO ownership_trapper",
     );
     let mut caller = shared().connect_as("ownership_trapper", "ownership_operators");
     caller.run("CREATE TABLE trap.seen (role text)");
@@ -136,8 +136,8 @@ fn operators_of_the_caller_never_run_as_the_owner_of_the_registries() {
         "the trap closes"
     );
     caller.run(
-        "SELECT situ.import_bridge('mine', public.adapter_file(), 'minilm');
-         SELECT situ.import_bridge('mine', public.adapter_file(), 'minilm', true);
+        "SELECT situ.import_bridge('mine', public.adapter_file(), model => 'minilm');
+         SELECT situ.import_bridge('mine', public.adapter_file(), model => 'minilm', replace => true);
          SELECT length(situ.export_bridge('mine'));
          SELECT situ.apply_bridge('mine', situ.embed('tides', 'minilm', 'query'));
          SELECT situ.drop_bridge('mine');

@@ -114,9 +114,9 @@ fn vectors_in_f32_do_not_depend_on_the_calibration() {
     let cluster = Cluster::with(&[("situ.cpu_precision", "f32")]);
     let mut client = cluster.text_database("precision_f32");
     let before: String = client.one(TEXT);
-    client.run("UPDATE situ.model_registry SET precision = NULL, calibration = NULL");
+    client.run("UPDATE situ_internal.model_registry SET precision = NULL, calibration = NULL");
     assert_eq!(client.one::<String>(TEXT), before);
-    client.run("UPDATE situ.model_registry SET precision = 'int8'");
+    client.run("UPDATE situ_internal.model_registry SET precision = 'int8'");
     assert_eq!(client.one::<String>(TEXT), before);
     assert_eq!(client.one::<String>("SELECT precision FROM situ.models"), "f32");
 }

@@ -31,7 +31,7 @@ fn search_over_vectors_gives_the_nearest_rows() {
         let found = client
             .query(
                 &format!(
-                    "SELECT i.id, h.distance, h.score = {score}, h.ordinal IS NULL AND h.start IS NULL AND h.\"end\" IS NULL
+                    "SELECT i.id, h.distance, h.score = {score}, h.ordinal IS NULL AND h.start_byte IS NULL AND h.end_char IS NULL
                             AND h.passage IS NULL, h.relation::text
                        FROM situ.search('nearest', situ.query(embedding => '{question}', probes => 1000), k => 10) h
                        JOIN items i ON i.ctid = h.ctid ORDER BY h.distance"

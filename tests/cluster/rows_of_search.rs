@@ -215,7 +215,7 @@ fn feedback_is_not_moved_by_rows_that_the_caller_may_not_see() {
         "feedback => 'rocchio'",
         "feedback => 'gated'",
         "feedback => 'average', feedback_mode => 'rerank', feedback_list => 20",
-        "feedback => 'rocchio', rounds => 2",
+        "feedback => 'rocchio', feedback_rounds => 2",
     ] {
         let right = moved(&mut fed, "without_v", options);
         assert_eq!(moved(&mut fed, "hidden_v", options), right, "{options}: a hidden row");

@@ -41,7 +41,7 @@ fn store(client: &mut Client, name: &str, weights: &[u8], state: &str) {
             "INSERT INTO situ.bridges (name, kind, model, fingerprint, dimensions, owner, state, recipe, figures, hash, weights)
              SELECT $1, 'situate', 'minilm', fingerprint, 384, current_user::regrole, $2, '{}', '{}',
                     encode(sha256($3::bytea), 'hex'), $3
-               FROM situ.model_registry WHERE name = 'minilm'",
+               FROM situ_internal.model_registry WHERE name = 'minilm'",
             &[&name, &state, &weights],
         )
         .expect("a stored bridge");

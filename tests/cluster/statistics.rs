@@ -161,15 +161,17 @@ fn statistics_of_what_is_no_index_of_ours_are_refused() {
     );
     for name in ["points_pkey", "points_hnsw", "parts_v"] {
         client
-            .failure(&format!("SELECT * FROM situ.index_statistics('{name}')"))
+            .failure(&format!("SELECT * FROM situ_internal.index_statistics('{name}')"))
             .is("42809", "is not a situ index");
     }
     assert_eq!(
-        client.failure("SELECT * FROM situ.index_statistics('points')").code,
+        client
+            .failure("SELECT * FROM situ_internal.index_statistics('points')")
+            .code,
         "42809"
     );
     assert_eq!(
-        client.one::<i64>("SELECT count(*) FROM situ.index_statistics(4294967295)"),
+        client.one::<i64>("SELECT count(*) FROM situ_internal.index_statistics(4294967295)"),
         0
     );
 }

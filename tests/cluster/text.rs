@@ -23,7 +23,7 @@ fn a_question_finds_the_document_and_its_evidence() {
         for (id, (_, evidence, question)) in SUBJECTS.iter().enumerate() {
             let row = client
                 .query_one(
-                    "SELECT d.id, h.passage, h.start, h.\"end\", d.body, h.distance, h.score, h.relation::text
+                    "SELECT d.id, h.passage, h.start_byte, h.end_byte, d.body, h.distance, h.score, h.relation::text
                        FROM situ.search('docs_body', $1::text, k => 1) h JOIN docs d ON d.ctid = h.ctid",
                     &[question],
                 )
@@ -210,7 +210,7 @@ fn chunks_cover_the_text_and_stay_within_the_limit() {
     let mut client = documents("text_chunks", INDEX);
     let rows = client
         .query(
-            "SELECT c.ordinal, c.start, c.\"end\", c.passage, d.body
+            "SELECT c.ordinal, c.start_byte, c.end_byte, c.passage, d.body
                FROM docs d, LATERAL situ.chunks(d.body, chunk_tokens => 48) c WHERE d.id = 0 ORDER BY c.ordinal",
             &[],
         )

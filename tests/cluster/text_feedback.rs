@@ -80,7 +80,7 @@ fn a_trained_copy_reads_the_passages_of_the_first_round() {
     assert!(client.one::<i64>(&listed) >= 3);
     let directory: String = client.one("SELECT current_setting('data_directory')");
     std::fs::remove_dir_all(format!("{directory}/{folder}")).expect("removed");
-    client.run("SELECT situ.unload_model('reader') FROM situ.model_registry WHERE name = 'reader'");
+    client.run("SELECT situ.unload_model('reader') FROM situ_internal.model_registry WHERE name = 'reader'");
     let again: Vec<String> = client.column(&search(", feedback => 'text', feedback_model => 'reader'"));
     assert_eq!(again, found);
     assert!(client.one::<i64>(&listed) >= 3);
@@ -109,7 +109,7 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(
         code(
             &mut client,
-            "feedback => 'text', feedback_model => 'minilm', alpha => 0.5"
+            "feedback => 'text', feedback_model => 'minilm', feedback_alpha => 0.5"
         ),
         "22023"
     );

@@ -117,7 +117,7 @@ fn a_role_that_may_not_log_in_trains_where_the_server_starts_workers_for_it() {
     houses(&mut client);
     client.run(
         "DROP ROLE IF EXISTS train_group; CREATE ROLE train_group NOLOGIN;
-         GRANT SELECT ON passages, pairs TO train_group; GRANT EXECUTE ON FUNCTION situ.file_training TO train_group;
+         GRANT SELECT ON passages, pairs TO train_group; GRANT EXECUTE ON PROCEDURE situ.train TO train_group;
          SET ROLE train_group",
     );
     let train = "CALL situ.train('adapter', 'of a group', model => 'minilm', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')";
@@ -142,7 +142,7 @@ fn a_training_reads_what_its_caller_may_read_and_is_the_callers_alone() {
         "DROP ROLE IF EXISTS train_reader, train_other;
          CREATE ROLE train_reader LOGIN; CREATE ROLE train_other LOGIN;
          GRANT SELECT ON passages, pairs TO train_reader;
-         GRANT EXECUTE ON FUNCTION situ.file_training TO train_reader, train_other;
+         GRANT EXECUTE ON PROCEDURE situ.train TO train_reader, train_other;
          ALTER TABLE passages ENABLE ROW LEVEL SECURITY;
          CREATE POLICY half ON passages FOR SELECT TO train_reader USING (document % 2 = 0);
          CREATE SCHEMA trap AUTHORIZATION train_reader;
@@ -176,7 +176,10 @@ fn a_training_reads_what_its_caller_may_read_and_is_the_callers_alone() {
     assert_eq!(failure.code, "42501", "{failure:#?}");
     let failure = client.failure("CALL situ.train('adapter', 'stolen', passages => 'public.passages')");
     assert_eq!(failure.code, "42501", "{failure:#?}");
-    assert_eq!(client.failure("SELECT * FROM situ.training_jobs").code, "42501");
+    assert_eq!(
+        client.failure("SELECT * FROM situ_internal.training_jobs").code,
+        "42501"
+    );
     client.run("RESET ROLE");
 }
 

@@ -21,7 +21,7 @@ fn no_function_signals_a_process_of_the_callers_choice() {
     let mut client = shared().text_database("train_signals");
     client.run(
         "DROP ROLE IF EXISTS train_signaller; CREATE ROLE train_signaller LOGIN;
-         INSERT INTO situ.training_jobs (kind, name, owner, arguments, search_path, state)
+         INSERT INTO situ_internal.training_jobs (kind, name, owner, arguments, search_path, state)
               VALUES ('adapter', 'mine', 'train_signaller', '{}', '', 'running')",
     );
     let mut victim = shared().connect("train_signals");
@@ -30,7 +30,7 @@ fn no_function_signals_a_process_of_the_callers_choice() {
     let mut caller = shared().connect_as("train_signaller", "train_signals");
     caller.run("SET statement_timeout = '500ms'");
     let failure = caller.failure(&format!(
-        "SELECT situ.await_training(1, {pid}) FROM generate_series(1, 1000)"
+        "SELECT situ_internal.await_training(1, {pid}) FROM generate_series(1, 1000)"
     ));
     assert_eq!(
         failure.code, "42883",
@@ -38,7 +38,7 @@ fn no_function_signals_a_process_of_the_callers_choice() {
     );
     // The job says that it runs, and has no trainer.
     caller
-        .failure("SELECT situ.await_training(1) FROM generate_series(1, 1000)")
+        .failure("SELECT situ_internal.await_training(1) FROM generate_series(1, 1000)")
         .is("57P01", "has ended");
     assert_eq!(caller.one::<String>("SELECT state FROM situ.training"), "interrupted");
     let slept = sleeper.join().expect("the thread ends");
@@ -46,7 +46,7 @@ fn no_function_signals_a_process_of_the_callers_choice() {
     let named = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p, unnest(p.proargnames, p.proargmodes) a(name, mode)
                   WHERE pronamespace = 'situ'::regnamespace AND a.name IN ('pid', 'worker', 'process') AND coalesce(a.mode, 'i') IN ('i', 'b', 'v')";
     assert_eq!(client.one::<String>(named), "", "functions that take a process");
-    client.run("DELETE FROM situ.training_jobs; DROP OWNED BY train_signaller; DROP ROLE train_signaller");
+    client.run("DELETE FROM situ_internal.training_jobs; DROP OWNED BY train_signaller; DROP ROLE train_signaller");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn views_over_rows_of_all_show_functions_of_their_reader_no_others() {
     let mut client = shared().text_database("train_leaks");
     client.run(
         "DROP ROLE IF EXISTS train_peeper; CREATE ROLE train_peeper LOGIN;
-         INSERT INTO situ.training_jobs (kind, name, owner, arguments, search_path, error)
+         INSERT INTO situ_internal.training_jobs (kind, name, owner, arguments, search_path, error)
               VALUES ('adapter', 'hidden', 'postgres', '{\"secret\": 42}', '', 'a secret'),
                      ('adapter', 'shown', 'train_peeper', '{}', '', 'no secret');
          CREATE SCHEMA peep AUTHORIZATION train_peeper;
@@ -223,7 +223,7 @@ fn a_pause_is_cancelled_and_a_training_is_dropped_by_its_owner() {
         "DROP ROLE IF EXISTS train_dropper, train_stranger;
          CREATE ROLE train_dropper LOGIN; CREATE ROLE train_stranger LOGIN;
          GRANT SELECT ON passages, pairs TO train_dropper;
-         GRANT EXECUTE ON FUNCTION situ.file_training TO train_dropper",
+         GRANT EXECUTE ON PROCEDURE situ.train TO train_dropper",
     );
     let mut owner = shared().connect_as("train_dropper", "train_drop");
     owner.run(&long("slow", 400, false));
@@ -251,7 +251,7 @@ fn a_pause_is_cancelled_and_a_training_is_dropped_by_its_owner() {
     owner.run("SELECT situ.pause_training(2)");
     until(&mut owner, "it pauses", &state("slow", "paused"));
     owner.run("SELECT situ.drop_training(2)");
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM situ.training_jobs"), 0);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM situ_internal.training_jobs"), 0);
     client.run("DROP OWNED BY train_dropper, train_stranger; DROP ROLE train_dropper, train_stranger");
 }
 

@@ -29,7 +29,7 @@ fn rows_that_wait_outlive_a_flush_that_fails_in_a_subtransaction() {
             "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
              BEGIN
                  BEGIN
-                     UPDATE situ.model_registry SET fingerprint = 'another' WHERE name = 'minilm';
+                     UPDATE situ_internal.model_registry SET fingerprint = 'another' WHERE name = 'minilm';
                      PERFORM count(*) FROM situ.search('docs_body', 'anything', k => 1);
                      RAISE 'the search must fail';
                  EXCEPTION WHEN object_not_in_prerequisite_state THEN

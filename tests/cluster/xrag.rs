@@ -51,7 +51,7 @@ fn file(more: Option<&str>) -> Vec<u8> {
 fn import(client: &mut Client, name: &str, more: &str) {
     let kind: String = client
         .query_one(
-            "SELECT situ.import_bridge($1, $2::bytea, 'minilm')",
+            "SELECT situ.import_bridge($1, $2::bytea, model => 'minilm')",
             &[&name, &file(Some(more))],
         )
         .expect("imported")
@@ -115,7 +115,7 @@ fn a_token_is_what_the_formula_says() {
     // Published files need to be told what they are for.
     let error = client
         .query_one(
-            "SELECT situ.import_bridge('published', $1::bytea, 'minilm')",
+            "SELECT situ.import_bridge('published', $1::bytea, model => 'minilm')",
             &[&file(None)],
         )
         .expect_err("no metadata");
@@ -240,9 +240,9 @@ fn an_answer_comes_with_its_sources_and_costs() {
 
     // By hand it is the same answer.
     let by_hand: String = client.one(&format!(
-        "SELECT situ.xrag_generate('smol', situ.xrag_prompt('{question}',
+        "SELECT situ.xrag_generate(situ.xrag_prompt('{question}',
            (SELECT array_agg(situ.xrag_token(situ.embed(passage, 'minilm', 'passage'), 'doc') ORDER BY distance)
-              FROM situ.search('docs_body', '{question}', 2)), bridge => 'doc'), 24)"
+              FROM situ.search('docs_body', '{question}', 2)), bridge => 'doc'), 'smol', 24)"
     ));
     assert_eq!(by_hand, xrag.get::<_, String>("answer"));
     // The same prompt as input vectors: a file of rows of the LLM's width.
@@ -255,7 +255,7 @@ fn an_answer_comes_with_its_sources_and_costs() {
         .failure("SELECT * FROM situ.rag('docs_body', 'q', mode => 'xrag', bridge => 'other')")
         .is("55000", "was not trained for LLM");
     client
-        .failure("SELECT situ.xrag_generate('smol', situ.xrag_prompt('q', ARRAY[situ.xrag_token(situ.embed('x', 'minilm'), 'other')], bridge => 'other'))")
+        .failure("SELECT situ.xrag_generate(situ.xrag_prompt('q', ARRAY[situ.xrag_token(situ.embed('x', 'minilm'), 'other')], bridge => 'other'), 'smol')")
         .is("55000", "not for LLM");
     // Vectors of another encoder are none of the bridge's.
     client.run("BEGIN; UPDATE situ.bridges SET fingerprint = 'another' WHERE name = 'doc'");
@@ -266,7 +266,7 @@ fn an_answer_comes_with_its_sources_and_costs() {
     let published = file(None);
     client
         .query_one(
-            "SELECT situ.import_xrag('published', $1, 'minilm', 'smol')",
+            "SELECT situ.import_bridge('published', $1, kind => 'xrag', model => 'minilm', llm => 'smol')",
             &[&published],
         )
         .expect("imported");
@@ -346,9 +346,10 @@ fn a_published_projector_is_imported_from_a_file() {
     };
     shared().write("models/published.safetensors", file(None));
     shared().write("models/ours.safetensors", file(Some(", \"normalized\": true")));
-    let call = "SELECT situ.import_bridge_file('xrag', 'published.safetensors', model => 'minilm', llm => 'smol')";
+    let call =
+        "SELECT situ.import_bridge_file('published.safetensors', kind => 'xrag', model => 'minilm', llm => 'smol')";
     assert_eq!(client.one::<String>(call), "xrag");
-    let ours = "SELECT situ.import_bridge_file('xrag', 'ours.safetensors', 'doc', 'minilm')";
+    let ours = "SELECT situ.import_bridge_file('ours.safetensors', kind => 'xrag', name => 'doc', model => 'minilm')";
     assert_eq!(client.one::<String>(ours), "xrag");
     assert!(client.one::<bool>(
         "SELECT situ.xrag_token(v, 'published') = situ.xrag_token(v, 'doc') FROM situ.embed('x', 'minilm') v"
@@ -367,7 +368,7 @@ fn a_published_projector_is_imported_from_a_file() {
     let before = warnings();
     assert!(before > 0);
     client.run(
-        "SELECT situ.import_bridge_file('xrag', 'published.safetensors', 'unit', 'minilm', 'smol', normalized => true)",
+        "SELECT situ.import_bridge_file('published.safetensors', kind => 'xrag', name => 'unit', model => 'minilm', llm => 'smol', normalized => true)",
     );
     assert_eq!(warnings(), before);
     // The published xrag-7b is pickles, which a script reads outside the server.
@@ -386,7 +387,7 @@ fn a_published_projector_is_imported_from_a_file() {
     };
     python("tests/cluster/make_xrag.py", &[&checkpoint]);
     python("scripts/convert_xrag.py", &[&checkpoint, &projector]);
-    client.run("SELECT situ.import_bridge_file('xrag', 'xrag.safetensors', model => 'minilm', llm => 'smol')");
+    client.run("SELECT situ.import_bridge_file('xrag.safetensors', kind => 'xrag', model => 'minilm', llm => 'smol')");
     assert_eq!(warnings(), before + 1);
     let token: Vec<f32> = client.one("SELECT (situ.xrag_token(situ.embed('x', 'minilm'), 'xrag'))::real[]");
     assert!(token.len() == WIDTH && token.iter().all(|x| x.is_finite()));

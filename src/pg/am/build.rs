@@ -5,7 +5,7 @@ use super::kind::{self, Key, KeyKind, MAX_DIMENSIONS};
 use super::options::{self, IndexSettings};
 use super::settings;
 use super::spool::TemporaryFile;
-use super::text::{self, TextPlan};
+use super::text_index::{self, TextPlan};
 use crate::index::{self, Build, Entry, IndexOptions, Phase, Spool};
 use crate::pg::catalog::model_registry;
 use crate::pg::ereport::fail_with_hint;
@@ -140,7 +140,7 @@ impl Builder {
         // SAFETY: the caller's promise.
         let (key, settings) = unsafe { (kind::read_key(index), options::settings(index)) };
         if key.kind == KeyKind::Text {
-            text::mode(key, &settings);
+            text_index::mode(key, &settings);
         }
         Builder {
             index,
@@ -166,7 +166,7 @@ impl Builder {
         text.get_or_insert_with(|| {
             model_registry::hold();
             // SAFETY: the index stays open for its build.
-            let plan = unsafe { text::plan(*index) };
+            let plan = unsafe { text_index::plan(*index) };
             options.clone_from(&plan.options);
             TextBuild {
                 plan,
@@ -292,7 +292,7 @@ impl Builder {
             self.take(done);
         }
         // SAFETY: the index stays open for its build.
-        let lacks = |index| unsafe { text::missing(index) };
+        let lacks = |index| unsafe { text_index::missing(index) };
         if self.key.kind == KeyKind::Text && self.text.is_none() {
             match lacks(self.index) {
                 None => _ = self.text(),

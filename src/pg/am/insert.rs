@@ -10,7 +10,7 @@
 //! - the end of the transaction finds none left; the commit callback flushes all the same, and abort drops them.
 
 use super::kind::{self, Key, KeyKind};
-use super::text::{self, TextIndex};
+use super::text_index::{self, TextIndex};
 use super::waiting::{self, Flight, Full, Waiting};
 use crate::index::{self, Entry, Meta};
 use crate::pg::catalog::model_registry;
@@ -126,7 +126,7 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
         let mut meta = Meta::open(&store).or_raise();
         if !meta.is_decided() {
             model_registry::hold();
-            index::decide(&store, text::plan(index).options).or_raise();
+            index::decide(&store, text_index::plan(index).options).or_raise();
             meta = Meta::open(&store).or_raise();
         }
         (store, TextIndex::open(index, &meta))
@@ -206,7 +206,7 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => unsafe { flush_all() },
         XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
             waiting::forget_all();
-            super::distances::forget();
+            super::returned_distances::forget();
         }
         _ => {}
     }

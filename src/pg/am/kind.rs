@@ -200,35 +200,35 @@ pub fn body_hash(body: &str) -> u64 {
 mod procedures {
     use pgrx::prelude::*;
 
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_text() -> i32 {
         1
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_title() -> i32 {
         2
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_vector_l2() -> i32 {
         11
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_vector_ip() -> i32 {
         12
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_vector_cosine() -> i32 {
         13
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_halfvec_l2() -> i32 {
         21
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_halfvec_ip() -> i32 {
         22
     }
-    #[pg_extern(immutable, parallel_safe, sql = false)]
+    #[pg_extern(sql = false)]
     fn kind_halfvec_cosine() -> i32 {
         23
     }

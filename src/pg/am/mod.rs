@@ -2,18 +2,18 @@
 
 pub mod build;
 pub mod cost;
-pub mod distances;
 pub mod feedback;
 pub mod insert;
 pub mod kind;
 pub mod options;
 pub mod planner;
+pub mod returned_distances;
 pub mod rows;
 pub mod scan;
 pub mod scan_state;
 pub mod settings;
 pub mod spool;
-pub mod text;
+pub mod text_index;
 pub mod users;
 pub mod vacuum;
 pub mod waiting;

@@ -5,13 +5,13 @@
 //! additions than the index: rows whose distances may differ by rounding alone carry `xs_recheckorderby`, so that the
 //! executor puts them in the order of its own distances. `situ.search` takes hits as they are found, and sorts.
 
-use super::distances::Returned;
 use super::feedback::{FeedbackError, Rounds};
 use super::insert;
 use super::kind::{self, KeyKind};
+use super::returned_distances::Returned;
 use super::scan_state::{Order, QUERY_STRATEGY, ScanState};
 use super::settings;
-use super::text::TextIndex;
+use super::text_index::TextIndex;
 use crate::bridge::feedback::Plan;
 use crate::index::store::PageStore;
 use crate::index::{Hit, Meta, Scan, ScanParams};
@@ -69,7 +69,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
 #[derive(Default)]
 struct Operand {
     vector: Vec<f32>,
-    /// Identifies the question for [`super::distances`]; none for vectors.
+    /// Identifies the question for [`super::returned_distances`]; none for vectors.
     question: Option<u64>,
     /// Lists to read first; 0 if the query does not say.
     probes: u32,

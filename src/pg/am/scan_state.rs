@@ -1,8 +1,8 @@
 //! What a scan keeps between its calls, and how hits become an order that the executor can believe.
 
-use super::distances::Returned;
 use super::feedback::{FeedbackError, Rounds};
 use super::kind::KeyKind;
+use super::returned_distances::Returned;
 use crate::index::{Hit, Metric, Ordered, Rounding, Scan};
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
@@ -21,7 +21,7 @@ pub struct ScanState {
     pub(super) running: Option<Scan<RelationStore>>,
     /// The rounds of feedback of a running scan that has some.
     pub(super) rounds: Option<Rounds>,
-    /// Identifies the operand for [`super::distances`]; none for vectors.
+    /// Identifies the operand for [`super::returned_distances`]; none for vectors.
     pub(super) question: Option<u64>,
     /// The row returned last: where its evidence lies.
     pub hit: Option<Hit>,

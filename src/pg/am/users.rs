@@ -4,7 +4,7 @@ use crate::index::Meta;
 use crate::index::store::PageStore;
 use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::options;
-use crate::pg::am::text::TextRecord;
+use crate::pg::am::text_index::TextRecord;
 use crate::pg::ereport::fail;
 use crate::pg::store::RelationStore;
 use pgrx::prelude::*;

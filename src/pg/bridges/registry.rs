@@ -13,7 +13,7 @@ use crate::bridge::xrag::projector::{self, Projector};
 use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::owner::as_owner;
-use crate::pg::catalog::owner::{current_user, has_rights_of, table};
+use crate::pg::catalog::owner::{PUBLIC, current_user, has_rights_of, table};
 use crate::pg::catalog::read::one;
 use crate::pg::ereport::{fail, fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
@@ -173,7 +173,7 @@ fn check_space(name: &str, bytes: usize) {
         return;
     }
     let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).max(LEAST_BYTES);
-    if let Some(registry) = table(c"bridges") {
+    if let Some(registry) = table(PUBLIC, c"bridges") {
         // One at a time of each role, to the end of the transaction: what another session has just stored counts.
         // SAFETY: a lock of the server's own kind, released when the transaction ends.
         unsafe { pg_sys::LockDatabaseObject(registry, user, 0, pg_sys::ExclusiveLock as pg_sys::LOCKMODE) };

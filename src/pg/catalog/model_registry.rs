@@ -1,10 +1,11 @@
-//! The registry of models, `situ.model_registry`, as a backend knows it.
+//! The registry of models, `situ_internal.model_registry`, as a backend knows it.
 //!
 //! Each backend keeps what it read until the table changes: a statement trigger on it invalidates its relation-cache
 //! entry, which every backend hears of when the change commits (and this one at once).
 
-use crate::pg::catalog::owner::{has_rights_of, table};
+use crate::pg::catalog::owner::{INTERNAL, has_rights_of, table};
 use crate::pg::error::Describe;
+use crate::pg::service::model_ref::Forms;
 use crate::pg::service::{ModelKind, ModelRef};
 use crate::pg::settings;
 use crate::pg::version;
@@ -49,6 +50,8 @@ pub enum RegistryError {
 
 /// The column that says what a model is, and what it says of LLMs.
 const KIND_COLUMN: usize = 14;
+/// The ones of the texts before queries and before passages.
+const PREFIX_COLUMNS: [usize; 2] = [11, 12];
 
 const SIMILARITY_COLUMN: usize = 15;
 
@@ -74,7 +77,7 @@ unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: 
 }
 
 fn registry_relation() -> Option<pg_sys::Oid> {
-    table(c"model_registry")
+    table(INTERNAL, c"model_registry")
 }
 
 /// Keeps models from being dropped until the transaction ends: for indexes that take one.
@@ -124,6 +127,7 @@ fn read() -> Result<Registry, RegistryError> {
                 fingerprint: text(2),
                 dimensions: i32::from_datum(values[3], nulls[3]).unwrap_or_default().max(0) as usize,
                 similarity: serde_json::from_value(text(SIMILARITY_COLUMN).into()).unwrap_or_default(),
+                forms: Forms::of(&text(PREFIX_COLUMNS[0]), &text(PREFIX_COLUMNS[1])),
                 owner: pg_sys::Oid::from_datum(values[4], nulls[4]).map_or(0, |owner| owner.to_u32()),
                 calibrated: serde_json::from_value(text(5).into()).ok(),
             });

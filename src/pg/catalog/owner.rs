@@ -9,6 +9,7 @@ use crate::pg::ereport::fail;
 use crate::pg::version;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
+use std::ffi::CStr;
 
 /// The role whose rights the statement runs with.
 pub fn current_user() -> pg_sys::Oid {
@@ -23,11 +24,16 @@ pub fn has_rights_of(owner: pg_sys::Oid) -> bool {
     unsafe { pg_sys::has_privs_of_role(current_user(), owner) }
 }
 
-/// A table of the extension.
-pub fn table(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+/// The schema of what users name.
+pub const PUBLIC: &CStr = c"situ";
+/// The schema of what only the extension's own objects and this library name.
+pub const INTERNAL: &CStr = c"situ_internal";
+
+/// A table of the extension in one of its schemas.
+pub fn table(schema: &CStr, name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups inside a transaction.
     let relation = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"situ".as_ptr(), true);
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         match schema == pg_sys::InvalidOid {
             true => pg_sys::InvalidOid,
             false => pg_sys::get_relname_relid(name.as_ptr(), schema),
@@ -38,7 +44,7 @@ pub fn table(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
 
 /// The owner of the extension's tables.
 fn owner() -> pg_sys::Oid {
-    let Some(relation) = table(c"bridges") else {
+    let Some(relation) = table(PUBLIC, c"bridges") else {
         fail(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             "the extension situ is not installed in this database".into(),

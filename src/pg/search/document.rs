@@ -1,6 +1,6 @@
 //! The distance of a document to a question: what `text <=> text` means.
 //!
-//! A row that a scan in progress has just returned has the distance that the scan found (`pg/am/distances.rs`). Any other
+//! A row that a scan in progress has just returned has the distance that the scan found (`pg/am/returned_distances.rs`). Any other
 //! document is cut and encoded here: as the index does that the question names (the planner put it there,
 //! `pg/am/planner.rs`), or by the question's model, chunks of 128 tokens alone.
 //!
@@ -14,10 +14,10 @@ use super::query::Query;
 use crate::bridge::feedback::Method;
 use crate::bridge::situate::{Situate, SituateOptions};
 use crate::index::{Meta, Metric};
-use crate::pg::am::distances;
 use crate::pg::am::kind::{body_hash, read_text};
+use crate::pg::am::returned_distances;
 use crate::pg::am::rows::{self, Place};
-use crate::pg::am::text::{TextIndex, metric};
+use crate::pg::am::text_index::{TextIndex, metric};
 use crate::pg::bridges::passages::PassageBridge;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::names::leaves;
@@ -104,7 +104,7 @@ function! {
 }
 
 function! {
-    /// `situ.document_distance(body, title, situ.query)`: what the planner makes of an operator that no index orders by.
+    /// `situ_internal.document_distance(body, title, situ.query)`: what the planner makes of an operator that no index orders by.
     situ_document_distance, pg_finfo_situ_document_distance, document_distance
 }
 
@@ -220,11 +220,11 @@ impl Way {
                         metric: text.metric,
                     });
                 }
-                if let Some(body) = distances::key_column(open, 0) {
+                if let Some(body) = returned_distances::key_column(open, 0) {
                     tables.push(Table {
                         oid: (*(*open).rd_index).indrelid,
                         body,
-                        title: distances::key_column(open, 1),
+                        title: returned_distances::key_column(open, 1),
                     });
                 }
                 pg_sys::index_close(open, pg_sys::NoLock as pg_sys::LOCKMODE);
@@ -340,7 +340,7 @@ impl Evaluator {
         let identity = query.identity();
         let index = query.index.map(pg_sys::Oid::from);
         // SAFETY: the caller's promise.
-        let found = unsafe { distances::recall(identity, document.value, || body_hash(document.body), index) };
+        let found = unsafe { returned_distances::recall(identity, document.value, || body_hash(document.body), index) };
         if found.is_some() {
             return found;
         }

@@ -41,7 +41,7 @@ unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: 
 }
 
 fn table() -> Option<pg_sys::Oid> {
-    owner::table(c"feedback_gates")
+    owner::table(owner::PUBLIC, c"feedback_gates")
 }
 
 /// What is to be done for a scan of `index`.
@@ -110,7 +110,7 @@ pub fn store(index: pg_sys::Oid, gate: &Gate, figures: serde_json::Value) {
 }
 
 /// `situ.drop_feedback_gate(index)`.
-#[pg_extern(strict, sql = false)]
+#[pg_extern(sql = false)]
 fn drop_feedback_gate(index: pg_sys::Oid) {
     check_owner(index);
     write(

@@ -10,13 +10,14 @@ use crate::index::{Meta, Metric};
 use crate::pg::am::is_ours;
 use crate::pg::am::kind::{self, KeyKind};
 use crate::pg::am::scan_state::ScanState;
-use crate::pg::am::text::TextIndex;
+use crate::pg::am::text_index::TextIndex;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::names::{leaves, name_of, not_an_index};
 use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::search::query::Query;
 use crate::pg::search::question::embed_question;
+use crate::pg::search::row_key::RowKey;
 use crate::pg::search::rows::{IndexedText, Rights};
 use crate::pg::service::model_ref::ModelRef;
 use crate::pg::store::RelationStore;
@@ -30,19 +31,52 @@ const MOST_BATCH: usize = 10_000;
 
 /// What is read of the rows that are found.
 #[derive(Clone, Debug)]
-pub enum Want {
+pub struct Want {
+    pub text: WantText,
+    /// The primary key.
+    pub key: bool,
+}
+
+/// The text that is read of a row.
+#[derive(Clone, Debug)]
+pub enum WantText {
     /// The indexed text, of which the passage is cut; nothing over vectors.
     Passage,
     /// A column as text.
     Column(String),
 }
 
+impl Want {
+    /// The passage alone.
+    pub const PASSAGE: Want = Want {
+        text: WantText::Passage,
+        key: false,
+    };
+    /// What shows a user where an answer comes from.
+    pub const EVIDENCE: Want = Want {
+        text: WantText::Passage,
+        key: true,
+    };
+
+    /// A column alone.
+    pub fn column(name: &str) -> Want {
+        Want {
+            text: WantText::Column(name.to_owned()),
+            key: false,
+        }
+    }
+}
+
 /// A row that was found.
 pub struct Found {
     pub relation: pg_sys::Oid,
     pub tid: u64,
+    /// The primary key as text, where it was wanted and the table has one.
+    pub key: Option<String>,
     /// Number and bytes of the passage; `None` over vectors.
     pub place: Option<(u32, Span)>,
+    /// The passage in characters of the text; `None` over vectors, and where a column was wanted.
+    pub characters: Option<Span>,
     /// The passage, or the column that was wanted; `None` over vectors and for NULL.
     pub text: Option<String>,
     pub distance: f64,
@@ -278,11 +312,12 @@ pub fn search_leaf(
         open.check_seen(snapshot);
         let table = (*open.heap).rd_id;
         let rights = relation.map_or_else(|| Rights::of_scanned(table), |relation| Rights::new(relation, table));
-        let mut text = (open.kind == KeyKind::Text && matches!(want, Want::Passage))
+        let mut text = (open.kind == KeyKind::Text && matches!(want.text, WantText::Passage))
             .then(|| IndexedText::open(open.heap, open.index));
-        let column = match want {
-            Want::Column(column) => Some(column.as_str()),
-            Want::Passage => None,
+        let mut key = want.key.then(|| RowKey::open(open.heap)).flatten();
+        let column = match &want.text {
+            WantText::Column(column) => Some(column.as_str()),
+            WantText::Passage => None,
         };
         let mut running = Running::begin(&open, operand(query, open.kind, oid), snapshot, relation);
         let mut found: Vec<Found> = Vec::with_capacity(k.min(1024));
@@ -303,7 +338,8 @@ pub fn search_leaf(
                         None => read,
                     };
                     reserve(&mut found, 1).or_raise();
-                    found.extend(open.found(candidate, read, want));
+                    let key = key.as_mut().and_then(|key| key.read(candidate.tid, snapshot));
+                    found.extend(open.found(candidate, read, want).map(|row| Found { key, ..row }));
                 }
             }
             if last || found.len() == k {
@@ -315,6 +351,9 @@ pub fn search_leaf(
         if let Some(text) = text {
             text.close();
         }
+        if let Some(key) = key {
+            key.close();
+        }
         open.close();
         found
     }
@@ -324,10 +363,15 @@ impl OpenIndex {
     /// A candidate with what was read of its row; `None` for a text that became NULL after it was indexed.
     fn found(&self, candidate: Candidate, read: Option<String>, want: &Want) -> Option<Found> {
         let text = self.kind == KeyKind::Text;
-        let read = match want {
-            Want::Column(_) => read,
-            Want::Passage if text => Some(candidate.span.of(&read?).unwrap_or_default().to_owned()),
-            Want::Passage => None,
+        let mut characters = None;
+        let read = match want.text {
+            WantText::Column(_) => read,
+            WantText::Passage if text => {
+                let body = read?;
+                characters = candidate.span.characters(&body);
+                Some(candidate.span.of(&body).unwrap_or_default().to_owned())
+            }
+            WantText::Passage => None,
         };
         let score = match self.metric {
             Metric::Cosine => 1.0 - candidate.distance,
@@ -337,6 +381,8 @@ impl OpenIndex {
             // SAFETY: the table is open.
             relation: unsafe { (*self.heap).rd_id },
             tid: candidate.tid,
+            key: None,
+            characters,
             place: text.then_some((candidate.ordinal, candidate.span)),
             text: read,
             distance: candidate.distance,

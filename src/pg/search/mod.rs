@@ -8,5 +8,6 @@ pub mod named;
 pub mod profiles;
 pub mod query;
 pub mod question;
+pub mod row_key;
 pub mod rows;
 pub mod second_round;

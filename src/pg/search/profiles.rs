@@ -96,7 +96,7 @@ pub fn store(index: pg_sys::Oid, name: &str, options: &str, measure: &str, figur
 }
 
 /// `situ.drop_profile(index, name)`.
-#[pg_extern(strict, sql = false)]
+#[pg_extern(sql = false)]
 fn drop_profile(index: pg_sys::Oid, name: &str) {
     check_owner(index);
     write(

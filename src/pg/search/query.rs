@@ -136,11 +136,21 @@ impl InOutFuncs for Query {
     /// A JSON object with the options; any other text is the question itself. (`situ.query('a question')` with one
     /// plain literal is a cast to the type for the server, and comes here.)
     fn input(input: &CStr) -> Query {
-        let text = input.to_string_lossy();
+        Query::read(&input.to_string_lossy())
+    }
+
+    fn output(&self, buffer: &mut pgrx::StringInfo) {
+        buffer.push_str(&self.printed());
+    }
+}
+
+impl Query {
+    /// The query that a text stands for; see [`InOutFuncs::input`].
+    pub fn read(text: &str) -> Query {
         if !text.trim_start().starts_with('{') {
-            return Query::from_text(text.into_owned());
+            return Query::from_text(text.to_owned());
         }
-        let query: Query = serde_json::from_str(&text).unwrap_or_else(|error| {
+        let query: Query = serde_json::from_str(text).unwrap_or_else(|error| {
             fail_full(
                 PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
                 "invalid input for type situ.query".into(),
@@ -161,15 +171,15 @@ impl InOutFuncs for Query {
         query
     }
 
-    fn output(&self, buffer: &mut pgrx::StringInfo) {
+    /// The query as JSON, an index by its name.
+    pub fn printed(&self) -> String {
         // Serialising strings and numbers into memory does not fail.
         let Some(index) = self.index else {
-            buffer.push_str(&serde_json::to_string(self).unwrap_or_default());
-            return;
+            return serde_json::to_string(self).unwrap_or_default();
         };
         let mut printed = serde_json::to_value(self).unwrap_or_default();
         printed["index"] = name_of(index.into()).into();
-        buffer.push_str(&printed.to_string());
+        printed.to_string()
     }
 }
 

@@ -214,7 +214,7 @@ pub fn second_round(query: Query, leaves: &[pg_sys::Oid], relation: Option<pg_sy
     let passages = reader.reading.passages;
     let mut found: Vec<_> = leaves
         .iter()
-        .flat_map(|leaf| search_leaf(*leaf, relation, &plain, passages, &Want::Passage))
+        .flat_map(|leaf| search_leaf(*leaf, relation, &plain, passages, &Want::PASSAGE))
         .collect();
     found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     if found.iter().any(|row| row.place.is_none()) {

@@ -14,6 +14,28 @@ pub enum ModelKind {
     Llm,
 }
 
+/// The texts that a model puts before queries and passages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forms {
+    /// None: a text is encoded as it is.
+    Plain,
+    /// The same before both.
+    Same,
+    /// Not the same: what a text is has to be known.
+    Different,
+}
+
+impl Forms {
+    /// The forms of a model with these prefixes.
+    pub fn of(query: &str, passage: &str) -> Forms {
+        match (query == passage, query.is_empty()) {
+            (false, _) => Forms::Different,
+            (true, true) => Forms::Plain,
+            (true, false) => Forms::Same,
+        }
+    }
+}
+
 /// A registered model, as the registry has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelRef {
@@ -29,6 +51,8 @@ pub struct ModelRef {
     pub dimensions: usize,
     /// How an encoder's vectors are compared.
     pub similarity: Similarity,
+    /// What it puts before texts.
+    pub forms: Forms,
     /// The role that registered it, as its OID.
     pub owner: u32,
     /// What the calibration chose; `None` where there was none.

@@ -52,7 +52,7 @@ fn caller() -> String {
 }
 
 /// `situ.cancel_request(id)`.
-#[pg_extern(volatile, strict, parallel_unsafe, sql = false)]
+#[pg_extern(sql = false)]
 fn cancel_request(id: i64) -> bool {
     let encoder = Shared::get().ok_or(ServiceError::NotPreloaded).or_raise();
     let generation = u64::try_from(id).unwrap_or(0);
@@ -98,7 +98,7 @@ type Warmed = TableIterator<
 >;
 
 /// `situ.load_model(model)`: one row a device.
-#[pg_extern(volatile, parallel_unsafe, sql = false)]
+#[pg_extern(sql = false)]
 fn load_model(model: Option<&str>) -> Warmed {
     let model = encoder_or_llm(model);
     check_owner(&model).or_raise();
@@ -122,7 +122,7 @@ fn load_model(model: Option<&str>) -> Warmed {
 }
 
 /// `situ.unload_model(model)`.
-#[pg_extern(volatile, parallel_unsafe, sql = false)]
+#[pg_extern(sql = false)]
 fn unload_model(model: Option<&str>) -> i64 {
     let model = encoder_or_llm(model);
     check_owner(&model).or_raise();

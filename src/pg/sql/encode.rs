@@ -10,8 +10,10 @@ use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
 use crate::pg::raw::{argument, function, kept, null};
+use crate::pg::service::model_ref::Forms;
 use crate::pg::service::{self, Lane, ModelRef, SituatedPassage};
 use crate::pg::vector::{Vector, VectorArray, write_vector};
+use crate::text::Span;
 use pgrx::prelude::*;
 use sha2::Digest;
 use std::collections::VecDeque;
@@ -24,14 +26,28 @@ fn bad(message: String, hint: &str) -> ! {
     fail_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
 }
 
-fn role(name: &str) -> Role {
-    match name {
+/// What a text is to the model; `None` for the model's one form.
+fn role(name: Option<&str>) -> Option<Role> {
+    Some(match name? {
         "plain" => Role::Plain,
         "query" => Role::Query,
         "passage" => Role::Passage,
-        _ => bad(
+        name => bad(
             format!("role \"{name}\" does not exist"),
-            "Use plain, query or passage.",
+            "Use query, passage or plain.",
+        ),
+    })
+}
+
+/// The role that was named, or the model's one form; an error where the model has different ones for queries and passages.
+fn role_by(model: &ModelRef, named: Option<Role>) -> Role {
+    match (named, model.forms) {
+        (Some(role), _) => role,
+        (None, Forms::Plain) => Role::Plain,
+        (None, Forms::Same) => Role::Passage,
+        (None, Forms::Different) => bad(
+            format!("model \"{}\" has different forms for queries and passages", model.name),
+            "Say what the text is: role => 'query', or role => 'passage'; 'plain' takes neither form.",
         ),
     }
 }
@@ -98,9 +114,10 @@ unsafe fn embed_text(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datu
     // SAFETY: a call in progress with three texts.
     unsafe {
         let [text, model, role_name] = [0, 1, 2].map(|at| argument(call, at).map(|text| read_text(text)));
-        let role = role(role_name.as_deref().unwrap_or("plain"));
+        let role = role(role_name.as_deref());
         let Some(text) = text else { return null(call) };
         let model = model_by_name(model.as_deref()).or_raise();
+        let role = role_by(&model, role);
         let mut own = Embedded::default();
         let embedded = kept::<Embedded>(call).unwrap_or(&mut own);
         match embedded.vector(&model, role, text) {
@@ -111,9 +128,9 @@ unsafe fn embed_text(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datu
 }
 
 /// `situ.embed_batch(texts, model, role)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn embed_texts(texts: Option<Array<'_, &str>>, model: Option<&str>, role_name: Option<&str>) -> Option<VectorArray> {
-    let role = role(role_name.unwrap_or("plain"));
+    let role = role(role_name);
     let given = texts?;
     let texts: Vec<Option<&str>> = given.iter().collect();
     let present = || texts.iter().flatten();
@@ -123,6 +140,7 @@ fn embed_texts(texts: Option<Array<'_, &str>>, model: Option<&str>, role_name: O
         return Some(VectorArray(texts.iter().map(|_| None).collect()));
     }
     let model = model_by_name(model).or_raise();
+    let role = role_by(&model, role);
     let mut vectors = service::embed(&model, role, &present).or_raise().into_iter();
     let placed = texts.iter().map(|text| text.and_then(|_| vectors.next()));
     Some(VectorArray(placed.collect()))
@@ -133,19 +151,47 @@ fn passage_text(body: &str, passage: &SituatedPassage) -> String {
     passage.span.of(body).unwrap_or_default().to_owned()
 }
 
+/// Where counting the characters of a body has come to: passages lie one after another, so each byte is counted once.
+#[derive(Default)]
+struct Place {
+    byte: usize,
+    character: i32,
+}
+
+impl Place {
+    /// Goes to a byte, back to the beginning where it lies before the last one.
+    fn go(&mut self, body: &str, byte: u32) -> i32 {
+        let byte = byte as usize;
+        if byte < self.byte {
+            *self = Place::default();
+        }
+        let between = body.get(self.byte..byte).unwrap_or_default();
+        self.character += between.chars().count() as i32;
+        self.byte = byte;
+        self.character
+    }
+
+    /// First character of a span of the body, and the one behind its last.
+    fn characters(&mut self, body: &str, span: Span) -> [i32; 2] {
+        [self.go(body, span.start), self.go(body, span.end)]
+    }
+}
+
 type Chunks = TableIterator<
     'static,
     (
         name!(ordinal, i32),
-        name!(start, i32),
-        name!(end, i32),
+        name!(start_byte, i32),
+        name!(end_byte, i32),
+        name!(start_char, i32),
+        name!(end_char, i32),
         name!(passage, String),
         name!(tokens, i32),
     ),
 >;
 
 /// `situ.chunks(body, model, chunk_tokens)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn chunks(body: Option<&str>, model: Option<&str>, tokens: Option<i64>) -> Chunks {
     let tokens = chunk_tokens(tokens);
     let Some(body) = body else {
@@ -153,23 +199,25 @@ fn chunks(body: Option<&str>, model: Option<&str>, tokens: Option<i64>) -> Chunk
     };
     let model = model_by_name(model).or_raise();
     let passages = service::chunk_document(&model, Lane::Query, body, tokens).or_raise();
-    let rows: Vec<_> = passages
-        .iter()
-        .map(|passage| {
-            let text = passage_text(body, passage);
-            let (start, end) = (passage.span.start as i32, passage.span.end as i32);
-            (passage.ordinal as i32, start, end, text, passage.tokens as i32)
-        })
-        .collect();
-    TableIterator::new(rows)
+    let mut last = Place::default();
+    let rows = passages.iter().map(|passage| {
+        let (bytes, ordinal) = (passage.span, passage.ordinal as i32);
+        let [from, to] = last.characters(body, bytes);
+        let text = passage_text(body, passage);
+        let tokens = passage.tokens as i32;
+        (ordinal, bytes.start as i32, bytes.end as i32, from, to, text, tokens)
+    });
+    TableIterator::new(rows.collect::<Vec<_>>())
 }
 
 type Passages = TableIterator<
     'static,
     (
         name!(ordinal, i32),
-        name!(start, i32),
-        name!(end, i32),
+        name!(start_byte, i32),
+        name!(end_byte, i32),
+        name!(start_char, i32),
+        name!(end_char, i32),
         name!(passage, String),
         name!(tokens, i32),
         name!(embedding, Vector),
@@ -177,7 +225,7 @@ type Passages = TableIterator<
 >;
 
 /// `situ.situate(body, model, title, mode, chunk_tokens, window_tokens, weight, bridge)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // one for each argument of the function
 fn situate(
     body: Option<&str>,
@@ -200,7 +248,7 @@ fn situate(
         return TableIterator::new(Vec::new());
     };
     let model = model_by_name(model).or_raise();
-    let (options, bridge) = situate_options(&model, title, mode, bridge, weight);
+    let (options, bridge) = situate_options(&model, title, mode, weight, bridge);
     let options = SituateOptions {
         chunk_tokens: chunk_tokens(tokens),
         window_tokens: window,
@@ -211,11 +259,23 @@ fn situate(
         bridge.apply(&mut passages);
     }
     let body = memory::text(body).or_raise();
+    let mut last = Place::default();
     TableIterator::new(passages.into_iter().map(move |passage| {
+        let bytes = passage.span;
+        let [from, to] = last.characters(&body, bytes);
         let text = passage_text(&body, &passage);
-        let (start, end) = (passage.span.start as i32, passage.span.end as i32);
         let (ordinal, tokens) = (passage.ordinal as i32, passage.tokens as i32);
-        (ordinal, start, end, text, tokens, Vector(passage.vector))
+        let vector = Vector(passage.vector);
+        (
+            ordinal,
+            bytes.start as i32,
+            bytes.end as i32,
+            from,
+            to,
+            text,
+            tokens,
+            vector,
+        )
     }))
 }
 
@@ -224,8 +284,8 @@ fn situate_options(
     model: &ModelRef,
     title: Option<&str>,
     mode: Option<&str>,
-    bridge: Option<&str>,
     weight: Option<f32>,
+    bridge: Option<&str>,
 ) -> (SituateOptions, Option<Rc<PassageBridge>>) {
     if weight.is_some_and(|weight| !(0.0..=1.0).contains(&weight)) {
         bad(
@@ -257,15 +317,15 @@ fn situate_options(
     (options, bridge)
 }
 
-/// `situ.situate_chunks(chunks, model, title, mode, bridge, weight)`: the chunks of one document, in order.
-#[pg_extern(stable, parallel_safe, sql = false)]
+/// `situ.situate_chunks(chunks, model, title, mode, weight, bridge)`: the chunks of one document, in order.
+#[pg_extern(sql = false)]
 fn situate_chunks(
     chunks: Option<Array<'_, &str>>,
     model: Option<&str>,
     title: Option<&str>,
     mode: Option<&str>,
-    bridge: Option<&str>,
     weight: Option<f32>,
+    bridge: Option<&str>,
 ) -> Option<VectorArray> {
     let chunks: Vec<Option<String>> = chunks?.iter().map(|text| text.map(str::to_owned)).collect();
     let present = chunks.iter().flatten().filter(|text| !text.trim().is_empty());
@@ -273,7 +333,7 @@ fn situate_chunks(
     let mut vectors = Vec::new();
     if !present.is_empty() {
         let model = model_by_name(model).or_raise();
-        let (options, bridge) = situate_options(&model, title, mode, bridge, weight);
+        let (options, bridge) = situate_options(&model, title, mode, weight, bridge);
         let mut passages = service::situate_chunks(&model, title, &present, &options).or_raise();
         if let Some(bridge) = bridge {
             bridge.apply(&mut passages);

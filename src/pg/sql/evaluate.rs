@@ -4,10 +4,10 @@
 //! and the judgements name documents by a column of the indexed table. The arithmetic is that of `crate::eval`.
 
 mod feedback;
-mod made;
 mod ranking;
 pub mod relations;
 mod runs;
+mod synthetic_queries;
 mod tune;
 
 use crate::eval::bootstrap::Draws;
@@ -143,7 +143,7 @@ fn columns(name: Option<String>, queries: usize, mean: Option<Mean>, compared: O
 }
 
 /// `situ.compare(base, other, seed)`: two runs by the values of the same queries in the same order.
-#[pg_extern(immutable, sql = false)]
+#[pg_extern(sql = false)]
 fn compare(base: Option<Vec<f64>>, other: Option<Vec<f64>>, seed: Option<i64>) -> Evaluation {
     let (base, other) = (needed("base", base), needed("other", other));
     if base.len() != other.len() {
@@ -159,7 +159,7 @@ fn compare(base: Option<Vec<f64>>, other: Option<Vec<f64>>, seed: Option<i64>) -
 }
 
 /// `situ.evaluate(index, queries, qrels, options, compare, k, depth, key, seed)`.
-#[pg_extern(stable, sql = false)]
+#[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn evaluate(
     index: Option<pg_sys::Oid>,
@@ -190,7 +190,7 @@ type EachQuery = TableIterator<
 >;
 
 /// `situ.evaluate_queries(index, queries, qrels, query, compare, k, depth, key)`.
-#[pg_extern(stable, sql = false)]
+#[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn evaluate_queries(
     index: Option<pg_sys::Oid>,
@@ -224,7 +224,7 @@ fn evaluate_queries(
 }
 
 /// `situ.evaluate_run(run, qrels, compare, k, depth, seed)`.
-#[pg_extern(stable, sql = false)]
+#[pg_extern(sql = false)]
 fn evaluate_run(
     run: Option<pg_sys::Oid>,
     qrels: Option<pg_sys::Oid>,

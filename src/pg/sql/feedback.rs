@@ -49,14 +49,14 @@ fn many(vectors: Option<AnyElement>) -> Vec<Vec<f32>> {
 }
 
 /// `situ.feedback_average(query, feedback)`.
-#[pg_extern(immutable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn feedback_average(query: Option<AnyElement>, feedback: Option<AnyElement>) -> Option<Vector> {
     let query = one(&query?);
     Some(Vector(average(&query, &many(feedback)).or_raise()))
 }
 
 /// `situ.feedback_rocchio(query, positive, negative, alpha, beta, gamma)`.
-#[pg_extern(immutable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn feedback_rocchio(
     query: Option<AnyElement>,
     positive: Option<AnyElement>,
@@ -73,7 +73,7 @@ fn feedback_rocchio(
 }
 
 /// `situ.feedback_text(query, passages, model)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn feedback_text(query: Option<&str>, passages: Option<Array<'_, &str>>, model: Option<&str>) -> Option<Vector> {
     let (query, model) = (query?, model?);
     let passages: Vec<String> = passages?.iter().flatten().map(str::to_owned).collect();

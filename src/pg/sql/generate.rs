@@ -138,14 +138,14 @@ pub fn stops(stop: Option<Array<'_, &str>>) -> Vec<String> {
     stops.unwrap_or_default()
 }
 
-fn answer(model: Option<&str>, prompt: Option<Prompt>, options: &Options) -> Option<String> {
+fn answer(prompt: Option<Prompt>, model: Option<&str>, options: &Options) -> Option<String> {
     let prompt = prompt?;
     let target = Target::by_name(model);
     let form = options.form(target.local(), &prompt);
     Some(target.ask(form, options.sampling()).finish().0)
 }
 
-fn stream(model: Option<&str>, prompt: Option<Prompt>, options: &Options) -> SetOfIterator<'static, String> {
+fn stream(prompt: Option<Prompt>, model: Option<&str>, options: &Options) -> SetOfIterator<'static, String> {
     let Some(prompt) = prompt else {
         return SetOfIterator::new(Vec::new());
     };
@@ -158,11 +158,11 @@ fn stream(model: Option<&str>, prompt: Option<Prompt>, options: &Options) -> Set
 macro_rules! generating {
     ($($(#[$doc:meta])* $name:ident: $prompt:ty => $result:ty, $body:path;)*) => {$(
         $(#[$doc])*
-        #[pg_extern(volatile, sql = false)]
+        #[pg_extern(sql = false)]
         #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
         fn $name(
-            model: Option<&str>,
             prompt: Option<$prompt>,
+            model: Option<&str>,
             max_tokens: Option<i64>,
             temperature: Option<f32>,
             top_k: Option<i64>,
@@ -182,18 +182,18 @@ macro_rules! generating {
                 system,
                 chat,
             };
-            $body(model, prompt.map(Prompt::from), &options)
+            $body(prompt.map(Prompt::from), model, &options)
         }
     )*};
 }
 
 generating! {
-    /// `situ.generate(model, text, ...)`.
+    /// `situ.generate(prompt, model, ...)`.
     generate_text: String => Option<String>, answer;
-    /// `situ.xrag_generate(model, situ.prompt, ...)`.
+    /// `situ.xrag_generate(situ.prompt, model, ...)`.
     generate_prompt: Prompt => Option<String>, answer;
-    /// `situ.generate_stream(model, text, ...)`.
+    /// `situ.generate_stream(prompt, model, ...)`.
     generate_stream_text: String => SetOfIterator<'static, String>, stream;
-    /// `situ.xrag_generate_stream(model, situ.prompt, ...)`.
+    /// `situ.xrag_generate_stream(situ.prompt, model, ...)`.
     generate_stream_prompt: Prompt => SetOfIterator<'static, String>, stream;
 }

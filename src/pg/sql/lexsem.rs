@@ -7,7 +7,7 @@ use crate::pg::service::{Lane, readings};
 use pgrx::prelude::*;
 
 /// `situ.tokens(text, model)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn text_tokens(text: Option<&str>, model: Option<&str>) -> Option<Vec<i32>> {
     let model = model_by_name(model).or_raise();
     let tokens = readings::tokens(&model, Lane::Query, &[text?]).or_raise();
@@ -19,7 +19,7 @@ fn text_tokens(text: Option<&str>, model: Option<&str>) -> Option<Vec<i32>> {
 }
 
 /// `situ.vocabulary(text, model, most)`.
-#[pg_extern(stable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn text_vocabulary(
     text: Option<&str>,
     model: Option<&str>,

@@ -1,10 +1,12 @@
 //! SQL-callable functions, by topic.
+mod binary;
 pub mod bridges;
 pub mod control_service;
 pub mod encode;
 pub mod evaluate;
 pub mod feedback;
 pub mod generate;
+pub mod import_bridge;
 pub mod lexsem;
 pub mod models;
 pub mod prompt;

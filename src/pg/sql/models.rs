@@ -1,4 +1,4 @@
-//! What writes `situ.model_registry`: `situ.register_model`, `situ.calibrate_model` and `situ.drop_model`. How backends
+//! What writes `situ_internal.model_registry`: `situ.register_model`, `situ.calibrate_model` and `situ.drop_model`. How backends
 //! read it is `pg/catalog/model_registry.rs`.
 
 use crate::model::calibrate::Calibration;
@@ -8,6 +8,7 @@ use crate::pg::catalog::model_registry::{LLM, RegistryError, any_by_name, check_
 use crate::pg::catalog::owner::{as_owner, current_user};
 use crate::pg::ereport::fail;
 use crate::pg::error::OrRaise;
+use crate::pg::service::model_ref::Forms;
 use crate::pg::service::{Item, ModelKind, ModelRef, Report, ServiceError, ask};
 use crate::pg::settings;
 use crate::pg::version;
@@ -139,6 +140,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             dimensions: found.dimensions,
             similarity: found.similarity.unwrap_or_default(),
             owner: owner.to_u32(),
+            forms: Forms::Plain,
             calibrated: None,
         }),
         ModelKind::Llm => None,
@@ -147,7 +149,7 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
         ModelKind::Encoder => "encoder",
         ModelKind::Llm => LLM,
     };
-    let statement = "INSERT INTO situ.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
+    let statement = "INSERT INTO situ_internal.model_registry AS r (name, path, fingerprint, dimensions, owner, precision, \
                      calibration, max_tokens, family, pooling, normalize, query_prefix, passage_prefix, kind, \
                      similarity) \
                      VALUES ($1, $2, $3, $4, $5::pg_catalog.oid::situ.role, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
@@ -193,7 +195,7 @@ fn calibrate_model(name: &str) -> &'static str {
     };
     write(
         "store the calibration",
-        "UPDATE situ.model_registry SET (precision, calibration) = ($2, $3) WHERE name OPERATOR(pg_catalog.=) $1",
+        "UPDATE situ_internal.model_registry SET (precision, calibration) = ($2, $3) WHERE name OPERATOR(pg_catalog.=) $1",
         &[
             name.into(),
             calibration.precision.name().into(),
@@ -216,13 +218,13 @@ fn drop_model(name: &str) {
     }
     write(
         "drop the model",
-        "DELETE FROM situ.model_registry WHERE name OPERATOR(pg_catalog.=) $1",
+        "DELETE FROM situ_internal.model_registry WHERE name OPERATOR(pg_catalog.=) $1",
         &[name.into()],
     );
 }
 
 /// `situ.version()`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn version() -> &'static str {
     version::LIBRARY
 }

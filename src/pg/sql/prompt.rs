@@ -1,11 +1,13 @@
 //! The type `situ.prompt`: text with vectors in the places of tokens.
 
+use super::binary;
 use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::ModelRef;
 use crate::serve::endpoint::completions::EndpointError;
 use crate::serve::llm::wire::Part;
 use pgrx::PgSqlErrorCode;
+use pgrx::datum::Internal;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
@@ -109,11 +111,21 @@ fn bad(message: String, hint: &str) -> ! {
 impl InOutFuncs for Prompt {
     /// A JSON object with the pieces; any other text is the prompt itself.
     fn input(input: &CStr) -> Prompt {
-        let text = input.to_string_lossy();
+        Prompt::read(&input.to_string_lossy())
+    }
+
+    fn output(&self, buffer: &mut pgrx::StringInfo) {
+        buffer.push_str(&self.printed());
+    }
+}
+
+impl Prompt {
+    /// The prompt that a text stands for; see [`InOutFuncs::input`].
+    fn read(text: &str) -> Prompt {
         if !text.trim_start().starts_with('{') {
-            return Prompt::from(text.into_owned());
+            return Prompt::from(text.to_owned());
         }
-        let prompt: Prompt = serde_json::from_str(&text).unwrap_or_else(|error| {
+        let prompt: Prompt = serde_json::from_str(text).unwrap_or_else(|error| {
             fail_full(
                 PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
                 "invalid input for type situ.prompt".into(),
@@ -125,8 +137,21 @@ impl InOutFuncs for Prompt {
         prompt
     }
 
-    fn output(&self, buffer: &mut pgrx::StringInfo) {
+    /// The prompt as JSON.
+    fn printed(&self) -> String {
         // Serialising strings and numbers into memory does not fail.
-        buffer.push_str(&serde_json::to_string(self).unwrap_or_default());
+        serde_json::to_string(self).unwrap_or_default()
     }
+}
+
+/// Binary input of `situ.prompt`.
+#[pg_extern(sql = false)]
+fn prompt_recv(message: Internal) -> Prompt {
+    Prompt::read(&binary::received(message, "situ.prompt"))
+}
+
+/// Binary output of `situ.prompt`.
+#[pg_extern(sql = false)]
+fn prompt_send(prompt: Prompt) -> Vec<u8> {
+    binary::sent(&prompt.printed())
 }

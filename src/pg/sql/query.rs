@@ -1,6 +1,6 @@
 //! `situ.query(...)` and the comparison of its values.
 
-use super::feedback;
+use super::{binary, feedback};
 use crate::bridge::feedback::Method;
 use crate::bridge::feedback::Options;
 use crate::pg::am::kind::body_hash;
@@ -9,11 +9,11 @@ use crate::pg::error::OrRaise;
 use crate::pg::search::query::Query;
 use crate::pg::search::query::no_question;
 use crate::pg::vector::read_vector;
-use pgrx::datum::AnyElement;
+use pgrx::datum::{AnyElement, Internal};
 use pgrx::prelude::*;
 
 /// `situ.query(...)`.
-#[pg_extern(immutable, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn make_query(
     text: Option<&str>,
@@ -21,19 +21,19 @@ fn make_query(
     model: Option<&str>,
     probes: Option<i64>,
     profile: Option<&str>,
+    bridge: Option<&str>,
+    bridges: Option<Vec<Option<String>>>,
     feedback: Option<&str>,
     feedback_depth: Option<i64>,
-    alpha: Option<f32>,
-    beta: Option<f32>,
-    gamma: Option<f32>,
-    bottom: Option<i64>,
-    rounds: Option<i64>,
+    feedback_alpha: Option<f32>,
+    feedback_beta: Option<f32>,
+    feedback_gamma: Option<f32>,
+    feedback_bottom: Option<i64>,
+    feedback_rounds: Option<i64>,
     feedback_mode: Option<&str>,
     feedback_keep: Option<i64>,
     feedback_list: Option<i64>,
-    bridge: Option<&str>,
     feedback_model: Option<&str>,
-    bridges: Option<Vec<Option<String>>>,
 ) -> Query {
     let probes = probes.map(|probes| {
         u32::try_from(probes)
@@ -67,12 +67,12 @@ fn make_query(
             Options {
                 method: Method::None,
                 depth: feedback_depth.map(|value| narrow("feedback_depth", value)),
-                alpha,
-                beta,
-                gamma,
-                bottom: bottom.map(|value| narrow("bottom", value)),
+                alpha: feedback_alpha,
+                beta: feedback_beta,
+                gamma: feedback_gamma,
+                bottom: feedback_bottom.map(|value| narrow("feedback_bottom", value)),
                 list: feedback_list.map(|value| narrow("feedback_list", value)),
-                rounds: rounds.map(|value| narrow("rounds", value)),
+                rounds: feedback_rounds.map(|value| narrow("feedback_rounds", value)),
                 mode: feedback_mode.map(feedback::mode),
                 keep: feedback_keep.map(|value| narrow("feedback_keep", value)),
                 model: feedback_model.map(str::to_owned),
@@ -114,55 +114,67 @@ fn feedback_options(method: Option<&str>, given: Options) -> Option<Options> {
     Some(options)
 }
 
+/// Binary input of `situ.query`.
+#[pg_extern(sql = false)]
+fn query_recv(message: Internal) -> Query {
+    Query::read(&binary::received(message, "situ.query"))
+}
+
+/// Binary output of `situ.query`.
+#[pg_extern(sql = false)]
+fn query_send(query: Query) -> Vec<u8> {
+    binary::sent(&query.printed())
+}
+
 /// What a question is compared and hashed by: what it prints, so that equal questions print alike.
 fn printed(query: &Query) -> String {
     serde_json::to_string(query).unwrap_or_default()
 }
 
 /// `situ.query = situ.query`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_eq(left: Query, right: Query) -> bool {
     printed(&left) == printed(&right)
 }
 
 /// `situ.query <> situ.query`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_ne(left: Query, right: Query) -> bool {
     printed(&left) != printed(&right)
 }
 
 /// `situ.query < situ.query`: an order for sorting, without a meaning.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_lt(left: Query, right: Query) -> bool {
     printed(&left) < printed(&right)
 }
 
 /// `situ.query <= situ.query`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_le(left: Query, right: Query) -> bool {
     printed(&left) <= printed(&right)
 }
 
 /// `situ.query > situ.query`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_gt(left: Query, right: Query) -> bool {
     printed(&left) > printed(&right)
 }
 
 /// `situ.query >= situ.query`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_ge(left: Query, right: Query) -> bool {
     printed(&left) >= printed(&right)
 }
 
 /// Support function of the B-tree operator class.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_cmp(left: Query, right: Query) -> i32 {
     printed(&left).cmp(&printed(&right)) as i32
 }
 
 /// Support function of the hash operator class.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn query_hash(query: Query) -> i32 {
     body_hash(&printed(&query)) as i32
 }

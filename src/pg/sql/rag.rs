@@ -88,6 +88,7 @@ fn source(row: &Found) -> serde_json::Value {
     serde_json::json!({
         "relation": qualified_name(row.relation),
         "ctid": format!("({},{})", row.tid >> 16, row.tid & 0xffff),
+        "key": row.key,
         "ordinal": row.place.map(|(ordinal, _)| ordinal),
         "passage": row.text,
         "distance": row.distance,
@@ -143,20 +144,20 @@ fn documents(
     prompt
 }
 
-/// `situ.rag(index, question, k, mode, model, bridge, ...)`: one row.
-#[pg_extern(volatile, sql = false)]
+/// `situ.rag(index, query, k, mode, model, bridge, ...)`: one row.
+#[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
 fn rag(
     index: Option<pg_sys::Oid>,
-    question: Option<String>,
+    query: Option<String>,
     k: Option<i64>,
     mode_name: Option<&str>,
     model: Option<&str>,
     bridge: Option<&str>,
     max_tokens: Option<i64>,
     temperature: Option<f32>,
-    top_k: Option<i64>,
-    top_p: Option<f32>,
+    sample_top_k: Option<i64>,
+    sample_top_p: Option<f32>,
     seed: Option<i64>,
     stop: Option<Array<'_, &str>>,
     system: Option<String>,
@@ -165,15 +166,15 @@ fn rag(
     search: Option<Query>,
 ) -> Answers {
     let mode = mode(mode_name, bridge);
-    let index = index.map(|index| index_of(index, Over::Any));
-    let (Some(index), Some(question)) = (index, question) else {
+    let index = index.map(|index| index_of(index, Over::Any, None));
+    let (Some(index), Some(question)) = (index, query) else {
         return TableIterator::new(Vec::new());
     };
     let options = Options {
         max_tokens,
         temperature,
-        top_k,
-        top_p,
+        top_k: sample_top_k,
+        top_p: sample_top_p,
         seed,
         stop: stops(stop),
         system,
@@ -191,7 +192,10 @@ fn rag(
         Mode::Text | Mode::Xrag => {
             let query = search.clone().unwrap_or_default();
             let query = query.asking(question.clone(), query.embedding.clone());
-            let want = body.map_or(Want::Passage, |column| Want::Column(column.to_owned()));
+            let want = Want {
+                key: true,
+                ..body.map_or(Want::PASSAGE, Want::column)
+            };
             nearest(index, &query, k, &want)
         }
     };

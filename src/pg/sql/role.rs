@@ -45,13 +45,13 @@ fn written(role: pg_sys::Oid) -> CString {
 }
 
 /// Input of `situ.role`.
-#[pg_extern(stable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn role_in(text: &CStr) -> pg_sys::Oid {
     named(text).unwrap_or_else(current_user)
 }
 
 /// Output of `situ.role`.
-#[pg_extern(stable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn role_out(role: pg_sys::Oid) -> &'static CStr {
     let text = written(role);
     // SAFETY: a copy in the caller's memory context, which frees it.
@@ -59,7 +59,7 @@ fn role_out(role: pg_sys::Oid) -> &'static CStr {
 }
 
 /// Binary output of `situ.role`: the same text.
-#[pg_extern(stable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn role_send(role: pg_sys::Oid) -> Vec<u8> {
     written(role).into_bytes()
 }

@@ -55,28 +55,34 @@ type Passages = TableIterator<
     (
         name!(relation, pg_sys::Oid),
         name!(ctid, pg_sys::ItemPointerData),
+        name!(key, Option<String>),
         name!(ordinal, Option<i32>),
-        name!(start, Option<i32>),
-        name!(end, Option<i32>),
+        name!(start_byte, Option<i32>),
+        name!(end_byte, Option<i32>),
+        name!(start_char, Option<i32>),
+        name!(end_char, Option<i32>),
         name!(passage, Option<String>),
         name!(distance, f64),
         name!(score, f64),
     ),
 >;
 
-fn search_index(index: pg_sys::Oid, query: &Query, k: i64) -> Passages {
+fn search_index(index: pg_sys::Oid, query: &Query, k: i64, column: Option<&str>) -> Passages {
     let over = match &query.text {
         Some(_) => Over::Text,
         None => Over::Vectors,
     };
-    let found = nearest(index_of(index, over), query, positive("k", k), &Want::Passage);
+    let found = nearest(index_of(index, over, column), query, positive("k", k), &Want::EVIDENCE);
     TableIterator::new(found.into_iter().map(|row| {
         (
             row.relation,
             kind::unpack_tid(row.tid),
+            row.key,
             row.place.map(|(ordinal, _)| ordinal as i32),
             row.place.map(|(_, span)| span.start as i32),
             row.place.map(|(_, span)| span.end as i32),
+            row.characters.map(|span| span.start as i32),
+            row.characters.map(|span| span.end as i32),
             row.text,
             row.distance,
             row.score,
@@ -84,22 +90,46 @@ fn search_index(index: pg_sys::Oid, query: &Query, k: i64) -> Passages {
     }))
 }
 
-/// `situ.search(index, text, k)`.
-#[pg_extern(stable, strict, sql = false)]
-fn search_text(index: pg_sys::Oid, query: &str, k: i64) -> Passages {
-    search_index(index, &Query::from_text(query.to_owned()), k)
+/// What a search needs; no rows where one of it is NULL.
+fn search_given(
+    index: Option<pg_sys::Oid>,
+    query: Option<Query>,
+    k: Option<i64>,
+    column_name: Option<&str>,
+) -> Passages {
+    match (index, query, k) {
+        (Some(index), Some(query), Some(k)) => search_index(index, &query, k, column_name),
+        _ => TableIterator::new(Vec::new()),
+    }
 }
 
-/// `situ.search(index, situ.query, k)`.
-#[pg_extern(stable, strict, sql = false)]
-fn search_query(index: pg_sys::Oid, query: Query, k: i64) -> Passages {
-    search_index(index, &query, k)
+/// `situ.search(index, text, k, column_name)`.
+#[pg_extern(sql = false)]
+fn search_text(index: Option<pg_sys::Oid>, query: Option<&str>, k: Option<i64>, column_name: Option<&str>) -> Passages {
+    let query = query.map(|text| Query::from_text(text.to_owned()));
+    search_given(index, query, k, column_name)
 }
 
-/// `situ.search(index, vector, k)`.
-#[pg_extern(stable, strict, sql = false)]
-fn search_vector(index: pg_sys::Oid, query: AnyElement, k: i64) -> Passages {
+/// `situ.search(index, situ.query, k, column_name)`.
+#[pg_extern(sql = false)]
+fn search_query(
+    index: Option<pg_sys::Oid>,
+    query: Option<Query>,
+    k: Option<i64>,
+    column_name: Option<&str>,
+) -> Passages {
+    search_given(index, query, k, column_name)
+}
+
+/// `situ.search(index, vector, k, column_name)`.
+#[pg_extern(sql = false)]
+fn search_vector(
+    index: Option<pg_sys::Oid>,
+    query: Option<AnyElement>,
+    k: Option<i64>,
+    column_name: Option<&str>,
+) -> Passages {
     // SAFETY: the function is declared with a vector here.
-    let vector = unsafe { read_vector(query.datum()) }.or_raise();
-    search_index(index, &Query::from_vector(vector), k)
+    let vector = query.map(|query| unsafe { read_vector(query.datum()) }.or_raise());
+    search_given(index, vector.map(Query::from_vector), k, column_name)
 }

@@ -4,7 +4,7 @@ use crate::index::store::{PAGE_SIZE, PageStore};
 use crate::index::{self, IndexError, Meta};
 use crate::pg::am::build::ambuild;
 use crate::pg::am::kind::{self, KeyKind};
-use crate::pg::am::text::{TextRecord, relation_name};
+use crate::pg::am::text_index::{TextRecord, relation_name};
 use crate::pg::catalog::names::name_of;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::store::RelationStore;
@@ -33,9 +33,9 @@ type Statistics = TableIterator<
 /// A row of [`Statistics`].
 type Row = <Statistics as Iterator>::Item;
 
-/// `situ.index_statistics(index)`: one row; none where the index cannot be read now: it is being built by somebody else,
+/// `situ_internal.index_statistics(index)`: one row; none where the index cannot be read now: it is being built by somebody else,
 /// its build has failed, or it is unlogged and this is a standby.
-#[pg_extern(stable, strict, sql = false)]
+#[pg_extern(sql = false)]
 fn index_statistics(index: pg_sys::Oid) -> Statistics {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: opened and locked for this call. A view over all indexes does not wait for one that is being rebuilt.

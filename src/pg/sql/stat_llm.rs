@@ -33,8 +33,8 @@ type Statistics = TableIterator<
     ),
 >;
 
-/// `situ.llm_statistics()`: one row.
-#[pg_extern(volatile, strict, parallel_safe, sql = false)]
+/// `situ_internal.llm_statistics()`: one row.
+#[pg_extern(sql = false)]
 fn llm_statistics() -> Statistics {
     let none = JsonB(serde_json::Value::Array(Vec::new()));
     let queue = Shared::llm();

@@ -71,8 +71,8 @@ pub fn visible(models: &str) -> Vec<serde_json::Value> {
     models
 }
 
-/// `situ.service_statistics()`: one row a device.
-#[pg_extern(volatile, strict, parallel_safe, sql = false)]
+/// `situ_internal.service_statistics()`: one row a device.
+#[pg_extern(sql = false)]
 fn service_statistics() -> Statistics {
     let Some(shared) = Shared::get() else {
         #[rustfmt::skip]
@@ -135,8 +135,8 @@ fn service_statistics() -> Statistics {
     TableIterator::new(rows)
 }
 
-/// `situ.service_models()`: an array of what is loaded.
-#[pg_extern(volatile, strict, parallel_safe, sql = false)]
+/// `situ_internal.service_models()`: an array of what is loaded.
+#[pg_extern(sql = false)]
 fn service_models() -> JsonB {
     let mut all = Vec::new();
     for (number, state) in Shared::get()
@@ -178,8 +178,8 @@ fn may_see(owner: pg_sys::Oid) -> bool {
     sees_all() || unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) }
 }
 
-/// `situ.service_requests()`: one row a slot that is taken.
-#[pg_extern(volatile, strict, parallel_restricted, sql = false)]
+/// `situ_internal.service_requests()`: one row a slot that is taken.
+#[pg_extern(sql = false)]
 fn service_requests() -> Requests {
     let mut rows = Vec::new();
     let queues = [Shared::get(), Shared::llm()].into_iter().flatten();

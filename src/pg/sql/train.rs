@@ -4,6 +4,7 @@
 use crate::bridge::BridgeError;
 use crate::pg::bridges::registry;
 use crate::pg::catalog::model_registry::model_by_name;
+use crate::pg::catalog::read;
 use crate::pg::ereport::{fail, fail_with_hint};
 use crate::pg::error::{OrRaise, raise};
 use crate::pg::training::jobs::{self, Report, is_over};
@@ -36,7 +37,22 @@ fn options_of(options: Option<JsonB>, named: [(&str, Option<Value>); 3]) -> Map<
     options
 }
 
-/// `situ.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace)`.
+/// Raises an error where the current user may not execute `situ.train`. The procedure commits, so it runs as its caller, and
+/// what it calls is open to all and looks here.
+fn check_may_train() {
+    let statement = "SELECT pg_catalog.bool_or(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) \
+                       FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+                      WHERE n.nspname OPERATOR(pg_catalog.=) 'situ' AND p.proname OPERATOR(pg_catalog.=) 'train'";
+    if read::one::<bool>(statement, &[]) != Some(true) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied for procedure situ.train".into(),
+            "GRANT EXECUTE ON PROCEDURE situ.train TO the role.",
+        )
+    }
+}
+
+/// `situ_internal.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace)`.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL procedure
 fn file_training(
@@ -66,6 +82,7 @@ fn file_training(
             "CALL situ.train('adapter', 'a name', ...).",
         )
     };
+    check_may_train();
     run::trainer(kind);
     // SAFETY: the current user of a running statement.
     start::check_role(unsafe { pg_sys::GetUserId() });
@@ -111,7 +128,7 @@ fn is_already(id: i64, state: &str) -> ! {
 }
 
 /// `situ.resume_training(id)`.
-#[pg_extern(sql = false, strict)]
+#[pg_extern(sql = false)]
 fn resume_training(id: i64) -> i32 {
     let job = jobs::own(id);
     let state = jobs::ask(id, "run");
@@ -128,7 +145,7 @@ fn resume_training(id: i64) -> i32 {
 }
 
 /// `situ.pause_training(id)`.
-#[pg_extern(sql = false, strict)]
+#[pg_extern(sql = false)]
 fn pause_training(id: i64) {
     jobs::own(id);
     let state = jobs::ask(id, "pause");
@@ -138,7 +155,7 @@ fn pause_training(id: i64) {
 }
 
 /// `situ.cancel_training(id)`.
-#[pg_extern(sql = false, strict)]
+#[pg_extern(sql = false)]
 fn cancel_training(id: i64) {
     jobs::own(id);
     let state = jobs::ask(id, "cancel");
@@ -149,7 +166,7 @@ fn cancel_training(id: i64) {
 }
 
 /// `situ.drop_training(id)`.
-#[pg_extern(sql = false, strict)]
+#[pg_extern(sql = false)]
 fn drop_training(id: i64) {
     jobs::own(id);
     let state = jobs::ask(id, "cancel");
@@ -163,14 +180,14 @@ fn drop_training(id: i64) {
     jobs::remove(id);
 }
 
-/// `situ.training_worker(id)`: the process that trains a job of this database, 0 while it starts.
-#[pg_extern(sql = false, strict)]
+/// `situ_internal.training_worker(id)`: the process that trains a job of this database, 0 while it starts.
+#[pg_extern(sql = false)]
 fn training_worker(id: i64) -> Option<i32> {
     places::trainer(id)
 }
 
-/// `situ.await_training(id)`: whether the training goes on, after a moment.
-#[pg_extern(sql = false, strict)]
+/// `situ_internal.await_training(id)`: whether the training goes on, after a moment.
+#[pg_extern(sql = false)]
 fn await_training(id: i64) -> bool {
     // Looked at before the row: a worker that is gone has said before what it had to say.
     let trained = places::trainer(id).is_some();

@@ -1,4 +1,4 @@
-//! The rows of `situ.training_jobs`. They are read and written as the owner of the extension's tables; callers check whose
+//! The rows of `situ_internal.training_jobs`. They are read and written as the owner of the extension's tables; callers check whose
 //! job it is. Statements name the schema of everything, operators too: the search path is the caller's.
 
 use crate::bridge::train::data::Progress;
@@ -51,7 +51,7 @@ fn write(statement: &str, arguments: &[DatumWithOid<'_>]) {
 pub fn file(kind: &str, name: &str, arguments: Value, search_path: &str) -> i64 {
     // SAFETY: the current user of a running statement.
     let owner = unsafe { pg_sys::GetUserId() };
-    let statement = "INSERT INTO situ.training_jobs (kind, name, owner, arguments, search_path) \
+    let statement = "INSERT INTO situ_internal.training_jobs (kind, name, owner, arguments, search_path) \
                      VALUES ($1, $2, $3::pg_catalog.oid::situ.role, $4, $5) RETURNING id";
     let arguments = [
         kind.into(),
@@ -79,7 +79,7 @@ pub fn load(id: i64, with_checkpoint: bool) -> Job {
     let statement = format!(
         "SELECT kind, name, owner::pg_catalog.oid, arguments, search_path, state, {checkpoint}, errcode, error, \
                 detail, hint \
-           FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1"
+           FROM situ_internal.training_jobs WHERE id OPERATOR(pg_catalog.=) $1"
     );
     let job = as_owner(|| {
         spi(Spi::connect(|client| {
@@ -140,14 +140,15 @@ pub fn own_latest(id: i64) -> Job {
 /// Asks the worker for something: run, pause or cancel; gives the state that the job has now. The row stays locked until the
 /// transaction ends, so the worker cannot write another meanwhile.
 pub fn ask(id: i64, request: &str) -> String {
-    let statement = "UPDATE situ.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1 RETURNING state";
+    let statement =
+        "UPDATE situ_internal.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1 RETURNING state";
     changed(statement, &[id.into(), request.into()]).unwrap_or_else(|| gone(id))
 }
 
 /// Says of a job without a trainer that it is to get one. Its row is locked ([`ask`]).
 pub fn requeue(id: i64) {
     write(
-        "UPDATE situ.training_jobs SET state = 'queued' WHERE id OPERATOR(pg_catalog.=) $1",
+        "UPDATE situ_internal.training_jobs SET state = 'queued' WHERE id OPERATOR(pg_catalog.=) $1",
         &[id.into()],
     );
 }
@@ -175,7 +176,7 @@ fn gone(id: i64) -> ! {
 /// This process has the job from now on; `false` where that is over. Waits for whoever asks something of it in a transaction
 /// that is still open.
 pub fn begin(id: i64) -> bool {
-    let statement = "UPDATE situ.training_jobs SET state = 'running', started_at = pg_catalog.clock_timestamp(), \
+    let statement = "UPDATE situ_internal.training_jobs SET state = 'running', started_at = pg_catalog.clock_timestamp(), \
             updated_at = pg_catalog.clock_timestamp(), finished_at = NULL, first_step = NULL, errcode = NULL, error = NULL, \
             detail = NULL, hint = NULL \
           WHERE id OPERATOR(pg_catalog.=) $1 AND \
@@ -186,7 +187,7 @@ pub fn begin(id: i64) -> bool {
 
 /// Marks the job as paused and keeps the state to go on from, where a pause is still what is asked for; whether it is.
 pub fn pause(id: i64, checkpoint: Option<&[u8]>) -> bool {
-    let statement = "UPDATE situ.training_jobs SET state = 'paused', checkpoint = coalesce($2, checkpoint), \
+    let statement = "UPDATE situ_internal.training_jobs SET state = 'paused', checkpoint = coalesce($2, checkpoint), \
             updated_at = pg_catalog.clock_timestamp() \
           WHERE id OPERATOR(pg_catalog.=) $1 AND request OPERATOR(pg_catalog.=) 'pause' RETURNING state";
     changed(statement, &[id.into(), checkpoint.map(<[u8]>::to_vec).into()]).is_some()
@@ -195,7 +196,7 @@ pub fn pause(id: i64, checkpoint: Option<&[u8]>) -> bool {
 /// Removes a job with its checkpoint.
 pub fn remove(id: i64) {
     write(
-        "DELETE FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1",
+        "DELETE FROM situ_internal.training_jobs WHERE id OPERATOR(pg_catalog.=) $1",
         &[id.into()],
     );
 }
@@ -212,7 +213,7 @@ pub fn progress(id: i64, progress: &Progress, state: &str) -> String {
         progress.held_out.into(),
         state.into(),
     ];
-    let statement = "UPDATE situ.training_jobs SET step = coalesce($2, step), steps = coalesce($3, steps), \
+    let statement = "UPDATE situ_internal.training_jobs SET step = coalesce($2, step), steps = coalesce($3, steps), \
             first_step = coalesce(first_step, $2), loss = coalesce($4, loss), held_out = coalesce($5, held_out), \
             state = $6, updated_at = pg_catalog.clock_timestamp() \
           WHERE id OPERATOR(pg_catalog.=) $1 RETURNING request";
@@ -221,7 +222,7 @@ pub fn progress(id: i64, progress: &Progress, state: &str) -> String {
 
 /// What is asked of the training; a job that is gone is to be cancelled.
 pub fn request(id: i64) -> String {
-    let statement = "SELECT request FROM situ.training_jobs WHERE id OPERATOR(pg_catalog.=) $1";
+    let statement = "SELECT request FROM situ_internal.training_jobs WHERE id OPERATOR(pg_catalog.=) $1";
     let found = as_owner(|| {
         spi(Spi::connect(|client| {
             match client.select(statement, Some(1), &[id.into()])?.next() {
@@ -236,7 +237,7 @@ pub fn request(id: i64) -> String {
 /// Keeps a state to go on from.
 pub fn keep(id: i64, checkpoint: &[u8]) {
     write(
-        "UPDATE situ.training_jobs SET checkpoint = $2 WHERE id OPERATOR(pg_catalog.=) $1",
+        "UPDATE situ_internal.training_jobs SET checkpoint = $2 WHERE id OPERATOR(pg_catalog.=) $1",
         &[id.into(), checkpoint.to_vec().into()],
     );
 }
@@ -244,7 +245,7 @@ pub fn keep(id: i64, checkpoint: &[u8]) {
 /// Ends a job: done, rejected or cancelled.
 pub fn finish(id: i64, state: &str) {
     write(
-        "UPDATE situ.training_jobs SET state = $2, finished_at = pg_catalog.clock_timestamp(), checkpoint = NULL \
+        "UPDATE situ_internal.training_jobs SET state = $2, finished_at = pg_catalog.clock_timestamp(), checkpoint = NULL \
           WHERE id OPERATOR(pg_catalog.=) $1",
         &[id.into(), state.into()],
     );
@@ -253,7 +254,7 @@ pub fn finish(id: i64, state: &str) {
 /// Ends a job with an error. Its checkpoint stays: what failed may be mended.
 pub fn give_up(id: i64, report: &Report) {
     write(
-        "UPDATE situ.training_jobs SET state = 'failed', finished_at = pg_catalog.clock_timestamp(), errcode = $2, \
+        "UPDATE situ_internal.training_jobs SET state = 'failed', finished_at = pg_catalog.clock_timestamp(), errcode = $2, \
                 error = $3, detail = $4, hint = $5 WHERE id OPERATOR(pg_catalog.=) $1",
         &[
             id.into(),

@@ -9,7 +9,7 @@ use crate::bridge::train::data::Passage;
 use crate::bridge::train::drawn::Drawn;
 use crate::index::Meta;
 use crate::pg::am::kind::KeyKind;
-use crate::pg::am::text::TextIndex;
+use crate::pg::am::text_index::TextIndex;
 use crate::pg::catalog::names::name_of;
 use crate::pg::catalog::names::qualified;
 use crate::pg::catalog::names::table_of;

@@ -2,7 +2,7 @@
 
 use super::ranking::{answers, judged};
 use super::relations::{Asked, Judgements, key_column, needed, needed_index, qrels, queries, with_relevant};
-use super::{draws, made};
+use super::{draws, synthetic_queries};
 use crate::bridge::feedback::{Method, Options};
 use crate::bridge::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
 use crate::eval::report::{Measure, Ranked};
@@ -51,11 +51,12 @@ type Tuned = TableIterator<
     ),
 >;
 
-/// Questions made of the index's documents, judged by where they come from.
+/// Synthetic questions of the index's documents, judged by where they come from.
 fn own_spans(index: pg_sys::Oid, kind: &str, n: i64, key: &str, seed: i64) -> (Vec<Asked>, Judgements) {
-    let made = made::make_queries(Some(index), Some(kind), Some(n), Some(seed), Some(key), None, None);
+    let synthetic =
+        synthetic_queries::make_queries(Some(index), Some(kind), Some(n), Some(seed), Some(key), None, None);
     let (mut asked, mut judgements) = (Vec::new(), Judgements::default());
-    for (id, text, document) in made {
+    for (id, text, document) in synthetic {
         judgements.entry(id.clone()).or_default().insert(document, 1.0);
         asked.push(Asked {
             id,

@@ -28,7 +28,7 @@ pub struct Answer {
 /// The answers to `asked` in their order, `depth` documents each, named by the column `key`. Questions without a
 /// vector are encoded together before the first search, which changes no bit of their vectors.
 pub fn answers(index: pg_sys::Oid, asked: &[Asked], options: &Query, depth: usize, key: &str) -> Vec<Answer> {
-    let want = Want::Column(key.to_owned());
+    let want = Want::column(key);
     let model = model_of(index, options);
     let mut answers = Vec::with_capacity(asked.len());
     for batch in asked.chunks(BATCH) {

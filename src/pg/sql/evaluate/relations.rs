@@ -160,7 +160,7 @@ pub fn with_relevant(mut asked: Vec<Asked>, judgements: &Judgements) -> Vec<Aske
 
 /// The index that an argument names: itself, or by its table.
 pub fn needed_index(index: Option<pg_sys::Oid>) -> pg_sys::Oid {
-    index_of(needed("index", index), Over::Any)
+    index_of(needed("index", index), Over::Any, None)
 }
 
 /// The column that names the documents of an index: the one that was given, or the table's primary key.

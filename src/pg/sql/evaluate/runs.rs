@@ -44,7 +44,7 @@ type Run = TableIterator<
 >;
 
 /// `situ.search_batch(index, queries, options, k, key)`.
-#[pg_extern(stable, sql = false)]
+#[pg_extern(sql = false)]
 fn search_batch(
     index: Option<pg_sys::Oid>,
     queries: Option<pg_sys::Oid>,
@@ -78,7 +78,7 @@ type RunLines = TableIterator<
 >;
 
 /// `situ.read_run(text)`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn read_run(text: &str) -> RunLines {
     let lines = trec::read_run(text).or_raise().into_iter();
     let rows: Vec<_> = lines
@@ -90,7 +90,7 @@ fn read_run(text: &str) -> RunLines {
 type Judgements = TableIterator<'static, (name!(query_id, String), name!(document_id, String), name!(grade, f64))>;
 
 /// `situ.read_qrels(text)`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn read_qrels(text: &str) -> Judgements {
     let lines = trec::read_qrels(text).or_raise().into_iter();
     let rows: Vec<_> = lines.map(|line| (line.query, line.document, line.grade)).collect();
@@ -98,7 +98,7 @@ fn read_qrels(text: &str) -> Judgements {
 }
 
 /// `situ.write_run(query_id, document_id, rank, score, tag)`: one line.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn write_run(query_id: &str, document_id: &str, rank: i64, score: f64, tag: &str) -> String {
     let line = RunLine {
         query: query_id.to_owned(),
@@ -111,7 +111,7 @@ fn write_run(query_id: &str, document_id: &str, rank: i64, score: f64, tag: &str
 }
 
 /// `situ.write_qrels(query_id, document_id, grade)`: one line.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+#[pg_extern(sql = false)]
 fn write_qrels(query_id: &str, document_id: &str, grade: f64) -> String {
     let line = Judgement {
         query: query_id.to_owned(),

@@ -6,41 +6,36 @@
 //! (`pg/search/document.rs`):
 //!
 //! * An expression that the index may order by stays the operator. Its question becomes a `situ.query` with the index.
-//! * Any other becomes a call of `situ.document_distance`, which gets the row's title too, and costs what encoding costs.
+//! * Any other becomes a call of `situ_internal.document_distance`, which gets the row's title too, and costs what encoding costs.
 //!
 //! A path that has to order by evaluating the operator encodes every document, while a scan of the index has the distances
-//! at hand. The operator's own cost cannot say both, so the hook on paths adds the encoding to those that do it.
+//! at hand. The operator's own cost cannot say both, so the hook on paths (`paths.rs`) adds the encoding to those that do it.
+
+mod nodes;
+mod origin;
+mod paths;
 
 use super::build::ambuild;
-use super::cost::amcostestimate;
-use super::distances::key_column;
 use super::kind::{KeyKind, column_kind, read_text};
+use super::returned_distances::key_column;
+use crate::pg::catalog::owner::{INTERNAL, PUBLIC};
 use crate::pg::search::query::Query;
+use nodes::{length, nth, stripped};
+use origin::{entry, origin};
+pub use paths::define;
 use pgrx::datum::IntoDatum;
 use pgrx::prelude::*;
 use pgrx::{is_a, pg_sys};
 use std::ffi::CStr;
-use std::sync::OnceLock;
 
-/// What encoding one document costs, some 60 ms, in units of `seq_page_cost`; as `COST` of the functions that encode.
-const DOCUMENT_COST: f64 = 25_000.0;
-
-/// Names of the operators' functions over a `text`, and over a `character`, in schema `situ`.
-const DISTANCES: [&CStr; 4] = [
-    c"distance",
-    c"query_distance",
-    c"character_distance",
-    c"character_query_distance",
-];
-
-/// Puts an index into a question: `situ.text_by_index`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
-fn text_by_index(question: &str, index: pg_sys::Oid) -> Query {
-    by_index(Query::from_text(question.to_owned()), index)
+/// Puts an index into a question: `situ_internal.text_by_index`.
+#[pg_extern(sql = false)]
+fn text_by_index(query: &str, index: pg_sys::Oid) -> Query {
+    by_index(Query::from_text(query.to_owned()), index)
 }
 
-/// Puts an index into a question: `situ.query_by_index`.
-#[pg_extern(immutable, strict, parallel_safe, sql = false)]
+/// Puts an index into a question: `situ_internal.query_by_index`.
+#[pg_extern(sql = false)]
 fn query_by_index(question: Query, index: pg_sys::Oid) -> Query {
     by_index(question, index)
 }
@@ -81,11 +76,12 @@ pub unsafe extern "C-unwind" fn situ_distance_support(call: pg_sys::FunctionCall
     }
 }
 
-/// A call of one of the [`DISTANCES`] in a statement that is being planned.
+/// A call of an operator's function in a statement that is being planned.
 struct Call {
     root: *mut pg_sys::PlannerInfo,
-    /// The schema of the functions, and its type `situ.query`.
-    schema: pg_sys::Oid,
+    /// The support function, which all functions of the operators share, and no others have.
+    support: pg_sys::Oid,
+    /// The type `situ.query`.
     query_type: pg_sys::Oid,
     collation: pg_sys::Oid,
     body: *mut pg_sys::Node,
@@ -103,40 +99,11 @@ struct Chosen {
     titled: bool,
 }
 
-/// A column of a table, through the sub-selects and WITH queries that pass it on.
-struct Origin {
-    table: pg_sys::Oid,
-    column: i16,
-    /// The table stands in this very query level.
-    own: bool,
-}
-
-/// The node without changes of type that change no bytes.
-unsafe fn stripped(mut node: *mut pg_sys::Node) -> *mut pg_sys::Node {
-    // SAFETY: a live node.
-    unsafe {
-        while is_a(node, pg_sys::NodeTag::T_RelabelType) {
-            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
-        }
-        node
-    }
-}
-
-unsafe fn length(list: *mut pg_sys::List) -> i32 {
-    // SAFETY: a list, or null for an empty one.
-    unsafe { list.as_ref() }.map_or(0, |list| list.length)
-}
-
-unsafe fn nth(list: *mut pg_sys::List, at: i32) -> *mut pg_sys::Node {
-    // SAFETY: the caller knows the length of this list of pointers.
-    unsafe { (*(*list).elements.add(at as usize)).ptr_value.cast() }
-}
-
 fn function(name: &CStr, types: &[pg_sys::Oid]) -> pg_sys::Oid {
     // SAFETY: a catalog look-up by names that the server copies; no such function gives an invalid OID.
     unsafe {
         let mut names = std::ptr::null_mut();
-        for part in [c"situ", name] {
+        for part in [INTERNAL, name] {
             names = pg_sys::lappend(names, pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
         }
         pg_sys::LookupFuncName(names, types.len() as i32, types.as_ptr(), true)
@@ -147,7 +114,7 @@ impl Call {
     unsafe fn of(root: *mut pg_sys::PlannerInfo, call: *mut pg_sys::FuncExpr) -> Option<Call> {
         // SAFETY: nodes of the planner; the call has two arguments.
         unsafe {
-            let schema = pg_sys::get_func_namespace((*call).funcid);
+            let schema = pg_sys::get_namespace_oid(PUBLIC.as_ptr(), true);
             let query_type = pg_sys::GetSysCacheOid(
                 pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
                 pg_sys::Anum_pg_type_oid as i16,
@@ -158,7 +125,7 @@ impl Call {
             );
             (query_type != pg_sys::InvalidOid).then_some(Call {
                 root,
-                schema,
+                support: pg_sys::get_func_support((*call).funcid),
                 query_type,
                 collation: (*call).inputcollid,
                 body: nth((*call).args, 0),
@@ -231,7 +198,7 @@ impl Call {
         }
     }
 
-    /// `situ.document_distance(body, title, question)`, where no index can order by the call and the title is at hand.
+    /// `situ_internal.document_distance(body, title, question)`, where no index can order by the call and the title is at hand.
     unsafe fn as_function(&self, chosen: &Chosen, question: *mut pg_sys::Node) -> Option<*mut pg_sys::Node> {
         // SAFETY: nodes of the planner.
         unsafe {
@@ -247,7 +214,7 @@ impl Call {
                 return None;
             }
             let body = &*body.cast::<pg_sys::Var>();
-            if !self.origin(body)?.own {
+            if !origin(self.root, body)?.own {
                 return None;
             }
             let title = match chosen.title {
@@ -299,20 +266,16 @@ impl Call {
     }
 
     unsafe fn is_distance(&self, called: pg_sys::Oid) -> bool {
-        // SAFETY: catalog look-ups; the name is null for an unknown function.
-        unsafe {
-            let name = pg_sys::get_func_name(called);
-            !name.is_null()
-                && pg_sys::get_func_namespace(called) == self.schema
-                && DISTANCES.contains(&CStr::from_ptr(name))
-        }
+        // SAFETY: a catalog look-up; gives an invalid OID for a function without one.
+        let support = unsafe { pg_sys::get_func_support(called) };
+        support != pg_sys::InvalidOid && support == self.support
     }
 
     /// Another column of the row of `body`, as text.
     unsafe fn sibling(&self, body: &pg_sys::Var, column: i16) -> Option<*mut pg_sys::Node> {
         // SAFETY: nodes of the planner; the column is one of the table's.
         unsafe {
-            let origin = self.origin(body)?;
+            let origin = origin(self.root, body)?;
             let (mut kind, mut modifier, mut collation) = (pg_sys::InvalidOid, -1, pg_sys::InvalidOid);
             pg_sys::get_atttypetypmodcoll(
                 origin.table,
@@ -345,7 +308,7 @@ impl Call {
         unsafe {
             let body = stripped(self.body);
             let (table, column, relation) = if is_a(body, pg_sys::NodeTag::T_Var) {
-                let origin = self.origin(&*body.cast::<pg_sys::Var>())?;
+                let origin = origin(self.root, &*body.cast::<pg_sys::Var>())?;
                 (origin.table, Some(origin.column), 0)
             } else {
                 let mut member = 0;
@@ -394,72 +357,6 @@ impl Call {
             })
         }
     }
-
-    /// Where a column comes from.
-    unsafe fn origin(&self, var: &pg_sys::Var) -> Option<Origin> {
-        // SAFETY: nodes of the planner: what a variable names is in its level's range table.
-        unsafe {
-            let mut query = (*self.root).parse;
-            let (mut number, mut column, mut own) = (var.varno, var.varattno, true);
-            if var.varlevelsup != 0 || is_old_or_new(var) {
-                return None;
-            }
-            loop {
-                let entry = entry((*query).rtable, number)?;
-                let inner = match (*entry).rtekind {
-                    pg_sys::RTEKind::RTE_RELATION => {
-                        let kind = (*entry).relkind as u8;
-                        let stored = [
-                            pg_sys::RELKIND_RELATION,
-                            pg_sys::RELKIND_MATVIEW,
-                            pg_sys::RELKIND_PARTITIONED_TABLE,
-                        ];
-                        return (stored.contains(&kind) && column > 0).then_some(Origin {
-                            table: (*entry).relid,
-                            column,
-                            own,
-                        });
-                    }
-                    #[cfg(feature = "pg18")]
-                    pg_sys::RTEKind::RTE_GROUP => {
-                        let at = i32::from(column) - 1;
-                        if !(0..length((*entry).groupexprs)).contains(&at) {
-                            return None;
-                        }
-                        let grouped = stripped(nth((*entry).groupexprs, at));
-                        if !is_a(grouped, pg_sys::NodeTag::T_Var) {
-                            return None;
-                        }
-                        let grouped = &*grouped.cast::<pg_sys::Var>();
-                        (number, column, own) = (grouped.varno, grouped.varattno, false);
-                        continue;
-                    }
-                    pg_sys::RTEKind::RTE_SUBQUERY => (*entry).subquery,
-                    pg_sys::RTEKind::RTE_CTE if (*entry).ctelevelsup == 0 && !(*entry).self_reference => {
-                        with_query(query, (*entry).ctename)?
-                    }
-                    _ => return None,
-                };
-                if inner.is_null() || !(*inner).setOperations.is_null() || column < 1 {
-                    return None;
-                }
-                let targets = (*inner).targetList;
-                let at = i32::from(column) - 1;
-                if at >= length(targets) {
-                    return None;
-                }
-                let passed = stripped((*nth(targets, at).cast::<pg_sys::TargetEntry>()).expr.cast());
-                if !is_a(passed, pg_sys::NodeTag::T_Var) {
-                    return None;
-                }
-                let passed = &*passed.cast::<pg_sys::Var>();
-                if passed.varlevelsup != 0 {
-                    return None;
-                }
-                (query, number, column, own) = (inner, passed.varno, passed.varattno, false);
-            }
-        }
-    }
 }
 
 /// Whether a query groups by that column: its siblings are then not at hand. A column that is not grouped by stands inside an
@@ -475,39 +372,6 @@ unsafe fn is_grouped_by(query: &pg_sys::Query, body: *mut pg_sys::Node) -> bool 
                     && pg_sys::equal(stripped(target.expr.cast()).cast(), body.cast())
             })
         })
-    }
-}
-
-/// Whether a variable is of the row before or after a change, in RETURNING.
-#[cfg(feature = "pg18")]
-fn is_old_or_new(var: &pg_sys::Var) -> bool {
-    var.varreturningtype != pg_sys::VarReturningType::VAR_RETURNING_DEFAULT
-}
-
-#[cfg(not(feature = "pg18"))]
-fn is_old_or_new(_var: &pg_sys::Var) -> bool {
-    false
-}
-
-unsafe fn entry(table: *mut pg_sys::List, number: i32) -> Option<*mut pg_sys::RangeTblEntry> {
-    // SAFETY: a list of range table entries, counted from 1.
-    unsafe {
-        (1..=length(table))
-            .contains(&number)
-            .then(|| nth(table, number - 1).cast())
-    }
-}
-
-/// The query of that name in the WITH of a level; `None` for one that is recursive.
-unsafe fn with_query(query: *mut pg_sys::Query, name: *const std::ffi::c_char) -> Option<*mut pg_sys::Query> {
-    // SAFETY: a list of common table expressions, whose names are strings.
-    unsafe {
-        let all = (*query).cteList;
-        (0..length(all))
-            .map(|at| &*nth(all, at).cast::<pg_sys::CommonTableExpr>())
-            .find(|with| CStr::from_ptr(with.ctename) == CStr::from_ptr(name))
-            .filter(|with| !with.cterecursive && is_a(with.ctequery, pg_sys::NodeTag::T_Query))
-            .map(|with| with.ctequery.cast())
     }
 }
 
@@ -534,71 +398,6 @@ unsafe fn is_over(index: pg_sys::Relation, column: Option<i16>, body: *mut pg_sy
                 pg_sys::equal(stripped(expression).cast(), body.cast())
             }
             _ => false,
-        }
-    }
-}
-
-static PREVIOUS: OnceLock<pg_sys::set_rel_pathlist_hook_type> = OnceLock::new();
-
-/// Registers the hook on paths.
-pub fn define() {
-    // SAFETY: a hook of the server, set while the library is loaded, in the only thread.
-    unsafe {
-        if PREVIOUS.set(pg_sys::set_rel_pathlist_hook).is_ok() {
-            pg_sys::set_rel_pathlist_hook = Some(cost_of_encoding);
-        }
-    }
-}
-
-/// Whether a path is a scan of an index over text in the order of its distances.
-unsafe fn has_distances(path: *mut pg_sys::Path) -> bool {
-    // SAFETY: a path of the planner.
-    unsafe {
-        if !is_a(path.cast(), pg_sys::NodeTag::T_IndexPath) {
-            return false;
-        }
-        let path = &*path.cast::<pg_sys::IndexPath>();
-        let index = &*path.indexinfo;
-        let estimate = index.amcostestimate.map(|function| function as usize);
-        let kind = *index.opcintype;
-        !path.indexorderbys.is_null()
-            && estimate == Some(amcostestimate as *const () as usize)
-            && (kind == pg_sys::TEXTOID || kind == pg_sys::BPCHAROID)
-    }
-}
-
-/// Where one path of a table has the distances that the query orders by, the others have to encode its documents.
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn cost_of_encoding(
-    root: *mut pg_sys::PlannerInfo,
-    relation: *mut pg_sys::RelOptInfo,
-    number: pg_sys::Index,
-    entry: *mut pg_sys::RangeTblEntry,
-) {
-    // SAFETY: the server's contract for the hook; paths that lose are the planner's to free.
-    unsafe {
-        if let Some(previous) = PREVIOUS.get().copied().flatten() {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(root, relation, number, entry));
-        }
-        let paths = (*relation).pathlist;
-        let all: Vec<*mut pg_sys::Path> = (0..length(paths)).map(|at| nth(paths, at).cast()).collect();
-        if !all.iter().any(|path| has_distances(*path)) {
-            return;
-        }
-        (*relation).pathlist = std::ptr::null_mut();
-        for path in all {
-            if !has_distances(path) {
-                (*path).total_cost += (*path).rows * DOCUMENT_COST;
-            }
-            pg_sys::add_path(relation, path);
-        }
-        let paths = (*relation).partial_pathlist;
-        let all: Vec<*mut pg_sys::Path> = (0..length(paths)).map(|at| nth(paths, at).cast()).collect();
-        (*relation).partial_pathlist = std::ptr::null_mut();
-        for path in all {
-            // The operator runs in the leader alone.
-            (*path).total_cost += (*relation).rows * DOCUMENT_COST;
-            pg_sys::add_partial_path(relation, path);
         }
     }
 }

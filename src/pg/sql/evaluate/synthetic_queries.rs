@@ -78,7 +78,7 @@ fn sentence_ranges(text: &str) -> Vec<Range<usize>> {
 type Made = TableIterator<'static, (name!(id, String), name!(text, String), name!(document_id, String))>;
 
 /// `situ.make_queries(index, kind, n, seed, key, part_from, part_to)`.
-#[pg_extern(stable, sql = false)]
+#[pg_extern(sql = false)]
 pub fn make_queries(
     index: Option<pg_sys::Oid>,
     kind: Option<&str>,
@@ -123,11 +123,11 @@ pub fn make_queries(
         words: &white_space_words,
         sentences: &sentence_ranges,
     };
-    let mut made: Vec<(String, String)> = Vec::new();
+    let mut questions: Vec<(String, String)> = Vec::new();
     let condition = format!("WHERE ({})::pg_catalog.text = ANY ($1)", source.key);
     for batch in keys.chunks(BATCH as usize) {
         pgrx::check_for_interrupts!();
-        if made.len() >= wanted {
+        if questions.len() >= wanted {
             break;
         }
         let mut documents = std::collections::HashMap::new();
@@ -147,11 +147,11 @@ pub fn make_queries(
                 &frequencies,
                 &mut Random::new(random.bits()),
             );
-            made.extend(question.map(|question| (key.clone(), question)));
+            questions.extend(question.map(|question| (key.clone(), question)));
         }
     }
-    made.truncate(wanted);
-    let rows = made.into_iter().enumerate();
+    questions.truncate(wanted);
+    let rows = questions.into_iter().enumerate();
     let rows: Vec<_> = rows
         .map(|(place, (document, text))| (format!("{kind}-{}", place + 1), text, document))
         .collect();

@@ -10,7 +10,8 @@ use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
 use super::memory_limit::{collected, filled, full, reserve};
 use super::meta::{Meta, check_options};
-use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at};
+use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at, u64_at};
+use super::recall::Curve;
 use super::spool::{Records, SpoolFactory};
 use super::store::PageStore;
 use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
@@ -227,6 +228,7 @@ impl<S: PageStore> Build<S> {
             lists: lists as u32,
             probes: lists as u32,
             slack: 0.0,
+            curve: Curve::default(),
             seed,
             centroids: 0,
             origin,
@@ -317,7 +319,11 @@ impl<S: PageStore> Build<S> {
             assign(&panels, &rows, d, self.threads, &mut owner, &mut || {
                 store.check_cancel()
             })?;
-            truth.show(&rows, d, &owner, done)?;
+            let name = |i: usize| {
+                let record = &bytes[i * size..];
+                (u64_at(record, 0), u32_at(record, 16) & !FIRST)
+            };
+            truth.show(&rows, d, &owner, done, &name)?;
             for ((list, _), record) in owner.iter().zip(bytes.chunks_exact(size)) {
                 counts[*list as usize].add(u32_at(record, 16));
                 owners.push(&list.to_le_bytes(), &mut self.spools)?;

@@ -9,6 +9,7 @@ use super::lists::{RankedList, rank};
 use super::memory_limit::{collected, filled, full, reserve, with_room};
 use super::meta::Meta;
 use super::page::{Layout, Reader};
+use super::recall::{self, Curve, Known};
 use super::scan::Scan;
 use super::store::PageStore;
 use super::types::{Metric, ScanParams, Tid};
@@ -24,6 +25,8 @@ const K: usize = 10;
 const TARGET: f64 = 0.985;
 /// Lists read beyond what the sample needs.
 const MARGIN: f64 = 1.15;
+/// The share of neighbours that lie in the lists which the curve of recalls is measured in.
+const DEPTH: f64 = 0.9995;
 
 /// An entry of the index used as a query.
 pub struct Sample {
@@ -38,7 +41,7 @@ pub struct Sample {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Neighbour {
     distance: f32,
-    list: u32,
+    known: Known,
 }
 
 /// The exact nearest of the sample, gathered while the build passes over its entries.
@@ -71,8 +74,15 @@ impl Truth {
         })
     }
 
-    /// Shows it prepared rows, their lists, and the number of the first in the build's order.
-    pub fn show(&mut self, rows: &[f32], d: usize, lists: &[(u32, f32)], first: u64) -> Result<(), IndexError> {
+    /// Shows it prepared rows, their lists, the number of the first in the build's order, and tid and ordinal of each.
+    pub fn show(
+        &mut self,
+        rows: &[f32],
+        d: usize,
+        lists: &[(u32, f32)],
+        first: u64,
+        name: &dyn Fn(usize) -> (Tid, u32),
+    ) -> Result<(), IndexError> {
         let count = self.queries.len();
         if count == 0 {
             return Ok(());
@@ -96,7 +106,9 @@ impl Truth {
                     continue;
                 }
                 let at = nearest.partition_point(|n| n.distance <= distance);
-                nearest.insert(at, Neighbour { distance, list });
+                let (tid, ordinal) = name(i);
+                let known = Known { tid, ordinal, list };
+                nearest.insert(at, Neighbour { distance, known });
                 nearest.truncate(K);
             }
         }
@@ -130,7 +142,23 @@ impl Truth {
         };
         meta.probes = probes;
         meta.slack = slack(&ranked, meta.options.metric, probes as usize);
+        meta.curve = self.curve(store, meta, &found_at)?;
         Ok(recall as f32)
+    }
+
+    /// The work for each recall, looked for in the lists that hold nearly all neighbours.
+    fn curve<S: PageStore>(&self, store: &S, meta: &Meta, found_at: &[u64]) -> Result<Curve, IndexError> {
+        let wanted = (found_at.iter().sum::<u64>() as f64 * DEPTH).ceil() as u64;
+        let mut sum = 0;
+        let depth = found_at.iter().position(|&found| {
+            sum += found;
+            sum >= wanted
+        });
+        let queries = self.queries.iter().zip(&self.nearest).map(|(query, nearest)| {
+            let known = nearest.iter().map(|neighbour| neighbour.known).collect();
+            (query, known, nearest.last().map_or(0.0, |last| last.distance))
+        });
+        recall::measure(store, meta, depth.map_or(found_at.len(), |depth| depth + 1), queries)
     }
 
     /// What each query sees of the lists, and of all true neighbours how many lie in the nearest list of their query, in
@@ -159,7 +187,7 @@ impl Truth {
                 .enumerate()
                 .for_each(|(i, list)| place[list.list as usize] = i as u32);
             for neighbour in nearest {
-                found_at[place[neighbour.list as usize] as usize] += 1;
+                found_at[place[neighbour.known.list as usize] as usize] += 1;
             }
             ranked.push(RankedQuery {
                 lists: collected(lists.iter().map(|list| list.terms.add))?,

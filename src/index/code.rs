@@ -194,6 +194,11 @@ impl Prepared {
         }
     }
 
+    /// With another number of standard deviations between estimates and their bounds.
+    pub fn with_deviations(self, epsilon: f32) -> Prepared {
+        Prepared { epsilon, ..self }
+    }
+
     /// Norm of the rotated query.
     pub fn norm(&self) -> f32 {
         self.norm_squared.sqrt()

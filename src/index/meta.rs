@@ -2,8 +2,9 @@
 //!
 //! Block 0: `magic u32 @28, format u32 @32, metric u8 @36, element u8 @37, documents u8 @38, has model u8 @39,
 //! dimensions u32 @40, lists asked for u32 @44, lists u32 @48, first centroid block u32 @52, probes u32 @56, slack f32
-//! @60, seed u64 @64, entries u64 @72, rows u64 @80, model bytes u32 @88, extra bytes u32 @92, checksum u32 @96` of the
-//! bytes 28..96 (FNV-1a), then from 104 the blob: the origin (`f32 * D`, rotated), the model's name, the extra bytes. A blob
+//! @60, seed u64 @64, entries u64 @72, rows u64 @80, model bytes u32 @88, extra bytes u32 @92, for each recall that was
+//! calibrated (probes u32, deviations f32, re-ranks u32) @96, checksum u32 @192` of the bytes 28..192 (FNV-1a), then from
+//! 200 the blob: the origin (`f32 * D`, rotated), the model's name, the extra bytes. A blob
 //! longer than the page goes on from byte 32 of the following blocks.
 //!
 //! An index is *undecided* while nothing says how many dimensions its vectors have: 0 dimensions, 0 lists, no origin
@@ -11,18 +12,21 @@
 
 use super::IndexError;
 use super::build::Build;
+use super::code::EPSILON;
 use super::memory::MemoryStore;
 use super::page::{self, Kind, Layout, NONE, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
+use super::recall::{Curve, Effort, TARGETS};
 use super::spool::memory_spool;
 use super::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};
 use super::types::{Element, IndexOptions, Metric};
 
 const MAGIC: u32 = 0x5549_5453;
 /// The format this version writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 const FIXED: usize = 28;
-const CHECKSUM: usize = 96;
-const BLOB: usize = 104;
+const CURVE: usize = 96;
+const CHECKSUM: usize = CURVE + 12 * TARGETS.len();
+const BLOB: usize = CHECKSUM + 8;
 const BLOB_MORE: usize = 32;
 
 /// What the meta pages say about an index.
@@ -40,11 +44,29 @@ pub struct Meta {
     /// How much farther than a hit a list's centroid may be before the scan stops reading on: a factor on the squared
     /// distance, or (inner product) an offset in units of the query's norm.
     pub(super) slack: f32,
+    /// How much work reaches which recall.
+    pub curve: Curve,
     pub(super) seed: u64,
     /// First block of the centroids.
     pub(super) centroids: Block,
     /// What is subtracted from every vector after the rotation: about their mean.
     pub(super) origin: Vec<f32>,
+}
+
+/// The efforts on a meta page, within what `lists` and bounds can be.
+fn curve_at(page: &PageBytes, lists: u32) -> Curve {
+    std::array::from_fn(|i| {
+        let deviations = f32_at(page, CURVE + 12 * i + 4);
+        Effort {
+            probes: u32_at(page, CURVE + 12 * i).min(lists),
+            deviations: if (0.0..=100.0).contains(&deviations) {
+                deviations
+            } else {
+                EPSILON
+            },
+            reranks: u32_at(page, CURVE + 12 * i + 8),
+        }
+    })
 }
 
 fn checksum(page: &PageBytes) -> u32 {
@@ -89,6 +111,7 @@ pub fn write_undecided<S: PageStore>(store: &S, options: IndexOptions) -> Result
         lists: 0,
         probes: 0,
         slack: 0.0,
+        curve: Curve::default(),
         seed: 0,
         centroids: NONE,
         origin: Vec::new(),
@@ -182,7 +205,7 @@ impl Meta {
             return Err(corrupted(0, "not the meta page of this access method"));
         }
         let found = u32_at(page, 32);
-        if found == 0 || found > FORMAT {
+        if found != FORMAT {
             return Err(IndexError::Format {
                 found,
                 supported: FORMAT,
@@ -227,6 +250,7 @@ impl Meta {
             lists,
             probes: u32_at(page, 56).clamp(1, lists.max(1)),
             slack: f32_at(page, 60),
+            curve: curve_at(page, lists),
             seed: u64_at(page, 64),
             centroids: u32_at(page, 52),
             origin: Vec::new(),
@@ -259,6 +283,11 @@ impl Meta {
         put_u64(page, 80, self.rows);
         put_u32(page, 88, self.options.model.as_ref().map_or(0, String::len) as u32);
         put_u32(page, 92, self.options.extra.len() as u32);
+        for (i, effort) in self.curve.iter().enumerate() {
+            put_u32(page, CURVE + 12 * i, effort.probes);
+            put_u32(page, CURVE + 12 * i + 4, effort.deviations.to_bits());
+            put_u32(page, CURVE + 12 * i + 8, effort.reranks);
+        }
         let sum = checksum(page);
         put_u32(page, CHECKSUM, sum);
     }

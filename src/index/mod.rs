@@ -6,6 +6,7 @@
 
 mod build;
 mod calibrate;
+mod candidates;
 mod code;
 mod exhaustive;
 mod insert;
@@ -16,6 +17,7 @@ mod memory_limit;
 mod meta;
 mod ordered;
 mod page;
+mod recall;
 mod scan;
 mod second;
 mod spool;
@@ -31,6 +33,7 @@ pub use memory::MemoryStore;
 pub use meta::{Meta, decide, write_undecided};
 pub use ordered::{Ordered, Rounding};
 pub use page::{init_page, new_page};
+pub use recall::{Effort, TARGETS};
 pub use scan::Scan;
 pub use second::Lead;
 pub use spool::{Spool, SpoolFactory, memory_spool};
@@ -47,7 +50,7 @@ pub enum IndexError {
     #[error("index page {block} is corrupted: {what}")]
     Corrupted { block: store::Block, what: String },
     /// The index was written by a version whose format this version cannot read.
-    #[error("index format {found} is not supported (this version reads up to {supported})")]
+    #[error("index format {found} is not supported (this version reads {supported})")]
     Format { found: u32, supported: u32 },
     /// A vector of the wrong number of dimensions.
     #[error("expected {expected} dimensions, not {found}")]

@@ -18,71 +18,26 @@
 //! Locks: at most one page is held at a time, none between calls.
 
 use super::IndexError;
-use super::code::Prepared;
+use super::candidates::{Candidate, Key, Partial};
+use super::code::{EPSILON, Prepared};
 use super::exhaustive::Walk;
 use super::lists::{RankedList, rank};
 use super::memory_limit::{reserve, with_room};
 use super::meta::Meta;
 use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
+use super::recall;
 use super::second::{Behind, Lead};
-use super::store::{Block, PageStore};
+use super::store::PageStore;
 use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
 use crate::compute::vectors::rotation::Rotation;
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Candidates that fit even the smallest memory.
 const MIN_HELD: usize = 256;
-
-/// Where a lane stands in a scan's order: bound, block, lane. Never two alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    /// The bound's bits, turned so that they order as the floats do.
-    bound: u32,
-    block: Block,
-    lane: u16,
-}
-
-impl Key {
-    const START: Key = Key {
-        bound: 0,
-        block: 0,
-        lane: 0,
-    };
-
-    #[inline]
-    fn new(bound: f32, block: Block, lane: u16) -> Key {
-        let bits = bound.to_bits();
-        let turned = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-        Key {
-            bound: turned,
-            block,
-            lane,
-        }
-    }
-
-    #[inline]
-    fn bound(self) -> f32 {
-        f32::from_bits(if self.bound >> 31 == 1 {
-            self.bound & !(1 << 31)
-        } else {
-            !self.bound
-        })
-    }
-}
-
-/// A lane that was read. Ordered by key, reversed for the heap.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    key: Key,
-    slot: u16,
-    /// Position of the list in the scan's table.
-    list: u32,
-    vector: Block,
-    ordinal: u32,
-    tid: u64,
-}
+/// Candidates that are kept at least where a recall says how many are likely to be needed.
+const ROOM: usize = 1024;
 
 /// A hit that waits for its proof.
 #[derive(Clone, Copy, Debug)]
@@ -91,28 +46,6 @@ pub(super) struct Waiting {
     pub hit: Hit,
     /// Where its vector lies.
     pub place: Place,
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Candidate {}
-
-impl PartialOrd for Candidate {
-    #[inline]
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Candidate {
-    #[inline]
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.key.cmp(&self.key)
-    }
 }
 
 impl PartialEq for Waiting {
@@ -160,6 +93,12 @@ pub struct Scan<S: PageStore> {
     metric: Metric,
     slack: f32,
     pub(super) held: usize,
+    /// Candidates that are kept now: fewer than may be, where a recall says how many are likely to be needed.
+    room: usize,
+    /// Deviations between estimates and bounds, where they follow a recall.
+    deviations: Option<f32>,
+    /// Whether lists are read on until the bounds prove a hit.
+    proves: bool,
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
     /// Rows that come out before anything else.
@@ -168,8 +107,8 @@ pub struct Scan<S: PageStore> {
     pub(super) floor: f64,
     /// Behind rows in front: the query of the first round, and how distances follow theirs.
     pub(super) behind: Option<(Exact, Behind)>,
-    /// Least dropped key and list.
-    partial: BinaryHeap<Reverse<(Key, u32)>>,
+    /// What was dropped, or not even taken.
+    partial: Partial,
     /// Tids already returned, where each may come out once.
     pub(super) returned: Option<HashSet<u64>>,
     bounds: Vec<f32>,
@@ -183,6 +122,7 @@ fn aim<S: PageStore>(
     layout: &Layout,
     rotation: &Rotation,
     query: &[f32],
+    deviations: Option<f32>,
 ) -> Result<(Prepared, Vec<RankedList>), IndexError> {
     let metric = meta.options.metric;
     check(query, meta.options.dimensions as usize)?;
@@ -192,7 +132,10 @@ fn aim<S: PageStore>(
     }
     let mut rotated = Vec::new();
     rotation.apply(&direction, &mut rotated);
-    let prepared = Prepared::new(metric, rotated, &meta.origin, layout);
+    let mut prepared = Prepared::new(metric, rotated, &meta.origin, layout);
+    if let Some(deviations) = deviations {
+        prepared = prepared.with_deviations(deviations);
+    }
     let lists = rank(reader, meta, layout, &prepared.rotated, |product, norm| {
         prepared.list(product, norm)
     })?;
@@ -220,8 +163,16 @@ impl<S: PageStore> Scan<S> {
         let layout = Layout::new(&meta.options);
         let rotation = Rotation::new(layout.dimensions, meta.seed);
         let mut reader = Reader::new(store)?;
-        let (prepared, lists) = aim(&mut reader, meta, &layout, &rotation, query)?;
-        let probes = if params.probes == 0 { meta.probes } else { params.probes };
+        let effort = recall::effort(&meta.curve, params.recall).filter(|_| params.recall < 1.0 && !params.exact);
+        // A document comes out once: what its best passage is has to be surer than whether it is found.
+        let least = if layout.documents { EPSILON } else { 0.0 };
+        let deviations = effort.map(|effort| effort.deviations.max(least));
+        let (prepared, lists) = aim(&mut reader, meta, &layout, &rotation, query, deviations)?;
+        let probes = match (params.probes, effort) {
+            (0, Some(effort)) => effort.probes,
+            (0, None) => meta.probes,
+            (probes, _) => probes,
+        };
         let one = size_of::<Candidate>() + size_of::<Waiting>();
         Ok(Scan {
             reader,
@@ -237,12 +188,15 @@ impl<S: PageStore> Scan<S> {
             // A list never bounds its entries from nearer than its centroid's own distance.
             slack: if meta.slack.is_finite() { meta.slack } else { 0.0 },
             held: (params.memory_bytes / one).max(MIN_HELD),
+            room: effort.map_or(usize::MAX, |effort| (effort.reranks as usize * 4).max(ROOM)),
+            deviations,
+            proves: effort.is_none(),
             candidates: BinaryHeap::new(),
             waiting: BinaryHeap::new(),
             ahead: VecDeque::new(),
             floor: f64::NEG_INFINITY,
             behind: None,
-            partial: BinaryHeap::new(),
+            partial: Partial::default(),
             returned: once.then(HashSet::new),
             bounds: Vec::new(),
             since_check: 0,
@@ -259,7 +213,10 @@ impl<S: PageStore> Scan<S> {
 
     /// Aims the scan at another query: everything is to come again.
     pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
-        (self.prepared, self.lists) = aim(&mut self.reader, &self.meta, &self.layout, &self.rotation, query)?;
+        (self.prepared, self.lists) = {
+            let (layout, rotation) = (&self.layout, &self.rotation);
+            aim(&mut self.reader, &self.meta, layout, rotation, query, self.deviations)?
+        };
         self.exact = Exact::new(query, self.metric, self.meta.options.element);
         self.walk = self.walk.take().map(|_| Walk::default());
         (self.sorted, self.read) = (0, 0);
@@ -281,7 +238,7 @@ impl<S: PageStore> Scan<S> {
         loop {
             let waiting = self.waiting.peek().map_or(f32::INFINITY, |w| w.bound);
             let candidate = self.candidates.peek().map(|c| c.key);
-            let partial = self.partial.peek().map(|Reverse((key, _))| *key);
+            let partial = self.partial.first().map(|(key, _)| key);
             let next = match (candidate, partial) {
                 (Some(c), Some(p)) if p < c => Some((p.bound(), true)),
                 (Some(c), _) => Some((c.bound(), false)),
@@ -324,8 +281,8 @@ impl<S: PageStore> Scan<S> {
         if self.waiting.len() >= self.held {
             return Ok(false);
         }
-        let partial_first = match (self.candidates.peek(), self.partial.peek()) {
-            (Some(candidate), Some(Reverse((key, _)))) => *key < candidate.key,
+        let partial_first = match (self.candidates.peek(), self.partial.first()) {
+            (Some(candidate), Some((key, _))) => key < candidate.key,
             (None, Some(_)) => true,
             _ => false,
         };
@@ -343,7 +300,7 @@ impl<S: PageStore> Scan<S> {
 
     /// Whether the nearest unread list may hold something nearer than `distance`.
     fn unread_may_beat(&mut self, distance: f32) -> bool {
-        if self.read >= self.lists.len() {
+        if !self.proves || self.read >= self.lists.len() {
             return false;
         }
         self.sort_to(self.read + 1);
@@ -388,11 +345,14 @@ impl<S: PageStore> Scan<S> {
             }
         }
         // Once for all lists: making a heap of many is cheaper than adding a few to it many times.
-        self.hold(&mut found)
+        self.hold(&mut found)?;
+        Ok(())
     }
 
     fn read_partial(&mut self) -> Result<(), IndexError> {
-        if let Some(Reverse((from, list))) = self.partial.pop() {
+        if let Some((from, list)) = self.partial.take_first() {
+            // More is asked for than was expected.
+            self.room = self.room.saturating_mul(2);
             let mut found = Vec::new();
             self.read_list(list as usize, from, &mut found)?;
             self.hold(&mut found)?;
@@ -404,11 +364,17 @@ impl<S: PageStore> Scan<S> {
     fn read_list(&mut self, position: usize, from: Key, found: &mut Vec<Candidate>) -> Result<(), IndexError> {
         self.reader.store.check_cancel()?;
         self.since_check = 0;
+        self.partial.grow(position)?;
         let RankedList { terms, head, list } = self.lists[position];
         let mut block = head;
         let mut pages = 0u32;
-        // If memory runs out in the midst of the list, what lies from here on is left to a later reading.
-        let mut cut = None;
+        // What lies from here on is left to a later reading: what other lists were cut at, when this one is read first, and
+        // where memory runs out in the midst of it.
+        let mut cut = match from == Key::START {
+            true => self.partial.first().map(|(key, _)| key),
+            false => None,
+        };
+        let mut left: Option<Key> = None;
         while block != NONE {
             pages += 1;
             if pages > self.reader.blocks() {
@@ -429,7 +395,9 @@ impl<S: PageStore> Scan<S> {
                 // A bound that is no number bounds nothing.
                 let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
                 let key = Key::new(bound, block, lane as u16);
-                if key >= from && cut.is_none_or(|cut| key < cut) {
+                if cut.is_some_and(|cut| key >= cut) {
+                    left = Some(left.map_or(key, |left| left.min(key)));
+                } else if key >= from {
                     let value = self.layout.lane(&page, lane);
                     let Place { block: vector, slot } = value.place;
                     let ordinal = value.ordinal & !FIRST;
@@ -445,45 +413,45 @@ impl<S: PageStore> Scan<S> {
             });
             block = u32_at(&*page, NEXT);
             drop(page);
-            if found.len() > self.held {
-                self.hold(found)?;
-                let own = self
-                    .partial
-                    .iter()
-                    .filter(|Reverse((_, list))| *list as usize == position);
-                cut = own.map(|Reverse((key, _))| *key).min();
+            if found.len() > self.held.min(self.room) {
+                // Nothing that is kept is as far as what was dropped just now.
+                let dropped = self.hold(found)?;
+                cut = [cut, dropped].into_iter().flatten().min();
             }
+        }
+        if let Some(left) = left {
+            self.partial.leave(position as u32, left);
         }
         Ok(())
     }
 
-    /// Takes what was found into the heap, dropping the farthest when over memory.
-    fn hold(&mut self, found: &mut Vec<Candidate>) -> Result<(), IndexError> {
+    /// Takes what was found into the heap. Where that is too much, the farthest are dropped, and the least key of them is
+    /// given back.
+    fn hold(&mut self, found: &mut Vec<Candidate>) -> Result<Option<Key>, IndexError> {
         if found.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         reserve(&mut self.candidates, found.len())?;
-        self.candidates.extend(found.drain(..));
-        let room = self.held.saturating_sub(self.waiting.len()).max(MIN_HELD);
-        if self.candidates.len() <= room {
-            return Ok(());
+        let room = self
+            .held
+            .saturating_sub(self.waiting.len())
+            .min(self.room)
+            .max(MIN_HELD);
+        if self.candidates.len() + found.len() <= room {
+            self.candidates.extend(found.drain(..));
+            return Ok(None);
         }
         let keep = room / 2;
-        let mut dropped: Vec<(u32, Key)> = with_room(self.candidates.len() - keep + self.partial.len())?;
-        // Of no more lists than there are.
-        let lists = self.lists.len().min(dropped.capacity());
-        reserve(&mut self.partial, lists)?;
         let mut all = std::mem::take(&mut self.candidates).into_vec();
+        all.append(found);
         all.select_nth_unstable_by(keep, |a, b| a.key.cmp(&b.key));
-        dropped.extend(all.drain(keep..).map(|c| (c.list, c.key)));
-        // A list that was partial before stays so from the least of its dropped keys.
-        dropped.extend(self.partial.drain().map(|Reverse((key, list))| (list, key)));
-        dropped.sort_unstable();
-        dropped.dedup_by_key(|(list, _)| *list);
-        self.partial
-            .extend(dropped.into_iter().map(|(list, key)| Reverse((key, list))));
+        for dropped in &all[keep..] {
+            self.partial.leave(dropped.list, dropped.key);
+        }
+        let least = all[keep].key;
+        all.truncate(keep);
         self.candidates = all.into();
-        Ok(())
+        Ok(Some(least))
     }
 
     fn rerank(&mut self) -> Result<(), IndexError> {

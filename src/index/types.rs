@@ -124,6 +124,9 @@ pub struct ScanParams {
     pub probes: u32,
     /// Memory for candidates, in bytes.
     pub memory_bytes: usize,
+    /// Recall@10 to aim at, by what the build measured on its own entries: lists and re-ranks are as many as reach it, and
+    /// hits come out without proof. 1 proves every hit by the bounds as far as they tell.
+    pub recall: f32,
     /// Compare every vector instead of following bounds: slow over a large index, exact over any.
     pub exact: bool,
 }
@@ -133,6 +136,7 @@ impl Default for ScanParams {
         ScanParams {
             probes: 0,
             memory_bytes: 4 << 20,
+            recall: 1.0,
             exact: false,
         }
     }

@@ -83,7 +83,7 @@ fn damage_is_named() {
     other.corrupt(0, |page| page[32] = 9);
     assert!(matches!(
         Meta::open(&other),
-        Err(IndexError::Format { found: 9, supported: 1 })
+        Err(IndexError::Format { found: 9, supported: 2 })
     ));
     assert!(matches!(
         Meta::open(&MemoryStore::new()),

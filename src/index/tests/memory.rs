@@ -47,6 +47,7 @@ fn a_scan_whose_rows_find_no_memory_is_an_error() {
                     probes: 0,
                     memory_bytes,
                     exact,
+                    recall: 1.0,
                 };
                 let (rows, short) = at_most(MOST, || drain(&store, &query, params));
                 assert_eq!(
@@ -57,6 +58,7 @@ fn a_scan_whose_rows_find_no_memory_is_an_error() {
                     probes: 0,
                     memory_bytes,
                     exact,
+                    recall: 1.0,
                 };
                 assert_eq!(drain(&store, &query, params), (40_000, false));
             }

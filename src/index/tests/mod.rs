@@ -6,6 +6,7 @@ mod concurrent;
 mod corrupt;
 mod glove;
 mod memory;
+mod recall;
 mod search;
 mod second;
 pub mod support;

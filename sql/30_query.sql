@@ -33,6 +33,7 @@ CREATE FUNCTION situ.query(
     embedding @extschema:vector@.vector DEFAULT NULL,
     model text DEFAULT NULL,
     probes bigint DEFAULT NULL,
+    recall real DEFAULT NULL,
     profile text DEFAULT NULL,
     bridge text DEFAULT NULL,
     bridges text[] DEFAULT NULL,
@@ -49,7 +50,7 @@ CREATE FUNCTION situ.query(
     feedback_model text DEFAULT NULL
 ) RETURNS situ.query
     LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'make_query_wrapper';
-COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, bigint, text, text, text[], text, bigint, real, real, real, bigint, bigint, text, bigint, bigint, text) IS
+COMMENT ON FUNCTION situ.query(text, @extschema:vector@.vector, text, bigint, real, text, text, text[], text, bigint, real, real, real, bigint, bigint, text, bigint, bigint, text) IS
     'a question with its options, for <=> and situ.search; options alone are a template for situ.evaluate';
 
 CREATE FUNCTION situ_internal.query_eq(situ.query, situ.query) RETURNS boolean

@@ -15,7 +15,7 @@ use super::build::Build;
 use super::code::EPSILON;
 use super::memory::MemoryStore;
 use super::page::{self, Kind, Layout, NONE, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
-use super::recall::{Curve, Effort, TARGETS};
+use super::recall::{Curve, Effort, TARGETS, effort};
 use super::spool::memory_spool;
 use super::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};
 use super::types::{Element, IndexOptions, Metric};
@@ -152,6 +152,12 @@ pub fn decide<S: PageStore>(store: &S, options: IndexOptions) -> Result<(), Inde
 }
 
 impl Meta {
+    /// Lists that a scan reads first for a recall.
+    pub fn probes_for(&self, recall: f32) -> u32 {
+        let effort = effort(&self.curve, recall).filter(|_| recall < 1.0);
+        effort.map_or(self.probes, |effort| effort.probes)
+    }
+
     /// Whether the number of dimensions is known: before, there is no entry.
     pub fn is_decided(&self) -> bool {
         self.options.dimensions > 0

@@ -5,6 +5,7 @@
 //! the start-up includes the encoding of the question. Without an order by distance the index cannot be used at all.
 
 use super::kind::{self, KeyKind};
+use super::settings;
 use crate::index::Meta;
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;
@@ -66,8 +67,9 @@ pub unsafe extern "C-unwind" fn amcostestimate(
 
         let index = pg_sys::index_open(information.indexoid, pg_sys::NoLock as pg_sys::LOCKMODE);
         let is_text = kind::column_kind(index, 1) == KeyKind::Text;
+        let recall = settings::recall_target(kind::column_kind(index, 1));
         let share = match Meta::open(&RelationStore::new(index)) {
-            Ok(meta) if meta.lists > 0 => f64::from(meta.probes) / f64::from(meta.lists),
+            Ok(meta) if meta.lists > 0 => f64::from(meta.probes_for(recall)) / f64::from(meta.lists),
             // What is wrong with the meta page is said by the scan.
             _ => 1.0,
         };

@@ -73,6 +73,8 @@ struct Operand {
     question: Option<u64>,
     /// Lists to read first; 0 if the query does not say.
     probes: u32,
+    /// Recall to aim at, where the query says one.
+    recall: Option<f32>,
     feedback: Option<Plan>,
 }
 
@@ -118,6 +120,7 @@ unsafe fn read_operand(
             vector,
             question,
             probes,
+            recall: query.recall,
             feedback,
         }
     }
@@ -228,6 +231,7 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
         let params = ScanParams {
             probes,
             memory_bytes: usize::try_from(pg_sys::work_mem).unwrap_or(4096) * 1024,
+            recall: operand.recall.unwrap_or_else(|| settings::recall_target(state.kind)),
             exact: small || settings::exact(),
         };
         let executor = state.search.is_none() && !null && key.sk_strategy != QUERY_STRATEGY;

@@ -1,8 +1,10 @@
 //! Settings of the access method.
 
+use super::kind::KeyKind;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 static PROBES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static RECALL_TARGET: GucSetting<f64> = GucSetting::<f64>::new(0.0);
 static EXACT: GucSetting<bool> = GucSetting::<bool>::new(false);
 static BUILD_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 
@@ -10,11 +12,21 @@ static BUILD_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub fn define() {
     GucRegistry::define_int_guc(
         c"situ.probes",
-        c"Inverted lists that a scan reads in its first round (0 = as calibrated when the index was built).",
+        c"Inverted lists that a scan reads in its first round (0 = as many as reach situ.recall_target).",
         c"A scan goes on to further lists when more rows are asked for, whatever this is.",
         &PROBES,
         0,
         1_000_000,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_float_guc(
+        c"situ.recall_target",
+        c"Share of the ten nearest rows that a scan aims to find (0 = 0.95 over vectors, 0.99 over text).",
+        c"The build measured how many lists and re-ranks reach it. 1 reads on until the bounds prove every row.",
+        &RECALL_TARGET,
+        0.0,
+        1.0,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -41,6 +53,16 @@ pub fn define() {
 /// Lists of the first round, 0 for the calibrated number.
 pub fn probes() -> u32 {
     PROBES.get().unsigned_abs()
+}
+
+/// The recall that a scan aims at where its query says none. Over text the encoding of the question costs more than what
+/// a higher recall takes.
+pub fn recall_target(kind: KeyKind) -> f32 {
+    match (RECALL_TARGET.get(), kind) {
+        (recall, _) if recall > 0.0 => recall as f32,
+        (_, KeyKind::Text) => 0.99,
+        _ => 0.95,
+    }
 }
 
 /// Whether scans compare every vector.

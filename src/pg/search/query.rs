@@ -30,6 +30,9 @@ pub struct Query {
     /// Lists to read in the first round; none = as calibrated at the build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
+    /// Share of the ten nearest rows to aim at; none = as the setting says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall: Option<f32>,
     /// Options that `situ.tune` stored for the index, used where the query itself says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,

@@ -20,6 +20,7 @@ fn make_query(
     embedding: Option<AnyElement>,
     model: Option<&str>,
     probes: Option<i64>,
+    recall: Option<f32>,
     profile: Option<&str>,
     bridge: Option<&str>,
     bridges: Option<Vec<Option<String>>>,
@@ -61,6 +62,7 @@ fn make_query(
         embedding: embedding.map(|vector| unsafe { read_vector(vector.datum()) }.or_raise()),
         model: model.map(str::to_owned),
         probes,
+        recall: recall.map(checked_recall),
         profile: profile.map(str::to_owned),
         feedback: feedback_options(
             feedback,
@@ -87,6 +89,18 @@ fn make_query(
         no_question();
     }
     query
+}
+
+/// A recall that can be aimed at.
+fn checked_recall(value: f32) -> f32 {
+    match value > 0.0 && value <= 1.0 {
+        true => value,
+        false => fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("recall = {value} is out of range"),
+            "It is the share of the nearest rows to find: above 0 and up to 1, where 1 proves every row.",
+        ),
+    }
 }
 
 /// A count that SQL gives as bigint; its own range is checked with the other options.

@@ -1,8 +1,8 @@
 //! The examples of the manual: every block of SQL in `README.md` and `docs/*.md` runs as it stands.
 //!
-//! Each page gets a fresh database, made ready as its comment `<!-- examples: ... -->` says (`docs` where there is none), and
-//! its blocks run in their order in one session. A block behind a line `<!-- not run: reason -->` is left out and counted.
-//! Blocks of other kinds (`text`, `console`, `sh`) show output and commands, and are not looked at.
+//! Each page gets a fresh database, made ready as its comment `<!-- examples: ... -->` says (`docs` without one), and
+//! its blocks run in their order in one session. A block behind a line `<!-- not run: reason -->` is left out and
+//! counted. Blocks of other kinds (`text`, `console`, `sh`) show output and commands, and are not looked at.
 
 use crate::generate::{give, register, smollm};
 use crate::support::sql::failure_of;
@@ -18,28 +18,31 @@ const DOCS: &str = "
 CREATE TABLE docs (id bigint PRIMARY KEY, title text, body text);
 INSERT INTO docs VALUES
  (1, 'Running a replica', '## Monitoring
-Compare pg_last_wal_replay_lsn() on the replica with pg_current_wal_lsn() on the primary. The difference is the lag in bytes.
+Compare pg_last_wal_replay_lsn() on the replica with pg_current_wal_lsn() on the primary. The difference is the lag in
+bytes.
 
 ## When the primary fails
-Call pg_promote() on the replica. It ends recovery and begins to accept writes. Make sure that the old primary does not
-come back as a second one.'),
- (2, 'Tides', 'The Moon pulls the water of the oceans towards it. Most coasts see two high tides and two low tides a day.
-The tide turns about every six hours.'),
- (3, 'Volcanoes', 'A volcano erupts when the pressure of gas in the magma below it becomes larger than the rock above can
-hold. Ash can rise ten kilometres high.'),
- (4, 'Bread', 'Yeast eats the sugar of the dough and gives off gas. The gas makes the dough rise. Knead it until it can be
-stretched thin.'),
- (5, 'Salt', 'Salt is won from the sea in shallow ponds, and from mines in the hills. It keeps fish and meat from spoiling.'),
+Call pg_promote() on the replica. It ends recovery and begins to accept writes. Make sure that the old primary does
+not come back as a second one.'),
+ (2, 'Tides', 'The Moon pulls the water of the oceans towards it. Most coasts see two high tides and two low tides a
+day. The tide turns about every six hours.'),
+ (3, 'Volcanoes', 'A volcano erupts when the pressure of gas in the magma below it becomes larger than the rock above
+can hold. Ash can rise ten kilometres high.'),
+ (4, 'Bread', 'Yeast eats the sugar of the dough and gives off gas. The gas makes the dough rise. Knead it until it
+can be stretched thin.'),
+ (5, 'Salt', 'Salt is won from the sea in shallow ponds, and from mines in the hills. It keeps fish and meat from
+spoiling.'),
  (6, 'Vacuum', 'Rows that were deleted or updated leave dead versions behind. VACUUM frees their space for new rows.
 Autovacuum does it without being asked.'),
  (7, 'Bees', 'A colony of bees has one queen. In summer it holds some forty thousand workers. They find flowers by their
 colour and scent, and tell each other of them in a dance.'),
- (8, 'Glass', 'Glass is made of sand, soda and lime. The mixture melts at about fifteen hundred degrees. It is blown, cast or
-rolled.');
+ (8, 'Glass', 'Glass is made of sand, soda and lime. The mixture melts at about fifteen hundred degrees. It is blown,
+cast or rolled.');
 INSERT INTO docs
     SELECT 100 + n, 'House ' || n,
-           'House ' || n || ' stands in the street of the ' || (ARRAY['bakers','smiths','weavers','potters','sailors'])[1 + n % 5]
-           || '. It has ' || (n * 7) % 100 || ' green windows, and ' || n % 4 || ' chimneys. In the year ' || 1700 + n * 3
+           'House ' || n || ' stands in the street of the '
+           || (ARRAY['bakers','smiths','weavers','potters','sailors'])[1 + n % 5] || '. It has ' || (n * 7) % 100
+           || ' green windows, and ' || n % 4 || ' chimneys. In the year ' || 1700 + n * 3
            || ' it belonged to a family of ' || (ARRAY['glaziers','fishers','millers'])[1 + n % 3] || '.'
       FROM generate_series(1, 40) n;
 CREATE INDEX docs_body ON docs USING situ (body, title situ_title_ops) WITH (model = 'minilm');
@@ -49,7 +52,8 @@ CREATE TABLE my_qrels (query_id bigint, document_id bigint, grade int);
 INSERT INTO my_queries VALUES (1, 'when does the tide turn?'), (2, 'why does dough rise?'),
     (3, 'how do I make a standby the primary?'), (4, 'where does the space of deleted rows go?');
 INSERT INTO my_qrels VALUES (1, 2, 1), (2, 4, 1), (3, 1, 1), (4, 6, 1);
-INSERT INTO my_queries SELECT 100 + n, 'Which house has ' || (n * 7) % 100 || ' green windows?' FROM generate_series(1, 20) n;
+INSERT INTO my_queries
+    SELECT 100 + n, 'Which house has ' || (n * 7) % 100 || ' green windows?' FROM generate_series(1, 20) n;
 INSERT INTO my_qrels SELECT 100 + n, 100 + n, 1 FROM generate_series(1, 20) n;
 
 CREATE TABLE sections AS
@@ -122,8 +126,8 @@ fn parse(text: &str) -> Page {
     page
 }
 
-/// The statements of a block with the line that each begins on, from 0: cut at semicolons outside of quotes, bodies between
-/// dollars and comments.
+/// The statements of a block with the line that each begins on, from 0: cut at semicolons outside of quotes, bodies
+/// between dollars and comments.
 fn statements(sql: &str) -> Vec<(usize, &str)> {
     let (mut found, mut start, mut at) = (Vec::new(), 0, 0);
     while at < sql.len() {
@@ -306,11 +310,58 @@ fn every_example_of_the_manual_runs() {
     );
 }
 
+/// The files that a page links to, without addresses of the web and places in the page itself.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
+    targets
+        .filter(|target| !target.starts_with("http"))
+        .filter_map(|target| target.split('#').next())
+        .filter(|file| !file.is_empty())
+}
+
+#[test]
+fn links_of_the_manual_lead_to_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for folder in ["", "docs", "docs/research"] {
+        for entry in std::fs::read_dir(root.join(folder)).expect("a folder of pages") {
+            let path = entry.expect("an entry of it").path();
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a page");
+            let gone = links(&text).filter(|file| !root.join(folder).join(file).exists());
+            missing.extend(gone.map(|file| format!("{}: {file}", path.display())));
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 #[test]
 fn a_page_is_read_into_its_blocks() {
-    let text = "# Page\n<!-- examples: llm bridge -->\n```sh\nmake\n```sql\n```\n\n<!-- not run: a reason -->\n```sql\nSELECT 1;\n```\n\
-                text\n```sql\nSELECT 2;\n-- a line\nSELECT 3;\n```\n";
-    let page = parse(text);
+    let text = [
+        "# Page",
+        "<!-- examples: llm bridge -->",
+        "```sh",
+        "make",
+        "```sql",
+        "```",
+        "",
+        "<!-- not run: a reason -->",
+        "```sql",
+        "SELECT 1;",
+        "```",
+        "text",
+        "```sql",
+        "SELECT 2;",
+        "-- a line",
+        "SELECT 3;",
+        "```",
+    ];
+    let page = parse(&text.join("\n"));
     assert_eq!(page.needs, ["llm", "bridge"]);
     let blocks: Vec<_> = page
         .blocks

@@ -23,7 +23,7 @@ export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install uninstall test test-units test-server test-docs test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install uninstall test test-units test-server test-docs reference test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
@@ -35,6 +35,7 @@ help:
 	@echo 'make uninstall      remove what make install put there [PG_CONFIG=...] [DESTDIR=...]'
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
 	@echo 'make test-docs      the examples of README.md and docs/*.md'
+	@echo 'make reference      write docs/REFERENCE.md from the catalog'
 	@echo 'make test-load      three minutes of load with accidents on the encoder service'
 	@echo 'make check          what continuous integration runs'
 	@echo 'make kernels        the CUDA kernels, compiled without a card for the supported architectures'
@@ -97,6 +98,10 @@ test-server:
 test-docs:
 	@scripts/deps.sh check
 	@scripts/test.sh server docs:: $(ARGS)
+
+reference:
+	@scripts/deps.sh check
+	@SITU_WRITE_REFERENCE=1 scripts/test.sh server reference:: $(ARGS)
 
 test-load:
 	@scripts/deps.sh check

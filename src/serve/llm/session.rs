@@ -1,15 +1,15 @@
 //! One LLM in memory and the answers that it works on.
 
-use super::inbox::{Desk, Job};
+use super::inbox::{Inbox, Job};
 use super::pending::Pending;
 use super::planner::{Made, Planner, Prepared};
 use super::runtime::{Batcher, Event, Llm, Message, Piece, Prompt, Request};
 use super::wire::{Figures, Item, Part, PromptForm, Reply, Sampling};
 use crate::compute::memory::room_for;
 use crate::model::ModelError;
-use crate::serve::ipc::exchange::Sender;
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::memory::GivesBack;
+use crate::serve::ipc::queues::Sender;
 use crate::serve::ipc::statistics::{Counters, add};
 use crate::serve::ipc::wire::MAX_MESSAGE;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub struct Active {
 }
 
 /// An LLM, its batch, and whose answers are in that.
-pub struct Loaded {
+pub struct Session {
     llm: Arc<Llm>,
     batcher: Batcher,
     active: HashMap<u64, Active>,
@@ -42,10 +42,10 @@ pub struct Loaded {
     _memory: GivesBack,
 }
 
-impl Loaded {
+impl Session {
     /// `threads` as the batcher takes them; `cache` bytes for the keys and values of all answers.
-    pub fn new(llm: Arc<Llm>, threads: usize, cache: usize) -> Result<Loaded, ModelError> {
-        Ok(Loaded {
+    pub fn new(llm: Arc<Llm>, threads: usize, cache: usize) -> Result<Session, ModelError> {
+        Ok(Session {
             batcher: Batcher::new(llm.clone(), threads, cache)?,
             llm,
             active: HashMap::new(),
@@ -175,19 +175,19 @@ impl Loaded {
     }
 
     /// One step of all answers. Stops between layers where the process ends, or all senders have left.
-    pub fn step(&mut self, desk: &Desk) {
+    pub fn step(&mut self, inbox: &Inbox) {
         if !self.has_steps() {
             return;
         }
         self.used = Instant::now();
-        let counters = &desk.outbox.account.counters;
+        let counters = &inbox.outbox.account.counters;
         let mut replies = Vec::new();
         self.admit(&mut replies);
         let mut over = Vec::new();
         let active = &self.active;
         let stop = || {
-            desk.stop.load(Ordering::Relaxed)
-                || desk.news.load(Ordering::Relaxed) && active.values().all(|active| active.sender.has_left())
+            inbox.stop.load(Ordering::Relaxed)
+                || inbox.news.load(Ordering::Relaxed) && active.values().all(|active| active.sender.has_left())
         };
         let mut sink = |key: u64, event: Event| {
             let Some(to) = active.get(&key) else { return };
@@ -206,7 +206,7 @@ impl Loaded {
         {
             self.begin_anew(error, &mut replies);
         }
-        desk.reply(replies);
+        inbox.reply(replies);
     }
 
     /// After an error of a step: what the batch holds is not known any more, so its answers end, and the next ones get a new

@@ -27,7 +27,7 @@ pub fn require_all() -> Result<(), ComputeError> {
     missing.map_or(Ok(()), |library| Err(ComputeError::Library { library }))
 }
 
-/// Whether the driver alone is there: enough to list cards.
+/// Whether the driver alone is there: enough to list GPUs.
 pub fn has_driver() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     // SAFETY: as in `require_all`.

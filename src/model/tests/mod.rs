@@ -2,10 +2,10 @@
 
 mod accuracy;
 mod adapters;
-mod card;
 mod charsmap;
 pub(crate) mod families;
 mod forward;
+mod gpu;
 mod long;
 mod made_up;
 pub(crate) mod maker;

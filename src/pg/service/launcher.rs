@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Pause before the first new start, doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The longest for a device that does not work, since a missing library or an old card does not heal by itself. A reload
+/// The longest for a device that does not work, since a missing library or an old GPU does not heal by itself. A reload
 /// of the configuration tries it at once.
 const LOST_PAUSE: Duration = Duration::from_secs(300);
 /// How often a worker that starts or ends is looked at.

@@ -190,9 +190,9 @@ fn slots_in(bytes: usize, devices: usize) -> usize {
     (bytes.saturating_sub(HEAD) / (SLOT + 2 * RING)).clamp(4 * devices, 1 << 16)
 }
 
-/// The devices of `situ.devices` and, where no processor is among them, the one that steps in for cards: a worker each.
+/// The devices of `situ.devices` and, where no processor is among them, the one that steps in for gpus: a worker each.
 fn devices() -> (Vec<Device>, usize) {
-    let listed = match device::parse(&settings::devices(), device::cards()) {
+    let listed = match device::parse(&settings::devices(), device::gpus()) {
         Ok(listed) => listed,
         Err(error) => fail_with_hint(
             pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,

@@ -40,7 +40,7 @@ fn serve(own: Own) -> Result<(), End> {
     if settings::test_lost_device(own.number) {
         return Err(End::Lost("a test wants it so".to_owned()));
     }
-    // Held until the process ends: the models on a card share what was opened here.
+    // Held until the process ends: the models on a GPU share what was opened here.
     let _open = device::open(device, settings::kernel_cache()).map_err(End::Lost)?;
     let (read_end, write_end) = pipe()?;
     let settings = Settings::default();

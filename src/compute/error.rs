@@ -1,4 +1,4 @@
-//! The error of this room.
+//! The error of this module.
 
 /// What can go wrong while a batch runs.
 #[derive(Debug, thiserror::Error)]

@@ -257,7 +257,7 @@ impl<S: PageStore> Scan<S> {
         Ok(self.lead()?.map(|lead| lead.hit))
     }
 
-    /// Aims the scan at another query: everything is to come again.
+    /// Restarts the scan with another query.
     pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
         (self.prepared, self.lists) = aim(&mut self.reader, &self.meta, &self.layout, &self.rotation, query)?;
         self.exact = Exact::new(query, self.metric, self.meta.options.element);

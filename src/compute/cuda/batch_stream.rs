@@ -18,11 +18,11 @@ const LONG: usize = 256;
 
 /// A model's forward pass over a packed batch, put on a stream.
 pub trait Network: Send + Sync {
-    /// bf16 numbers a token of each buffer that the pass needs; the first one holds the token vectors at the end.
+    /// bf16 elements a token of each buffer that the pass needs; the first one holds the token vectors at the end.
     fn widths(&self) -> &[usize];
-    /// f32 numbers a token that it needs for a residual stream.
+    /// f32 elements a token that it needs for a residual stream.
     fn residual_width(&self) -> usize;
-    /// Numbers of a token vector.
+    /// Elements of a token vector.
     fn hidden(&self) -> usize;
     /// Rows of the word table, and the longest sequence.
     fn limits(&self) -> (usize, usize);

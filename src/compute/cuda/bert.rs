@@ -90,8 +90,8 @@ const CONTEXT: usize = 2;
 const UP: usize = 3;
 const Y: usize = 4;
 
-pub(super) fn rounded(numbers: &[f32]) -> Result<Vec<bf16>, ComputeError> {
-    collected(numbers.iter().map(|number| bf16::from_f32(*number)))
+pub(super) fn rounded(elements: &[f32]) -> Result<Vec<bf16>, ComputeError> {
+    collected(elements.iter().map(|number| bf16::from_f32(*number)))
 }
 
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {

@@ -44,7 +44,7 @@ pub struct DecoderLayerWeights {
     pub attention_norm: Vec<f32>,
     /// Rows of the queries, then of the keys, then of the values.
     pub qkv: LinearWeights,
-    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` numbers each.
+    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` elements each.
     pub head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub attention_output: LinearWeights,
     /// Scale of the norm before the feed-forward block.

@@ -167,7 +167,7 @@ impl Drop for Gpu {
     }
 }
 
-/// Numbers whose every bit pattern is a value, in the same layout on both sides.
+/// Elements whose every bit pattern is a value, in the same layout on both sides.
 pub trait Plain: Copy + Default + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for u16 {}
@@ -176,7 +176,7 @@ impl Plain for f32 {}
 impl Plain for half::bf16 {}
 impl Plain for [u32; 4] {}
 
-/// Device memory of `length` numbers, not initialised.
+/// Device memory of `length` elements, not initialised.
 pub struct Memory<T: Plain> {
     gpu: Arc<Gpu>,
     address: sys::CUdeviceptr,
@@ -200,9 +200,9 @@ impl<T: Plain> Memory<T> {
     }
 
     /// Allocates and copies; ends when the copy is done.
-    pub fn from_slice(stream: &Stream, numbers: &[T]) -> Result<Memory<T>, ComputeError> {
-        let memory = Memory::new(&stream.gpu, numbers.len())?;
-        memory.write(stream, numbers)?;
+    pub fn from_slice(stream: &Stream, elements: &[T]) -> Result<Memory<T>, ComputeError> {
+        let memory = Memory::new(&stream.gpu, elements.len())?;
+        memory.write(stream, elements)?;
         stream.wait()?;
         Ok(memory)
     }
@@ -224,17 +224,17 @@ impl<T: Plain> Memory<T> {
         self.address
     }
 
-    /// Starts to copy numbers to the front. `numbers` must stay as they are until the stream has been waited for, unless
+    /// Starts to copy elements to the front. `elements` must stay as they are until the stream has been waited for, unless
     /// the memory is pageable: then they are copied before this returns.
-    pub(super) fn write(&self, stream: &Stream, numbers: &[T]) -> Result<(), ComputeError> {
-        if numbers.len() > self.length {
+    pub(super) fn write(&self, stream: &Stream, elements: &[T]) -> Result<(), ComputeError> {
+        if elements.len() > self.length {
             return Err(ComputeError::Shape(format!(
                 "{} numbers into device memory of {}",
-                numbers.len(),
+                elements.len(),
                 self.length
             )));
         }
-        if numbers.is_empty() {
+        if elements.is_empty() {
             return Ok(());
         }
         self.gpu.enter()?;
@@ -242,15 +242,15 @@ impl<T: Plain> Memory<T> {
         let status = unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 self.address,
-                numbers.as_ptr().cast(),
-                size_of_val(numbers),
+                elements.as_ptr().cast(),
+                size_of_val(elements),
                 stream.handle,
             )
         };
         check("cuMemcpyHtoDAsync", status)
     }
 
-    /// Starts to copy numbers from the front into pinned memory.
+    /// Starts to copy elements from the front into pinned memory.
     pub(super) fn read_into(&self, stream: &Stream, to: &mut Pinned<T>, count: usize) -> Result<(), ComputeError> {
         if count > self.length || count > to.length {
             return Err(ComputeError::Shape(format!(
@@ -269,7 +269,7 @@ impl<T: Plain> Memory<T> {
         check("cuMemcpyDtoHAsync", status)
     }
 
-    /// All numbers; waits for the stream.
+    /// All elements; waits for the stream.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>, ComputeError> {
         let mut pinned = Pinned::new(&self.gpu, self.length)?;
         self.read_into(stream, &mut pinned, self.length)?;
@@ -298,7 +298,7 @@ pub struct Pinned<T: Plain> {
 unsafe impl<T: Plain> Send for Pinned<T> {}
 
 impl<T: Plain> Pinned<T> {
-    /// Memory for `length` numbers, set to zero.
+    /// Memory for `length` elements, set to zero.
     pub fn new(gpu: &Arc<Gpu>, length: usize) -> Result<Pinned<T>, ComputeError> {
         gpu.enter()?;
         let bytes = length.max(1).saturating_mul(size_of::<T>());
@@ -319,7 +319,7 @@ impl<T: Plain> Pinned<T> {
     }
 
     pub fn as_slice(&self) -> &[T] {
-        // SAFETY: initialised memory of `length` numbers.
+        // SAFETY: initialised memory of `length` elements.
         unsafe { std::slice::from_raw_parts(self.memory, self.length) }
     }
 

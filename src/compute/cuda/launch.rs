@@ -1,6 +1,6 @@
 //! One function a kernel: checks that the memory is as large as the kernel reads and writes, and launches it.
 //!
-//! What the numbers mean stands at the head of each file of kernels/. Widths are multiples of 8.
+//! What the elements mean stands at the head of each file of kernels/. Widths are multiples of 8.
 
 use super::super::{Activation, ComputeError};
 use super::compile::{Kernel, Kernels};

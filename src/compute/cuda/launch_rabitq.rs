@@ -48,7 +48,7 @@ impl Launch<'_> {
         )
     }
 
-    /// Vectors of `dimensions` numbers to rotated ones of `padded`; `signs` are those of the rotation.
+    /// Vectors of `dimensions` elements to rotated ones of `padded`; `signs` are those of the rotation.
     pub fn rotate(
         &self,
         vectors: &Memory<f32>,

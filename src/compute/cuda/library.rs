@@ -1,5 +1,5 @@
 //! Whether CUDA's libraries are there. Every call of `cudarc` panics where its library is missing, so each entry to this
-//! room asks here first.
+//! module asks here first.
 
 use super::super::ComputeError;
 use cudarc::{cublaslt, driver, nvrtc};

@@ -185,7 +185,7 @@ unsafe impl Send for Product {}
 unsafe impl Sync for Product {}
 
 impl Product {
-    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` numbers to the GPU, rounded to bf16. Both numbers are
+    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` elements to the GPU, rounded to bf16. Both numbers are
     /// multiples of 8.
     pub fn new(
         library: &Arc<Library>,

@@ -7,7 +7,7 @@ use crate::compute::cpu::memory::{collected, with_room};
 use crate::compute::vectors::rotation::Rotation;
 use std::sync::Arc;
 
-/// Numbers of a piece: enough to fill a GPU, and some hundred MB with what is computed from it.
+/// Elements of a piece: enough to fill a GPU, and some hundred MB with what is computed from it.
 const PIECE: usize = 1 << 25;
 
 /// A stream for the work of an index build.
@@ -146,11 +146,11 @@ impl Coder {
     }
 }
 
-fn whole(numbers: &[f32], width: usize) -> Result<(), ComputeError> {
-    if width == 0 || !numbers.len().is_multiple_of(width) {
+fn whole(elements: &[f32], width: usize) -> Result<(), ComputeError> {
+    if width == 0 || !elements.len().is_multiple_of(width) {
         return Err(ComputeError::Shape(format!(
             "{} numbers in rows of {width}",
-            numbers.len()
+            elements.len()
         )));
     }
     Ok(())

@@ -5,7 +5,7 @@ use half::bf16;
 /// Most components of a vector that is rotated on a GPU.
 pub const ROTATED: usize = 16_384;
 
-/// Bytes of shared memory of an attention block: two stages of 64 keys and 64 values, rows padded by 8 numbers.
+/// Bytes of shared memory of an attention block: two stages of 64 keys and 64 values, rows padded by 8 elements.
 pub fn attention_memory(head_size: usize) -> usize {
     4 * 64 * (head_size + 8) * size_of::<bf16>()
 }

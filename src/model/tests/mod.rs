@@ -1,4 +1,4 @@
-//! Tests of the model room: the real model against candle's forward pass, and small made-up models for the rest.
+//! Tests of the module `model`: the real model against candle's forward pass, and small made-up models for the rest.
 
 mod accuracy;
 mod adapters;

@@ -43,7 +43,7 @@ pub struct Job {
     pub arrived: Instant,
     /// When its first sequence went into a batch.
     pub started: Option<Instant>,
-    /// Which texts are equal to its own.
+    /// Key of the group of jobs with the same text.
     text: Option<u64>,
     pub model: Option<Arc<Model>>,
     pub planned: Option<Planned>,

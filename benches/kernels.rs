@@ -8,7 +8,7 @@
 
 use serde_json::{Value, json};
 use situ::compute::cpu::{self, Level};
-use situ::compute::matmul::apply::Apply;
+use situ::compute::matmul::parallel::Matmul;
 use situ::compute::{Linear, Pool, Precision};
 use situ::model::{Encoder, Read, Role, Sequence};
 use std::hint::black_box;
@@ -133,7 +133,7 @@ fn products(pool: &Pool, ways: &[Way]) -> Result<(), Failure> {
         for rows in [13, 112, 4096] {
             let x = numbers(rows * inputs);
             let mut out = vec![0f32; rows * outputs];
-            let memory = Apply::new(pool, inputs)?;
+            let memory = Matmul::new(pool, inputs)?;
             let secs: f64 = std::env::var("SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(0.12);
             for way in ways {
                 if only.as_ref().is_some_and(|only| {

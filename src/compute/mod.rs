@@ -14,7 +14,7 @@ pub mod quantised;
 pub mod rowwise;
 pub mod vectors;
 
-pub use attention::rope::{Rope, Turn, TurnBack, Turns};
+pub use attention::rope::{Rope, Rotate, RotateBackward, Rotations};
 pub use cpu::buffer::Buffer;
 pub(crate) use cpu::buffer::Shared;
 #[cfg(test)]
@@ -26,7 +26,7 @@ pub use matmul::linear::{Linear, Precision};
 pub use matmul::low_rank::add_low_rank;
 pub use quantised::ggml_blocks::{BlockKind, scale_and_minimum};
 pub use rowwise::activation::Activation;
-pub use rowwise::glu::{gate, gate_back};
+pub use rowwise::glu::{glu, glu_backward};
 pub use rowwise::layer_norm::LayerNorm;
 pub use rowwise::norm::Norm;
 pub use rowwise::rms_norm::RmsNorm;

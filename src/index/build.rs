@@ -5,24 +5,21 @@
 
 use super::IndexError;
 use super::calibrate::{QUERIES, Sample, Truth};
-use super::code::Centroid;
 use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
 use super::memory_limit::{collected, filled, full, reserve};
 use super::meta::{Meta, check_options};
 use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at};
+use super::rabitq::Centroid;
 use super::spool::{Records, SpoolFactory};
 use super::store::PageStore;
-use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
-use super::vector::{prepare, put_record};
+use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Progress, Tid};
+use super::vector::{prepare, put_record, record_vector};
 use super::write::Writer;
 use crate::compute::memory::room_for;
 use crate::compute::vectors::nearest_centroid::Panels;
 use crate::compute::vectors::rotation::Rotation;
 use crate::random::splitmix64;
-
-/// Told where the build is: phase, units done, units in all (0 where not known).
-pub type Progress = Box<dyn FnMut(Phase, u64, u64)>;
 
 /// Least memory a build works with, whatever it is allowed.
 const MIN_MEMORY: usize = 1 << 20;
@@ -209,23 +206,10 @@ impl<S: PageStore> Build<S> {
             lists: lists as u32,
             ..BuildStats::default()
         };
-        let mean = mean(&self.sample.rows, d);
-        self.sample.rows = Vec::new();
         let seed = splitmix64(&mut self.random);
         let rotation = Rotation::new(d, seed);
-        let (mut origin, mut rotated) = (Vec::new(), Vec::new());
-        rotation.apply(&mean, &mut origin);
-        if origin.iter().any(|x| !x.is_finite()) {
-            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
-            origin.fill(0.0);
-        }
-        // Each of them holds its components once in bytes and once decoded.
-        room_for(lists * d * 5).map_err(full)?;
-        let stored: Vec<Centroid> = collected(centroids.chunks_exact(d).map(|centroid| {
-            rotation.apply(centroid, &mut rotated);
-            rotated.iter_mut().zip(&origin).for_each(|(x, o)| *x -= o);
-            Centroid::new(&rotated)
-        }))?;
+        let origin = self.take_origin(&rotation);
+        let stored = stored_centroids(&centroids, d, &rotation, &origin)?;
         let queries = if lists > 1 {
             std::mem::take(&mut self.queries)
         } else {
@@ -263,6 +247,19 @@ impl<S: PageStore> Build<S> {
         stats.probes = meta.probes;
         stats.pages = self.store.blocks()?;
         Ok(stats)
+    }
+
+    /// The mean of the sample, rotated: what codes are relative to. Lets go of the sample.
+    fn take_origin(&mut self, rotation: &Rotation) -> Vec<f32> {
+        let mean = mean(&self.sample.rows, self.layout.dimensions);
+        self.sample.rows = Vec::new();
+        let mut origin = Vec::new();
+        rotation.apply(&mean, &mut origin);
+        if origin.iter().any(|x| !x.is_finite()) {
+            // Vectors at the end of f32's range: the origin only sharpens the codes, so it may as well be zero.
+            origin.fill(0.0);
+        }
+        origin
     }
 
     /// Centroids in the original space, row-major.
@@ -328,12 +325,22 @@ impl<S: PageStore> Build<S> {
     }
 }
 
-/// The vector of a record that is kept in f32.
-pub(super) fn record_vector(record: &[u8]) -> Vec<f32> {
-    let components = record[RECORD_HEADER.min(record.len())..].chunks_exact(4);
-    components
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
+/// Centroids as their pages hold them: rotated, less the origin.
+fn stored_centroids(
+    centroids: &[f32],
+    d: usize,
+    rotation: &Rotation,
+    origin: &[f32],
+) -> Result<Vec<Centroid>, IndexError> {
+    // Each of them holds its components once in bytes and once decoded.
+    room_for(centroids.len() * 5).map_err(full)?;
+    let mut rotated = Vec::new();
+    let stored = centroids.chunks_exact(d).map(|centroid| {
+        rotation.apply(centroid, &mut rotated);
+        rotated.iter_mut().zip(origin).for_each(|(x, o)| *x -= o);
+        Centroid::new(&rotated)
+    });
+    Ok(collected(stored)?)
 }
 
 fn mean(rows: &[f32], d: usize) -> Vec<f32> {

@@ -4,11 +4,11 @@
 //! all is written, the sample is searched for, and the number of lists is set for a recall@10 above what is asked.
 
 use super::IndexError;
-use super::code::Prepared;
 use super::lists::{RankedList, rank};
 use super::memory_limit::{collected, filled, full, reserve, with_room};
 use super::meta::Meta;
 use super::page::{Layout, Reader};
+use super::rabitq::Prepared;
 use super::scan::Scan;
 use super::store::PageStore;
 use super::types::{Metric, ScanParams, Tid};
@@ -110,12 +110,37 @@ impl Truth {
         if meta.lists == 1 || self.queries.is_empty() {
             return Ok(1.0);
         }
+        let (ranked, found_at) = self.ranked(store, meta)?;
+        let wanted = (found_at.iter().sum::<u64>() as f64 * TARGET).ceil() as u64;
+        let mut sum = 0;
+        let needed = found_at
+            .iter()
+            .position(|&n| {
+                sum += n;
+                sum >= wanted
+            })
+            .map_or(meta.lists as usize, |p| p + 1);
+        let mut probes = ((needed as f64 * MARGIN).ceil() as u32 + 1).min(meta.lists);
+        let recall = loop {
+            let recall = self.measure(store, meta, probes)?;
+            if recall >= TARGET || probes >= meta.lists {
+                break recall;
+            }
+            probes = (probes + probes.div_ceil(4)).min(meta.lists);
+        };
+        meta.probes = probes;
+        meta.slack = slack(&ranked, meta.options.metric, probes as usize);
+        Ok(recall as f32)
+    }
+
+    /// What each query sees of the lists, and of all true neighbours how many lie in the nearest list of their query, in
+    /// the second nearest, and so on.
+    fn ranked<S: PageStore>(&self, store: &S, meta: &Meta) -> Result<(Vec<RankedQuery>, Vec<u64>), IndexError> {
         let layout = Layout::new(&meta.options);
         let rotation = Rotation::new(layout.dimensions, meta.seed);
         let mut reader = Reader::new(store.clone())?;
         let mut ranked = Vec::with_capacity(self.queries.len());
         let mut found_at = filled(0u64, meta.lists as usize)?;
-        let mut total = 0u64;
         let (mut direction, mut rotated) = (Vec::new(), Vec::new());
         for (query, nearest) in self.queries.iter().zip(&self.nearest) {
             if prepare(&query.vector, meta.options.metric, &mut direction).is_none() {
@@ -135,44 +160,14 @@ impl Truth {
                 .for_each(|(i, list)| place[list.list as usize] = i as u32);
             for neighbour in nearest {
                 found_at[place[neighbour.list as usize] as usize] += 1;
-                total += 1;
             }
-            let distance = nearest.last().map_or(0.0, |n| n.distance);
-            ranked.push((collected(lists.iter().map(|l| l.terms.add))?, distance, prepared.norm()));
+            ranked.push(RankedQuery {
+                lists: collected(lists.iter().map(|list| list.terms.add))?,
+                distance: nearest.last().map_or(0.0, |neighbour| neighbour.distance),
+                norm: prepared.norm(),
+            });
         }
-        let wanted = (total as f64 * TARGET).ceil() as u64;
-        let mut sum = 0;
-        let needed = found_at
-            .iter()
-            .position(|&n| {
-                sum += n;
-                sum >= wanted
-            })
-            .map_or(meta.lists as usize, |p| p + 1);
-        let mut probes = ((needed as f64 * MARGIN).ceil() as u32 + 1).min(meta.lists);
-        let recall = loop {
-            let recall = self.measure(store, meta, probes)?;
-            if recall >= TARGET || probes >= meta.lists {
-                break recall;
-            }
-            probes = (probes + probes.div_ceil(4)).min(meta.lists);
-        };
-        meta.probes = probes;
-        let mut slacks: Vec<f32> = ranked
-            .iter()
-            .filter_map(|(adds, distance, norm)| {
-                let next = adds.get(probes as usize)?;
-                let slack = match meta.options.metric {
-                    Metric::InnerProduct => (next - distance) / norm,
-                    Metric::L2 | Metric::Cosine => next / distance,
-                };
-                slack.is_finite().then_some(slack)
-            })
-            .collect();
-        slacks.sort_unstable_by(f32::total_cmp);
-        // Half of the queries go on a little beyond the probes for their ten nearest; far queries go on more.
-        meta.slack = slacks.get(slacks.len() / 2).copied().unwrap_or(0.0);
-        Ok(recall as f32)
+        Ok((ranked, found_at))
     }
 
     /// Recall@10 of the sample at a number of lists, by distance, so that ties count as found.
@@ -205,4 +200,28 @@ impl Truth {
         }
         Ok(if total == 0 { 1.0 } else { found as f64 / total as f64 })
     }
+}
+
+/// A query of the sample among the lists.
+struct RankedQuery {
+    /// Distances of all lists, the nearest first.
+    lists: Vec<f32>,
+    /// The distance of the last true neighbour.
+    distance: f32,
+    norm: f32,
+}
+
+/// How far beyond the probes half of the queries go on for their ten nearest; far queries go on more.
+fn slack(ranked: &[RankedQuery], metric: Metric, probes: usize) -> f32 {
+    let slack = |query: &RankedQuery| {
+        let next = query.lists.get(probes)?;
+        let slack = match metric {
+            Metric::InnerProduct => (next - query.distance) / query.norm,
+            Metric::L2 | Metric::Cosine => next / query.distance,
+        };
+        slack.is_finite().then_some(slack)
+    };
+    let mut slacks: Vec<f32> = ranked.iter().filter_map(slack).collect();
+    slacks.sort_unstable_by(f32::total_cmp);
+    slacks.get(slacks.len() / 2).copied().unwrap_or(0.0)
 }

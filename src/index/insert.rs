@@ -11,13 +11,13 @@
 //! nothing uses until REINDEX.
 
 use super::IndexError;
-use super::code::{encode, lane, put};
 use super::lists::nearest;
 use super::meta::{Meta, decide};
 use super::page::{
-    CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Place, Reader, corrupted,
-    expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
+    CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Reader, RecordPtr,
+    corrupted, expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
 };
+use super::rabitq::{encode, lane, put};
 use super::store::{Block, PageBytes, PageChange, PageStore};
 use super::types::{Element, Entry, IndexOptions};
 use super::vector::{check, prepare, put_record};
@@ -42,27 +42,26 @@ pub fn insert_from<S: PageStore>(
     let Some(first) = entries.first() else {
         return Ok(());
     };
-    let mut meta = Meta::open(store)?;
-    if !meta.is_decided() {
-        check(first.vector, first.vector.len())?;
-        let options = IndexOptions {
-            dimensions: first.vector.len() as u32,
-            ..meta.options
-        };
-        decide(store, options)?;
-        meta = Meta::open(store)?;
-    }
+    let meta = decided(store, first.vector)?;
     let layout = Layout::new(&meta.options);
     for entry in entries {
         check_entry(entry, &layout, meta.options.element)?;
     }
-    let mut reader = Reader::new(store.clone())?;
-    let rotation = Rotation::new(layout.dimensions, meta.seed);
-    let (mut direction, mut rotated, mut residual, mut record) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut inserter = Inserter {
+        store,
+        rotation: Rotation::new(layout.dimensions, meta.seed),
+        reader: Reader::new(store.clone())?,
+        meta,
+        layout,
+        rotated: Vec::new(),
+        residual: Vec::new(),
+        record: Vec::new(),
+    };
+    let mut direction = Vec::new();
     let mut row = None;
     for (number, entry) in entries.iter().enumerate() {
         store.check_cancel()?;
-        if prepare(entry.vector, meta.options.metric, &mut direction).is_none() {
+        if prepare(entry.vector, inserter.meta.options.metric, &mut direction).is_none() {
             if number >= from {
                 placed();
             }
@@ -73,34 +72,71 @@ pub fn insert_from<S: PageStore>(
         } else {
             FIRST
         };
-        if number < from {
-            continue;
+        if number >= from {
+            inserter.insert(entry, entry.ordinal | first, &direction)?;
+            placed();
         }
-        rotation.apply(&direction, &mut rotated);
-        rotated.iter_mut().zip(&meta.origin).for_each(|(x, o)| *x -= o);
-        let (head, list, centroid) = nearest(&mut reader, &meta, &layout, &rotated)?;
-        reader.check(head)?;
-        let factors = encode(meta.options.metric, &rotated, &centroid, &mut residual);
-        put_record(entry, meta.options.element, &mut record)?;
+    }
+    Ok(())
+}
+
+/// The meta page of an index, whose dimensions are the first vector's where they were open so far.
+fn decided<S: PageStore>(store: &S, first: &[f32]) -> Result<Meta, IndexError> {
+    let meta = Meta::open(store)?;
+    if meta.is_decided() {
+        return Ok(meta);
+    }
+    check(first, first.len())?;
+    let options = IndexOptions {
+        dimensions: first.len() as u32,
+        ..meta.options
+    };
+    decide(store, options)?;
+    Meta::open(store)
+}
+
+/// Puts entries into their lists, with memory that is used again.
+struct Inserter<'a, S: PageStore> {
+    store: &'a S,
+    meta: Meta,
+    layout: Layout,
+    reader: Reader<S>,
+    rotation: Rotation,
+    rotated: Vec<f32>,
+    residual: Vec<f32>,
+    record: Vec<u8>,
+}
+
+impl<S: PageStore> Inserter<'_, S> {
+    /// Puts an entry of a prepared direction into its nearest list.
+    fn insert(&mut self, entry: &Entry<'_>, ordinal: u32, direction: &[f32]) -> Result<(), IndexError> {
+        let (store, layout, options) = (self.store, &self.layout, &self.meta.options);
+        self.rotation.apply(direction, &mut self.rotated);
+        self.rotated
+            .iter_mut()
+            .zip(&self.meta.origin)
+            .for_each(|(x, o)| *x -= o);
+        let (head, list, centroid) = nearest(&mut self.reader, &self.meta, layout, &self.rotated)?;
+        self.reader.check(head)?;
+        let factors = encode(options.metric, &self.rotated, &centroid, &mut self.residual);
+        put_record(entry, options.element, &mut self.record)?;
         let pieces = if layout.pieces > 0 {
-            write_pieces(store, entry, &record)?
+            write_pieces(store, entry, &self.record)?
         } else {
             NONE
         };
-        let ordinal = entry.ordinal | first;
         let new = NewEntry {
             list,
             head,
             pieces,
             ordinal,
-            record: &record,
+            record: &self.record,
         };
-        place(store, &mut reader, &layout, &new, &mut |page, at, place| {
-            put(&layout, page, at, &lane(factors, entry.tid, ordinal, place), &residual);
-        })?;
-        placed();
+        let residual = &self.residual;
+        place(store, &mut self.reader, layout, &new, &mut |page, at, place| {
+            put(layout, page, at, &lane(factors, entry.tid, ordinal, place), residual);
+        })
     }
-    Ok(())
 }
 
 /// Fails on an entry that the index cannot hold.
@@ -181,7 +217,7 @@ fn place<S: PageStore>(
     reader: &mut Reader<S>,
     layout: &Layout,
     new: &NewEntry<'_>,
-    fill: &mut dyn FnMut(&mut PageBytes, usize, Place),
+    fill: &mut dyn FnMut(&mut PageBytes, usize, RecordPtr),
 ) -> Result<(), IndexError> {
     let mut reuse = true;
     let mut tries = 0u32;
@@ -200,25 +236,29 @@ fn place<S: PageStore>(
     }
 }
 
+impl NewEntry<'_> {
+    /// Fails for a page that is not one of the entry's list.
+    fn check_page(&self, page: &PageBytes, block: Block) -> Result<(), IndexError> {
+        expect_kind(page, block, Kind::Codes)?;
+        if u32_at(page, LIST) != self.list || u32_at(page, HEAD) != self.head {
+            return Err(corrupted(block, format!("not a page of list {}", self.list)));
+        }
+        Ok(())
+    }
+}
+
 fn attempt<S: PageStore>(
     store: &S,
     reader: &mut Reader<S>,
     layout: &Layout,
     new: &NewEntry<'_>,
     reuse: bool,
-    fill: &mut dyn FnMut(&mut PageBytes, usize, Place),
+    fill: &mut dyn FnMut(&mut PageBytes, usize, RecordPtr),
 ) -> Result<Attempt, IndexError> {
     let NewEntry { list, head, .. } = *new;
     let mut change = store.change()?;
-    let check_page = |page: &PageBytes, block: Block| {
-        expect_kind(page, block, Kind::Codes)?;
-        if u32_at(page, LIST) != list || u32_at(page, HEAD) != head {
-            return Err(corrupted(block, format!("not a page of list {list}")));
-        }
-        Ok(())
-    };
     let page = change.page(head)?;
-    check_page(page, head)?;
+    new.check_page(page, head)?;
     let cursor = match u32_at(page, CURSOR) {
         NONE => head,
         block => block,
@@ -226,7 +266,7 @@ fn attempt<S: PageStore>(
     let open = u32_at(page, OPEN_VECTORS);
     reader.check(cursor)?;
     let page = change.page(cursor)?;
-    check_page(page, cursor)?;
+    new.check_page(page, cursor)?;
     let (mut free, next) = (layout.free_lane(page), u32_at(page, NEXT));
     let mut target = cursor;
     if free.is_none() && next != NONE {
@@ -236,7 +276,7 @@ fn attempt<S: PageStore>(
     }
     // A vector page before a new code page: pages that exist come before pages that are new.
     let place = if layout.pieces > 0 {
-        Place {
+        RecordPtr {
             block: new.pieces,
             slot: 0,
         }
@@ -275,7 +315,7 @@ fn place_record<S: PageStore>(
     new: &NewEntry<'_>,
     open: Block,
     reuse: bool,
-) -> Result<Option<Place>, IndexError> {
+) -> Result<Option<RecordPtr>, IndexError> {
     let mut usable = false;
     if open != NONE {
         reader.check(open)?;
@@ -309,5 +349,5 @@ fn place_record<S: PageStore>(
         put_u32(page, NEXT_OPEN, NONE);
         put_u32(change.page(new.head)?, OPEN_VECTORS, next);
     }
-    Ok(Some(Place { block, slot }))
+    Ok(Some(RecordPtr { block, slot }))
 }

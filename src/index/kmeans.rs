@@ -68,34 +68,29 @@ pub fn cluster(
             },
         );
     }
+    two_levels(sample, d, k, threads, seed, tick)
+}
+
+/// [`cluster`] by few centroids first, each of whose rows are then clustered alone.
+fn two_levels(
+    sample: &[f32],
+    d: usize,
+    k: usize,
+    threads: usize,
+    seed: u64,
+    tick: Tick<'_>,
+) -> Result<Vec<f32>, IndexError> {
+    let n = sample.len() / d;
     let total = k as u64 + 2;
+    let mut state = seed;
     let first = (k as f64).sqrt().round() as usize;
     let part = &sample[..n.min(first * FIRST_LEVEL) * d];
-    let top = lloyd(
-        part,
-        d,
-        random_rows(part, d, first, &mut state)?,
-        ROUNDS,
-        threads,
-        &mut state,
-        &mut |_| tick(0, total),
-    )?;
+    let start = random_rows(part, d, first, &mut state)?;
+    let top = lloyd(part, d, start, ROUNDS, threads, &mut state, &mut |_| tick(0, total))?;
     let mut owner = filled((0, 0.0), n)?;
-    assign(
-        &Panels::new(&top, d).map_err(full)?,
-        sample,
-        d,
-        threads,
-        &mut owner,
-        &mut || tick(0, total),
-    )?;
-    let mut members = vec![Vec::new(); first];
-    for (row, (centroid, _)) in owner.iter().enumerate() {
-        let rows = &mut members[*centroid as usize];
-        reserve(rows, 1)?;
-        rows.push(row as u32);
-    }
-    members.retain(|rows| !rows.is_empty());
+    let panels = Panels::new(&top, d).map_err(full)?;
+    assign(&panels, sample, d, threads, &mut owner, &mut || tick(0, total))?;
+    let members = members(&owner, first)?;
     let shares = shares(&members, k);
     let results: Vec<Mutex<Result<Vec<f32>, IndexError>>> =
         members.iter().map(|_| Mutex::new(Ok(Vec::new()))).collect();
@@ -106,19 +101,7 @@ pub fn cluster(
         let end = (start + group).min(members.len());
         parallel_for(threads, end - start, |i| {
             let i = start + i;
-            // Its tick does not look for cancels, which only the caller's thread may.
-            let found = joined(
-                members[i]
-                    .iter()
-                    .map(|&row| &sample[row as usize * d..(row as usize + 1) * d]),
-                d,
-            )
-            .and_then(|rows| {
-                let mut state = seed ^ (i as u64 + 1);
-                let init = random_rows(&rows, d, shares[i], &mut state)?;
-                lloyd(&rows, d, init, ROUNDS, 1, &mut state, &mut |_| Ok(()))
-            });
-            *results[i].lock() = found;
+            *results[i].lock() = cluster_members(sample, d, &members[i], shares[i], seed ^ (i as u64 + 1));
         });
         done += shares[start..end].iter().sum::<usize>() as u64;
     }
@@ -130,6 +113,30 @@ pub fn cluster(
     lloyd(sample, d, all, JOINED_ROUNDS, threads, &mut state, &mut |_| {
         tick(done, total)
     })
+}
+
+/// The rows of each centroid that owns any.
+fn members(owner: &[(u32, f32)], centroids: usize) -> Result<Vec<Vec<u32>>, IndexError> {
+    let mut members = vec![Vec::new(); centroids];
+    for (row, (centroid, _)) in owner.iter().enumerate() {
+        let rows = &mut members[*centroid as usize];
+        reserve(rows, 1)?;
+        rows.push(row as u32);
+    }
+    members.retain(|rows| !rows.is_empty());
+    Ok(members)
+}
+
+/// `k` centroids of some rows of the sample, on the calling thread. It does not look for cancels, which only the thread
+/// that called [`cluster`] may.
+fn cluster_members(sample: &[f32], d: usize, rows: &[u32], k: usize, mut state: u64) -> Result<Vec<f32>, IndexError> {
+    let rows = joined(
+        rows.iter()
+            .map(|&row| &sample[row as usize * d..(row as usize + 1) * d]),
+        d,
+    )?;
+    let start = random_rows(&rows, d, k, &mut state)?;
+    lloyd(&rows, d, start, ROUNDS, 1, &mut state, &mut |_| Ok(()))
 }
 
 /// How many of `k` centroids each group gets: by its size, at least one, `k` in all.

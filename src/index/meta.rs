@@ -11,7 +11,7 @@
 
 use super::IndexError;
 use super::build::Build;
-use super::memory::MemoryStore;
+use super::memory_store::MemoryStore;
 use super::page::{self, Kind, Layout, NONE, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
 use super::spool::memory_spool;
 use super::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};

@@ -18,13 +18,13 @@
 //! Locks: at most one page is held at a time, none between calls.
 
 use super::IndexError;
-use super::code::Prepared;
 use super::exhaustive::Walk;
+use super::feedback_round::{Behind, RankedRow};
 use super::lists::{RankedList, rank};
 use super::memory_limit::{reserve, with_room};
 use super::meta::Meta;
-use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
-use super::second::{Behind, Lead};
+use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Reader, RecordPtr, corrupted, expect_kind, u32_at};
+use super::rabitq::Prepared;
 use super::store::{Block, PageStore};
 use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
@@ -90,7 +90,7 @@ pub(super) struct Waiting {
     pub bound: f32,
     pub hit: Hit,
     /// Where its vector lies.
-    pub place: Place,
+    pub place: RecordPtr,
 }
 
 impl PartialEq for Candidate {
@@ -163,7 +163,7 @@ pub struct Scan<S: PageStore> {
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
     /// Rows that come out before anything else.
-    pub(super) ahead: VecDeque<Lead>,
+    pub(super) ahead: VecDeque<RankedRow>,
     /// Least distance that is reported of a row that was not ahead.
     pub(super) floor: f64,
     /// Behind rows in front: the query of the first round, and how distances follow theirs.
@@ -257,7 +257,7 @@ impl<S: PageStore> Scan<S> {
         Ok(self.lead()?.map(|lead| lead.hit))
     }
 
-    /// Aims the scan at another query: everything is to come again.
+    /// Restarts the scan with another query.
     pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
         (self.prepared, self.lists) = aim(&mut self.reader, &self.meta, &self.layout, &self.rotation, query)?;
         self.exact = Exact::new(query, self.metric, self.meta.options.element);
@@ -431,7 +431,7 @@ impl<S: PageStore> Scan<S> {
                 let key = Key::new(bound, block, lane as u16);
                 if key >= from && cut.is_none_or(|cut| key < cut) {
                     let value = self.layout.lane(&page, lane);
-                    let Place { block: vector, slot } = value.place;
+                    let RecordPtr { block: vector, slot } = value.place;
                     let ordinal = value.ordinal & !FIRST;
                     found.push(Candidate {
                         key,
@@ -505,7 +505,7 @@ impl<S: PageStore> Scan<S> {
         if self.returned.as_ref().is_some_and(|returned| returned.contains(&tid)) {
             return Ok(());
         }
-        let place = Place { block: vector, slot };
+        let place = RecordPtr { block: vector, slot };
         if let Some((hit, Exactly { bound, .. })) =
             self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
         {

@@ -6,19 +6,18 @@
 //! Code pages, a small part of the index, wait in a scratch file until the vectors are written.
 
 use super::IndexError;
-use super::build::{Progress, record_vector};
-use super::code::{Centroid, Factors, encode, lane, put};
 use super::lists::{centroid_pages, put_centroid};
 use super::memory_limit::{filled, reserve_exact, with_room};
 use super::meta::{Meta, pages_of_meta};
 use super::page::{
-    Counts, Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at,
+    Counts, Layout, NEXT, NONE, PIECE_SIZE, RECORD_HEADER, RecordPtr, corrupted, new_page, put_u32, u32_at, u64_at,
     write_piece,
 };
+use super::rabitq::{Centroid, Factors, encode, lane, put};
 use super::spool::{Records, SpoolFactory};
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
-use super::types::{Element, Metric, Phase};
-use super::vector::prepare;
+use super::types::{Element, Metric, Phase, Progress};
+use super::vector::{prepare, record_vector};
 use crate::compute::cpu::parallel::parallel_chunks;
 use crate::compute::vectors::rotation::Rotation;
 
@@ -64,6 +63,9 @@ struct Output {
     record: Vec<u8>,
 }
 
+/// Bytes before a record in a scratch file: its place, and its list.
+const TAG: usize = 12;
+
 /// What is known of the lists before their pages are written.
 #[derive(Clone, Copy)]
 struct Lists<'a> {
@@ -107,26 +109,9 @@ impl<S: PageStore> Writer<'_, S> {
             n * layout.pieces as u64
         };
         let codes_at = vectors_at + vector_pages;
-        let mut heads = with_room(counts.len())?;
-        let mut next = codes_at;
-        for count in counts {
-            heads.push(to_block(next)?);
-            next += u64::from(count.entries).div_ceil(layout.lanes as u64).max(1);
-        }
-        to_block(next)?;
+        let heads = self.heads(codes_at, counts)?;
         meta.centroids = centroids_at as Block;
-        for (i, page) in meta.to_pages().iter().enumerate() {
-            self.append(i as Block, page)?;
-        }
-        let mut records = Vec::new();
-        reserve_exact(&mut records, counts.len() * layout.centroid())?;
-        for (centroid, &head) in self.centroids.iter().zip(&heads) {
-            put_centroid(centroid, head, &mut records);
-        }
-        for (i, page) in centroid_pages(&layout, &records).enumerate() {
-            self.append(centroids_at as Block + i as Block, &page)?;
-        }
-        drop(records);
+        self.write_head(meta, &heads)?;
         let mut output = Output {
             vectors: Box::new(new_page()),
             vector_block: to_block(vectors_at)?,
@@ -146,14 +131,45 @@ impl<S: PageStore> Writer<'_, S> {
             self.append(output.vector_block, &output.vectors)?;
         }
         self.move_to_list(&mut output, counts.len(), lists)?;
-        let mut codes = output.codes;
+        self.append_codes(output.codes, to_block(codes_at)?)
+    }
+
+    /// The first code page of each list, the first of all at `codes_at`.
+    fn heads(&self, codes_at: u64, counts: &[Counts]) -> Result<Vec<Block>, IndexError> {
+        let mut heads = with_room(counts.len())?;
+        let mut next = codes_at;
+        for count in counts {
+            heads.push(to_block(next)?);
+            next += u64::from(count.entries).div_ceil(self.layout.lanes as u64).max(1);
+        }
+        to_block(next)?;
+        Ok(heads)
+    }
+
+    /// Appends the pages of the meta data and of the centroids.
+    fn write_head(&self, meta: &Meta, heads: &[Block]) -> Result<(), IndexError> {
+        for (i, page) in meta.to_pages().iter().enumerate() {
+            self.append(i as Block, page)?;
+        }
+        let mut records = Vec::new();
+        reserve_exact(&mut records, heads.len() * self.layout.centroid())?;
+        for (centroid, &head) in self.centroids.iter().zip(heads) {
+            put_centroid(centroid, head, &mut records);
+        }
+        for (i, page) in centroid_pages(&self.layout, &records).enumerate() {
+            self.append(meta.centroids + i as Block, &page)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the code pages, which were kept until the vectors were written.
+    fn append_codes(&self, mut codes: Records, mut block: Block) -> Result<(), IndexError> {
         codes.rewind()?;
-        let mut block = to_block(codes_at)?;
         let mut bytes = Vec::new();
         loop {
             codes.read(8, &mut bytes)?;
             if bytes.is_empty() {
-                break;
+                return Ok(());
             }
             self.store.check_cancel()?;
             for chunk in bytes.chunks_exact(PAGE_SIZE) {
@@ -163,7 +179,6 @@ impl<S: PageStore> Writer<'_, S> {
                 block += 1;
             }
         }
-        Ok(())
     }
 
     fn append(&self, expected: Block, page: &PageBytes) -> Result<(), IndexError> {
@@ -179,13 +194,11 @@ impl<S: PageStore> Writer<'_, S> {
     fn write_entries(
         &mut self,
         meta: &Meta,
-        mut entries: Records,
+        entries: Records,
         mut owners: Records,
         lists: Lists<'_>,
         output: &mut Output,
     ) -> Result<(), IndexError> {
-        let n = entries.len() as usize;
-        let size = RECORD_HEADER + 4 * self.layout.dimensions;
         let mut starts = with_room(lists.counts.len())?;
         let mut sum = 0u64;
         for count in lists.counts {
@@ -193,75 +206,134 @@ impl<S: PageStore> Writer<'_, S> {
             sum += u64::from(count.entries);
         }
         owners.rewind()?;
-        let mut owned = Vec::new();
-        if let Some(bytes) = entries.in_memory() {
-            let mut order = filled((0u32, 0u32), n)?;
-            let mut next = starts;
-            owners.read(n, &mut owned)?;
-            for (i, list) in owned.chunks_exact(4).enumerate() {
-                let list = u32_at(list, 0);
-                order[next[list as usize] as usize] = (i as u32, list);
-                next[list as usize] += 1;
-            }
-            drop(owned);
-            for (i, batch) in order.chunks(BATCH).enumerate() {
-                let places = batch.iter().map(|&(entry, list)| (entry as usize * size, list));
-                self.lay_out(meta, bytes, places, lists, output)?;
-                (self.progress)(Phase::Writing, ((i * BATCH) + batch.len()) as u64, n as u64);
-            }
-            return Ok(());
+        match entries.in_memory() {
+            Some(bytes) => self.write_from_memory(meta, bytes, owners, starts, lists, output),
+            None => self.write_from_files(meta, entries, owners, starts, lists, output),
         }
-        // A record in a scratch file is preceded by its place and its list.
-        let run = (self.memory / (size + 12) / 2).max(1);
+    }
+
+    /// Sorts entries that are all in memory; `next` is where each list's next entry goes.
+    fn write_from_memory(
+        &mut self,
+        meta: &Meta,
+        bytes: &[u8],
+        mut owners: Records,
+        mut next: Vec<u64>,
+        lists: Lists<'_>,
+        output: &mut Output,
+    ) -> Result<(), IndexError> {
+        let size = self.record_size();
+        let n = bytes.len() / size;
+        let mut owned = Vec::new();
+        let mut order = filled((0u32, 0u32), n)?;
+        owners.read(n, &mut owned)?;
+        for (i, list) in owned.chunks_exact(4).enumerate() {
+            let list = u32_at(list, 0);
+            order[next[list as usize] as usize] = (i as u32, list);
+            next[list as usize] += 1;
+        }
+        drop(owned);
+        for (i, batch) in order.chunks(BATCH).enumerate() {
+            let places = batch.iter().map(|&(entry, list)| (entry as usize * size, list));
+            self.lay_out(meta, bytes, places, lists, output)?;
+            (self.progress)(Phase::Writing, ((i * BATCH) + batch.len()) as u64, n as u64);
+        }
+        Ok(())
+    }
+
+    /// Sorts entries over scratch files, each with a run of them that fits the memory: as many runs at a time as there may
+    /// be files.
+    fn write_from_files(
+        &mut self,
+        meta: &Meta,
+        mut entries: Records,
+        mut owners: Records,
+        starts: Vec<u64>,
+        lists: Lists<'_>,
+        output: &mut Output,
+    ) -> Result<(), IndexError> {
+        let n = entries.len() as usize;
+        let run = (self.memory / (self.record_size() + TAG) / 2).max(1);
         let files = ((self.memory / 4) / (64 * 1024)).clamp(2, FILES);
         for first in (0..n.div_ceil(run)).step_by(files) {
-            let (low, high) = ((first * run) as u64, ((first + files) * run) as u64);
-            let mut runs: Vec<Records> = (0..files).map(|_| Records::new(size + 12, 0)).collect();
-            let mut next = starts.clone();
-            entries.rewind()?;
-            owners.rewind()?;
-            let (mut bytes, mut tagged) = (Vec::new(), Vec::new());
-            loop {
-                self.store.check_cancel()?;
-                let batch = (self.memory / 16 / size).clamp(1, 1024);
-                entries.read(batch, &mut bytes)?;
-                owners.read(batch, &mut owned)?;
-                if bytes.is_empty() {
-                    break;
-                }
-                for (record, list) in bytes.chunks_exact(size).zip(owned.chunks_exact(4)) {
-                    let place = &mut next[u32_at(list, 0) as usize];
-                    if (low..high).contains(place) {
-                        tagged.clear();
-                        tagged.extend_from_slice(&place.to_le_bytes());
-                        tagged.extend_from_slice(list);
-                        tagged.extend_from_slice(record);
-                        runs[(*place - low) as usize / run].push(&tagged, self.spools)?;
-                    }
-                    *place += 1;
-                }
-            }
-            for (i, mut file) in runs.into_iter().enumerate() {
-                file.rewind()?;
+            let low = (first * run) as u64;
+            let runs = self.divide(&mut entries, &mut owners, starts.clone(), low, run, files)?;
+            for (i, file) in runs.into_iter().enumerate() {
                 let base = low + (i * run) as u64;
-                file.read(run, &mut bytes)?;
-                let mut order: Vec<(u64, usize)> = Vec::new();
-                reserve_exact(&mut order, run.min(n))?;
-                order.extend(
-                    bytes
-                        .chunks_exact(size + 12)
-                        .enumerate()
-                        .map(|(i, r)| (u64_at(r, 0), i * (size + 12))),
-                );
-                order.sort_unstable();
-                for batch in order.chunks(BATCH) {
-                    let places = batch.iter().map(|&(_, at)| (at + 12, u32_at(&bytes, at + 8)));
-                    self.lay_out(meta, &bytes, places, lists, output)?;
-                }
-                (self.progress)(Phase::Writing, (base + order.len() as u64).min(n as u64), n as u64);
+                let written = self.write_run(meta, file, run.min(n), lists, output)?;
+                (self.progress)(Phase::Writing, (base + written as u64).min(n as u64), n as u64);
             }
         }
         Ok(())
+    }
+
+    /// Divides the entries whose places begin at `low` among `files` scratch files of `run` places each. A record there is
+    /// preceded by its place and its list.
+    fn divide(
+        &mut self,
+        entries: &mut Records,
+        owners: &mut Records,
+        mut next: Vec<u64>,
+        low: u64,
+        run: usize,
+        files: usize,
+    ) -> Result<Vec<Records>, IndexError> {
+        let size = self.record_size();
+        let high = low + (files * run) as u64;
+        let mut runs: Vec<Records> = (0..files).map(|_| Records::new(size + TAG, 0)).collect();
+        entries.rewind()?;
+        owners.rewind()?;
+        let (mut bytes, mut owned, mut tagged) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            self.store.check_cancel()?;
+            let batch = (self.memory / 16 / size).clamp(1, 1024);
+            entries.read(batch, &mut bytes)?;
+            owners.read(batch, &mut owned)?;
+            if bytes.is_empty() {
+                return Ok(runs);
+            }
+            for (record, list) in bytes.chunks_exact(size).zip(owned.chunks_exact(4)) {
+                let place = &mut next[u32_at(list, 0) as usize];
+                if (low..high).contains(place) {
+                    tagged.clear();
+                    tagged.extend_from_slice(&place.to_le_bytes());
+                    tagged.extend_from_slice(list);
+                    tagged.extend_from_slice(record);
+                    runs[(*place - low) as usize / run].push(&tagged, self.spools)?;
+                }
+                *place += 1;
+            }
+        }
+    }
+
+    /// Sorts one scratch file of at most `most` entries and lays them out; gives how many there were.
+    fn write_run(
+        &mut self,
+        meta: &Meta,
+        mut file: Records,
+        most: usize,
+        lists: Lists<'_>,
+        output: &mut Output,
+    ) -> Result<usize, IndexError> {
+        let size = self.record_size() + TAG;
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read(most, &mut bytes)?;
+        let mut order: Vec<(u64, usize)> = Vec::new();
+        reserve_exact(&mut order, most)?;
+        let records = bytes.chunks_exact(size).enumerate();
+        order.extend(records.map(|(i, record)| (u64_at(record, 0), i * size)));
+        order.sort_unstable();
+        for batch in order.chunks(BATCH) {
+            let places = batch.iter().map(|&(_, at)| (at + TAG, u32_at(&bytes, at + 8)));
+            self.lay_out(meta, &bytes, places, lists, output)?;
+        }
+        Ok(order.len())
+    }
+
+    /// Bytes of an entry's record.
+    fn record_size(&self) -> usize {
+        RECORD_HEADER + 4 * self.layout.dimensions
     }
 
     /// Encodes a batch of records (their starts in `bytes`, and lists) on all threads, then writes them in order.
@@ -325,7 +397,7 @@ impl<S: PageStore> Writer<'_, S> {
         Ok(())
     }
 
-    fn write_vector(&mut self, output: &mut Output, entry: &[u8], element: Element) -> Result<Place, IndexError> {
+    fn write_vector(&mut self, output: &mut Output, entry: &[u8], element: Element) -> Result<RecordPtr, IndexError> {
         let record = &mut output.record;
         record.clear();
         record.extend_from_slice(&entry[..RECORD_HEADER]);
@@ -341,7 +413,7 @@ impl<S: PageStore> Writer<'_, S> {
             }
         }
         if self.layout.slots > 0 {
-            let place = Place {
+            let place = RecordPtr {
                 block: output.vector_block,
                 slot: output.slot,
             };
@@ -373,7 +445,7 @@ impl<S: PageStore> Writer<'_, S> {
             self.append(output.vector_block, &output.vectors)?;
             output.vector_block += 1;
         }
-        Ok(Place { block: first, slot: 0 })
+        Ok(RecordPtr { block: first, slot: 0 })
     }
 }
 

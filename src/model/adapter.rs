@@ -8,7 +8,7 @@
 
 use super::ModelError;
 use super::files::{read_json, required};
-use super::weights::Weights;
+use super::tensors::Tensors;
 use crate::compute::add_low_rank;
 use crate::compute::cpu::Level;
 use serde_json::Value;
@@ -60,7 +60,7 @@ struct Factors {
 
 /// An adapter: which weights it changes, and by what.
 pub struct Adapter {
-    weights: Weights,
+    tensors: Tensors,
     /// By the name of the weight without its family's prefix.
     factors: BTreeMap<String, Factors>,
     alpha: f64,
@@ -78,70 +78,24 @@ struct Config {
 
 impl Adapter {
     /// Opens the adapter of a directory, if there is one, and checks its tensors against those of the base model.
-    pub fn open(dir: &Path, base: &Weights) -> Result<Option<Adapter>, ModelError> {
+    pub fn open(dir: &Path, base: &Tensors) -> Result<Option<Adapter>, ModelError> {
         let Some([config_path, path]) = files(dir)? else {
             return Ok(None);
         };
         let config = Config::read(&config_path)?;
-        let invalid = |what: String| ModelError::Invalid {
-            path: path.clone(),
-            what,
+        let tensors = Tensors::open([path.clone()])?;
+        let checked = Checked {
+            bases: base
+                .names()
+                .map(|name| (bare(name), base.shape(name).unwrap_or_default()))
+                .collect(),
+            config: &config,
+            tensors: &tensors,
+            path: &path,
         };
-        let weights = Weights::open_files([path.clone()])?;
-        let bases: BTreeMap<&str, (&str, &[usize])> = base
-            .names()
-            .map(|name| (bare(name), (name, base.shape(name).unwrap_or_default())))
-            .collect();
-        let mut factors = BTreeMap::new();
-        let mut reached = BTreeSet::new();
-        for a in weights.names() {
-            let module = a.strip_prefix("base_model.model.").and_then(|name| {
-                let name = name
-                    .strip_suffix(".lora_A.weight")
-                    .or(name.strip_suffix(".lora_B.weight"));
-                name.map(bare)
-            });
-            let Some(module) = module else {
-                let what = format!("tensor \"{a}\" is not a factor of a linear layer");
-                return Err(invalid(what));
-            };
-            let Some(target) = config.target(module) else {
-                let what = format!("tensor \"{a}\" changes a module that target_modules does not name");
-                return Err(invalid(what));
-            };
-            reached.insert(target);
-            if a.ends_with(".lora_B.weight") {
-                let other = format!("{}.lora_A.weight", a.trim_end_matches(".lora_B.weight"));
-                weights.shape(&other).ok_or(ModelError::MissingTensor(other))?;
-                continue;
-            }
-            let b = format!("{}.lora_B.weight", a.trim_end_matches(".lora_A.weight"));
-            let name = format!("{module}.weight");
-            let Some((_, shape)) = bases.get(name.as_str()) else {
-                let what = format!("tensor \"{a}\" changes \"{name}\", which the base model lacks");
-                return Err(invalid(what));
-            };
-            let [outputs, inputs] = **shape else {
-                return Err(invalid(format!(
-                    "tensor \"{a}\" changes \"{name}\", which is not a matrix"
-                )));
-            };
-            weights.check(a, &[config.rank, inputs])?;
-            weights.check(&b, &[outputs, config.rank])?;
-            let (a, rank) = (a.to_string(), config.rank);
-            factors.insert(name, Factors { a, b, rank });
-        }
-        if let Some(target) = config.targets.iter().find(|target| !reached.contains(target.as_str())) {
-            return Err(invalid(format!(
-                "no tensor changes \"{target}\", which target_modules names"
-            )));
-        }
-        if factors.is_empty() {
-            return Err(invalid("it changes nothing".to_string()));
-        }
-        drop(reached);
+        let factors = checked.factors()?;
         Ok(Some(Adapter {
-            weights,
+            tensors,
             factors,
             alpha: config.alpha,
             root: config.root,
@@ -153,8 +107,8 @@ impl Adapter {
         let Some(factors) = self.factors.get(bare(name)) else {
             return Ok(());
         };
-        let read = |name: &str| match self.weights.shape(name) {
-            Some(shape) => self.weights.read(name, shape),
+        let read = |name: &str| match self.tensors.shape(name) {
+            Some(shape) => self.tensors.read(name, shape),
             None => Err(ModelError::MissingTensor(name.to_string())),
         };
         let (a, b) = (read(&factors.a)?, read(&factors.b)?);
@@ -166,6 +120,87 @@ impl Adapter {
             true => Ok(()),
             false => Err(ModelError::NotFinite(format!("{name} with its adapter"))),
         }
+    }
+}
+
+/// An adapter's tensors while they are compared with its configuration and with the base model.
+struct Checked<'a> {
+    /// Shapes by the names without their family's prefix.
+    bases: BTreeMap<&'a str, &'a [usize]>,
+    config: &'a Config,
+    tensors: &'a Tensors,
+    path: &'a Path,
+}
+
+impl Checked<'_> {
+    fn invalid(&self, what: String) -> ModelError {
+        ModelError::Invalid {
+            path: self.path.to_path_buf(),
+            what,
+        }
+    }
+
+    /// The factors of each weight that the adapter changes.
+    fn factors(&self) -> Result<BTreeMap<String, Factors>, ModelError> {
+        let mut factors = BTreeMap::new();
+        let mut reached = BTreeSet::new();
+        for name in self.tensors.names() {
+            let module = self.module(name)?;
+            let Some(target) = self.config.target(module) else {
+                let what = format!("tensor \"{name}\" changes a module that target_modules does not name");
+                return Err(self.invalid(what));
+            };
+            reached.insert(target);
+            if let Some(stem) = name.strip_suffix(".lora_B.weight") {
+                let other = format!("{stem}.lora_A.weight");
+                self.tensors.shape(&other).ok_or(ModelError::MissingTensor(other))?;
+                continue;
+            }
+            let own = self.pair(name, module)?;
+            factors.insert(format!("{module}.weight"), own);
+        }
+        let mut targets = self.config.targets.iter();
+        if let Some(target) = targets.find(|target| !reached.contains(target.as_str())) {
+            let what = format!("no tensor changes \"{target}\", which target_modules names");
+            return Err(self.invalid(what));
+        }
+        match factors.is_empty() {
+            true => Err(self.invalid("it changes nothing".to_string())),
+            false => Ok(factors),
+        }
+    }
+
+    /// The module that a tensor changes, without its family's prefix.
+    fn module<'n>(&self, name: &'n str) -> Result<&'n str, ModelError> {
+        let own = name.strip_prefix("base_model.model.");
+        let module = own.and_then(|own| {
+            own.strip_suffix(".lora_A.weight")
+                .or(own.strip_suffix(".lora_B.weight"))
+        });
+        let not_linear = || self.invalid(format!("tensor \"{name}\" is not a factor of a linear layer"));
+        module.map(bare).ok_or_else(not_linear)
+    }
+
+    /// The first factor of a module and the second that belongs to it, in the shapes of the weight that they change.
+    fn pair(&self, a: &str, module: &str) -> Result<Factors, ModelError> {
+        let b = format!("{}.lora_B.weight", a.trim_end_matches(".lora_A.weight"));
+        let name = format!("{module}.weight");
+        let Some(shape) = self.bases.get(name.as_str()) else {
+            let what = format!("tensor \"{a}\" changes \"{name}\", which the base model lacks");
+            return Err(self.invalid(what));
+        };
+        let [outputs, inputs] = **shape else {
+            let what = format!("tensor \"{a}\" changes \"{name}\", which is not a matrix");
+            return Err(self.invalid(what));
+        };
+        let rank = self.config.rank;
+        self.tensors.check(a, &[rank, inputs])?;
+        self.tensors.check(&b, &[outputs, rank])?;
+        Ok(Factors {
+            a: a.to_string(),
+            b,
+            rank,
+        })
     }
 }
 

@@ -164,15 +164,6 @@ fn pack(
             manifest.layer_norm_epsilon,
         )?)
     };
-    let mut positions = read(names.positions())?;
-    // No token has the positions before the first.
-    positions.drain(..manifest.first_position * manifest.hidden);
-    let token_types = read(names.token_types())?;
-    for row in positions.chunks_exact_mut(manifest.hidden) {
-        row.iter_mut()
-            .zip(&token_types)
-            .for_each(|(number, first_type)| *number += first_type);
-    }
     let mut layers = Vec::with_capacity(manifest.layers);
     for layer in 0..manifest.layers {
         let (hidden, inner) = (manifest.hidden, manifest.intermediate);
@@ -195,14 +186,26 @@ fn pack(
         intermediate: manifest.intermediate,
         activation: manifest.activation,
         words: read(names.words())?,
-        positions,
+        positions: positions(manifest, read(names.positions())?, &read(names.token_types())?),
         embedding_norm: norm(names.norm("embeddings"))?,
         layers,
         spare: Spare::default(),
     })
 }
 
-/// The tensors by their roles, as a card takes them.
+/// The position table that sequences use, with the first token type added.
+fn positions(manifest: &Manifest, mut table: Vec<f32>, token_types: &[f32]) -> Vec<f32> {
+    // No token has the positions before the first.
+    table.drain(..manifest.first_position * manifest.hidden);
+    for row in table.chunks_exact_mut(manifest.hidden) {
+        row.iter_mut()
+            .zip(token_types)
+            .for_each(|(element, first_type)| *element += first_type);
+    }
+    table
+}
+
+/// The tensors by their roles, as a GPU takes them.
 pub struct Tensors<'a> {
     names: Names<'a>,
     weights: &'a Weights,

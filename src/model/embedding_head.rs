@@ -5,7 +5,7 @@
 use super::weights::Weights;
 use super::{Manifest, ModelError, Pooling, Precision};
 use crate::compute::cpu::Level;
-use crate::compute::matmul::apply::Apply;
+use crate::compute::matmul::parallel::Matmul;
 use crate::compute::{LayerNorm, Linear, Pool};
 
 /// The tensors of the head, without `.weight` and `.bias`.
@@ -81,7 +81,7 @@ impl EmbeddingHead {
     /// The vector of a first token's state.
     pub fn apply(&self, pool: &Pool, state: &[f32]) -> Result<Vec<f32>, ModelError> {
         let mut vector = vec![0.0f32; self.hidden];
-        Apply::new(pool, self.hidden)?.run(pool, &self.dense, state, &mut vector)?;
+        Matmul::new(pool, self.hidden)?.run(pool, &self.dense, state, &mut vector)?;
         self.norm.apply(self.level, &mut vector);
         Ok(vector)
     }

@@ -1,12 +1,13 @@
 //! A loaded model: text in, vectors out.
 
-use super::cuda::OnCard;
+use super::cuda::OnGpu;
+use super::directory::content;
 use super::embedding_head::EmbeddingHead;
-use super::files::states;
-use super::manifest::content;
+use super::files::{read_bytes, states};
 use super::mlm::Head;
 use super::network::Network;
-use super::situated::Situated;
+use super::sequence::{Read, Role, Sequence};
+use super::situated::{self, Form, Situated, Template};
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use super::{Device, Manifest, ModelError, Pooling, Precision, Tokens};
@@ -15,51 +16,8 @@ use crate::compute::cpu::Level;
 use crate::compute::forward::bert::Packed;
 use crate::compute::rowwise::pooling;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
-
-/// What a text is to the model: it chooses the prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    Query,
-    Passage,
-    /// No prefix.
-    Plain,
-}
-
-/// What is read out of a sequence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Read {
-    /// One vector: the model's own pooling and normalisation.
-    Pooled,
-    /// One vector a range of `ids`: the mean over the range's tokens with unit length.
-    Spans(Vec<Range<u32>>),
-    /// One vector, pooled by the second encoder of a model of two.
-    Second,
-    /// One vector: the sum of what both encoders of a model of two pool.
-    Sum,
-    /// One vector a range of `ids`: the mean of the last layer's states over the range's tokens, as long as it is.
-    States(Vec<Range<u32>>),
-}
-
-/// Token ids, special tokens included, and what is read out of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sequence {
-    pub ids: Vec<u32>,
-    pub read: Read,
-}
-
-impl Sequence {
-    /// Vectors that the sequence gives.
-    pub fn vectors(&self) -> usize {
-        match &self.read {
-            Read::Pooled | Read::Second | Read::Sum => 1,
-            Read::Spans(spans) | Read::States(spans) => spans.len(),
-        }
-    }
-}
 
 /// A loaded model. Immutable: shared between threads freely.
 pub struct Encoder {
@@ -67,10 +25,11 @@ pub struct Encoder {
     precision: Precision,
     pub(super) tokenizer: Tokenizer,
     query_prefix: Vec<u32>,
-    pub(super) passage_prefix: Vec<u32>,
+    passage_prefix: Vec<u32>,
     place: Place,
-    /// What a model that reads chunks in their context has besides.
-    pub(super) situated: Option<Situated>,
+    /// What a model that reads chunks in their context has besides, and the second encoder of a model of two.
+    situated: Option<Situated>,
+    second: Option<Box<Encoder>>,
     /// The head of a masked language model, where the weights have one.
     head: Option<Head>,
     /// The head behind the pooling, where the weights have one.
@@ -78,12 +37,12 @@ pub struct Encoder {
 }
 
 /// Loads a model's weights to where they are to be.
-pub(super) type Placing<'a> = &'a dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>;
+type Placing<'a> = &'a dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>;
 
 /// Where the weights are.
 pub(super) enum Place {
     Cpu(Box<Network>),
-    Card(Box<OnCard>),
+    Gpu(Box<OnGpu>),
 }
 
 impl Encoder {
@@ -106,7 +65,7 @@ impl Encoder {
         })
     }
 
-    /// Loads a model directory for a device. On a card everything is computed in bf16 with f32 sums, whatever `precision`
+    /// Loads a model directory for a device. On a GPU everything is computed in bf16 with f32 sums, whatever `precision`
     /// says; `cache` is a directory in which its compiled kernels are kept. Never called in a postmaster.
     pub fn open_on(
         dir: &Path,
@@ -117,7 +76,7 @@ impl Encoder {
         match device {
             Device::Cpu => Encoder::open_with(dir, precision),
             Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, &|manifest, weights| {
-                Ok(Place::Card(Box::new(OnCard::load(manifest, weights, ordinal, cache)?)))
+                Ok(Place::Gpu(Box::new(OnGpu::load(manifest, weights, ordinal, cache)?)))
             }),
         }
     }
@@ -130,7 +89,13 @@ impl Encoder {
         let before = states(&paths)?;
         let manifest = Manifest::read(dir)?;
         let tokenizer = Tokenizer::open(dir, &manifest)?;
-        let situated = Situated::load(dir, precision, &manifest, &tokenizer, place)?;
+        let situated = Situated::load(dir, &manifest, &tokenizer)?;
+        let second = match &situated {
+            Some(situated) if situated.template.form == Form::Sum => {
+                Some(Box::new(Encoder::load_second(dir, precision, &manifest, place)?))
+            }
+            _ => None,
+        };
         let weights = Weights::open(dir)?;
         let place = place(&manifest, &weights)?;
         let head = Head::load(&manifest, &weights, Level::detect())?;
@@ -158,9 +123,28 @@ impl Encoder {
             passage_prefix,
             place,
             situated,
+            second,
             head,
             embedding_head,
         })
+    }
+
+    /// The second encoder of a model of two, which has to fit the first.
+    fn load_second(
+        dir: &Path,
+        precision: Precision,
+        manifest: &Manifest,
+        place: Placing,
+    ) -> Result<Encoder, ModelError> {
+        let inner = situated::folder(dir);
+        let second = Encoder::load(&inner, precision, place)?;
+        let own = read_bytes(&dir.join("tokenizer.json"))?;
+        let other = read_bytes(&inner.join("tokenizer.json"))?;
+        if second.situated.is_some() || second.manifest.hidden != manifest.hidden || own != other {
+            let what = "its two encoders differ in their tokenizers or the length of their vectors";
+            return Err(situated::unfit(dir, what.to_string()));
+        }
+        Ok(second)
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -179,7 +163,7 @@ impl Encoder {
             + behind
             + match &self.place {
                 Place::Cpu(network) => network.memory(),
-                Place::Card(card) => card.memory(),
+                Place::Gpu(gpu) => gpu.memory(),
             };
         own + self.second().map_or(0, Encoder::memory)
     }
@@ -264,6 +248,27 @@ impl Encoder {
         }
     }
 
+    /// How the model reads a chunk together with its context, where it was trained to.
+    pub fn situated(&self) -> Option<&Template> {
+        self.situated.as_ref().map(|situated| &situated.template)
+    }
+
+    /// The sequence of a chunk in its context, from their ids: `CHUNK separator instruction CONTEXT end`, the context cut
+    /// at its tail where the model's limit is reached, never the chunk; without a context where not even the
+    /// separator and the instruction fit. Of [`Form::Mix`] it gives two vectors, the chunk alone and the chunk in its
+    /// context; of [`Form::Sum`] the second encoder's. None where the model has no template.
+    pub fn in_context(&self, chunk: &[u32], context: &[u32]) -> Option<Sequence> {
+        let situated = self.situated.as_ref()?;
+        let (first, last) = self.tokenizer.around();
+        let before = [first, &self.passage_prefix].concat();
+        Some(situated.sequence((&before, last), self.manifest.max_tokens, chunk, context))
+    }
+
+    /// The second encoder of a model of two.
+    fn second(&self) -> Option<&Encoder> {
+        self.second.as_deref()
+    }
+
     /// One vector a read-out, in order. A text's vector is bit-equal alone and in any batch, on any number of threads.
     pub fn encode(&self, pool: &Pool, batch: &[Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
         self.encode_until(pool, batch, &|| false)
@@ -286,7 +291,39 @@ impl Encoder {
         self.encode_own(pool, batch, stop)
     }
 
-    pub(super) fn encode_own(
+    /// Every sequence through the encoders that it is for.
+    fn encode_both(
+        &self,
+        second: &Encoder,
+        pool: &Pool,
+        batch: &[Sequence],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let own: Vec<Sequence> = batch
+            .iter()
+            .filter(|s| s.read != Read::Second)
+            .map(pooled_or_spans)
+            .collect();
+        let others = batch.iter().filter(|s| matches!(s.read, Read::Second | Read::Sum));
+        let others: Vec<Sequence> = others.map(pooled_or_spans).collect();
+        let mut first = self.encode_own(pool, &own, stop)?.into_iter();
+        let mut then = second.encode_own(pool, &others, stop)?.into_iter();
+        let mut vectors = Vec::with_capacity(batch.iter().map(Sequence::vectors).sum());
+        for sequence in batch {
+            match &sequence.read {
+                Read::Pooled => vectors.extend(first.next()),
+                Read::Spans(spans) | Read::States(spans) => vectors.extend(first.by_ref().take(spans.len())),
+                Read::Second => vectors.extend(then.next()),
+                Read::Sum => {
+                    let both = first.next().zip(then.next());
+                    vectors.extend(both.map(|(a, b)| a.iter().zip(&b).map(|(a, b)| a + b).collect()));
+                }
+            }
+        }
+        Ok(vectors)
+    }
+
+    fn encode_own(
         &self,
         pool: &Pool,
         batch: &[Sequence],
@@ -294,7 +331,7 @@ impl Encoder {
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = match &self.place {
             Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
-            Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
+            Place::Gpu(gpu) => gpu.encode(&self.manifest, batch, stop)?,
         };
         if let Some(head) = &self.embedding_head {
             let reads = batch
@@ -430,5 +467,16 @@ impl Encoder {
             return Err(format!("range {}..{} of {length} tokens", span.start, span.end));
         }
         Ok(())
+    }
+}
+
+/// The sequence as one of two encoders sees it.
+fn pooled_or_spans(sequence: &Sequence) -> Sequence {
+    Sequence {
+        ids: sequence.ids.clone(),
+        read: match &sequence.read {
+            Read::Spans(_) | Read::States(_) => sequence.read.clone(),
+            _ => Read::Pooled,
+        },
     }
 }

@@ -15,6 +15,7 @@ mod value;
 use super::ModelError;
 use super::files::{State, io, state};
 pub use crate::compute::BlockKind;
+use crate::compute::memory;
 pub use parts::PartName;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -126,23 +127,7 @@ impl Part {
         let found = file.metadata().map_err(|source| io(path, source))?;
         let (length, state) = (found.len(), state(&found));
         let mut reader = Reader::new(path, &file, length);
-        if reader.array::<4>()? != *b"GGUF" {
-            return Err(reader.corrupt("it does not begin with \"GGUF\""));
-        }
-        let version = reader.u32()?;
-        if !(2..=3).contains(&version) {
-            let big = (2..=3).contains(&version.swap_bytes());
-            let found = if big {
-                "big-endian".to_string()
-            } else {
-                version.to_string()
-            };
-            return Err(ModelError::Unsupported {
-                what: "GGUF version",
-                found,
-                supported: "2 and 3, little-endian",
-            });
-        }
+        check_version(&mut reader)?;
         let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
         // A tensor takes 24 bytes at least, a value 13.
         let least = tensor_count.checked_mul(24).zip(value_count.checked_mul(13));
@@ -154,14 +139,7 @@ impl Part {
                 "{tensor_count} tensors and {value_count} values do not fit its {length} bytes"
             )));
         }
-        let mut metadata = BTreeMap::new();
-        for _ in 0..value_count {
-            let key = reader.text()?;
-            let value = reader.value()?;
-            if metadata.insert(key.clone(), value).is_some() {
-                return Err(reader.corrupt(format!("key \"{key}\" comes twice")));
-            }
-        }
+        let metadata = read_metadata(&mut reader, value_count)?;
         let alignment = match metadata.get("general.alignment") {
             None => 32,
             Some(Value::Integer(alignment)) if u64::try_from(*alignment).is_ok_and(valid_alignment) => {
@@ -169,30 +147,72 @@ impl Part {
             }
             Some(_) => return Err(reader.corrupt("general.alignment is not a power of two from 8")),
         };
-        let mut tensors = BTreeMap::new();
-        for _ in 0..tensor_count {
-            let (name, info) = tensor(&mut reader, alignment)?;
-            if tensors.insert(name.clone(), info).is_some() {
-                return Err(reader.corrupt(format!("tensor \"{name}\" comes twice")));
-            }
-        }
-        let data = reader.position().next_multiple_of(alignment);
-        for (name, info) in &mut tensors {
-            let start = info.start.checked_add(data);
-            let end = start.and_then(|start| start.checked_add(info.bytes as u64));
-            match (start, end) {
-                (Some(start), Some(end)) if end <= length => info.start = start,
-                _ => {
-                    return Err(reader.corrupt(format!(
-                        "tensor \"{name}\" of {} bytes ends behind the file's end",
-                        info.bytes
-                    )));
-                }
-            }
-        }
+        let tensors = read_tensors(&mut reader, tensor_count, alignment, length)?;
         let path = path.to_path_buf();
         Ok((Part { path, file, state }, Header { metadata, tensors }))
     }
+}
+
+/// Reads what a file begins with.
+fn check_version(reader: &mut Reader) -> Result<(), ModelError> {
+    if reader.array::<4>()? != *b"GGUF" {
+        return Err(reader.corrupt("it does not begin with \"GGUF\""));
+    }
+    let version = reader.u32()?;
+    if (2..=3).contains(&version) {
+        return Ok(());
+    }
+    let big = (2..=3).contains(&version.swap_bytes());
+    let found = if big {
+        "big-endian".to_string()
+    } else {
+        version.to_string()
+    };
+    Err(ModelError::unsupported("GGUF version", found, "2 and 3, little-endian"))
+}
+
+/// Reads the values, of which each has a key of its own.
+fn read_metadata(reader: &mut Reader, count: u64) -> Result<BTreeMap<String, Value>, ModelError> {
+    let mut metadata = BTreeMap::new();
+    for _ in 0..count {
+        let key = reader.text()?;
+        let value = reader.value()?;
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(reader.corrupt(format!("key \"{key}\" comes twice")));
+        }
+    }
+    Ok(metadata)
+}
+
+/// Reads the table of tensors, which all lie inside the file.
+fn read_tensors(
+    reader: &mut Reader,
+    count: u64,
+    alignment: u64,
+    length: u64,
+) -> Result<BTreeMap<String, TensorInfo>, ModelError> {
+    let mut tensors = BTreeMap::new();
+    for _ in 0..count {
+        let (name, info) = tensor(reader, alignment)?;
+        if tensors.insert(name.clone(), info).is_some() {
+            return Err(reader.corrupt(format!("tensor \"{name}\" comes twice")));
+        }
+    }
+    let data = reader.position().next_multiple_of(alignment);
+    for (name, info) in &mut tensors {
+        let start = info.start.checked_add(data);
+        let end = start.and_then(|start| start.checked_add(info.bytes as u64));
+        match (start, end) {
+            (Some(start), Some(end)) if end <= length => info.start = start,
+            _ => {
+                return Err(reader.corrupt(format!(
+                    "tensor \"{name}\" of {} bytes ends behind the file's end",
+                    info.bytes
+                )));
+            }
+        }
+    }
+    Ok(tensors)
 }
 
 impl Gguf {
@@ -234,10 +254,35 @@ impl Gguf {
         }
         let part = self.parts.get(info.part);
         let part = part.ok_or_else(|| ModelError::MissingTensor(name.to_string()))?;
-        let mut bytes = crate::compute::memory::zeros::<u8>(info.bytes)?;
+        let mut bytes = memory::zeros::<u8>(info.bytes)?;
         let read = part.file.read_exact_at(&mut bytes, info.start);
         read.map_err(|source| io(&part.path, source))?;
         Ok(bytes)
+    }
+
+    /// The elements of a tensor, whatever they are stored as.
+    ///
+    /// # Errors
+    /// Those of [`Gguf::read`].
+    pub fn elements(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let bytes = self.read(name)?;
+        let kind = self.tensors.get(name).map(|info| info.kind);
+        let halves = || bytes.as_chunks::<2>().0.iter();
+        Ok(match kind {
+            Some(TensorKind::F16) => memory::collected(halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()))?,
+            Some(TensorKind::Bf16) => {
+                memory::collected(halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()))?
+            }
+            Some(TensorKind::Blocks(kind)) => {
+                let mut elements = memory::zeros(bytes.len() / kind.bytes() * kind.length())?;
+                kind.dequantise(&bytes, &mut elements);
+                elements
+            }
+            _ => {
+                let fours = bytes.as_chunks::<4>().0.iter();
+                memory::collected(fours.map(|four| f32::from_le_bytes(*four)))?
+            }
+        })
     }
 }
 

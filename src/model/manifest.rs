@@ -1,17 +1,7 @@
-//! What a model directory says about itself: configuration, pooling, limits, prefixes and fingerprint.
-//!
-//! The layout is Hugging Face's (config.json, tokenizer.json, safetensors) with the files that sentence-transformers
-//! adds (modules.json, 1_Pooling/config.json, sentence_bert_config.json, config_sentence_transformers.json) and those of
-//! a PEFT adapter (see `adapter.rs`).
+//! What a model directory says about itself: family, shapes, pooling, limits, prefixes and fingerprint. `directory.rs` reads it.
 
-use super::config::Config;
-use super::files::{fingerprint, required};
-use super::modules::{Modules, Options, Prompts};
-use super::weights::{self, Weights};
-use super::{ModelError, adapter, embedding_head, feedback, network, situated};
 use crate::compute::Activation;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
 
 /// The forward pass that the weights belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,57 +100,4 @@ pub struct Manifest {
     pub passage_prefix: String,
     /// Hex SHA-256 over the content of configuration, tokenizer, pooling configuration and weights.
     pub fingerprint: String,
-}
-
-impl Manifest {
-    /// Reads and checks a model directory without loading its weights: the configuration is parsed, the weights' headers
-    /// are checked against it, and the content is hashed.
-    pub fn read(dir: &Path) -> Result<Manifest, ModelError> {
-        if !dir.is_dir() {
-            return Err(ModelError::NotADirectory(dir.to_path_buf()));
-        }
-        adapter::beside_its_base(dir)?;
-        let mut manifest = Config::read(dir)?.manifest()?;
-        required(dir.join("tokenizer.json"))?;
-        let modules = Modules::read(dir, manifest.pooling)?;
-        let prompts = Prompts::read(dir)?;
-        modules.check(&prompts)?;
-        if let Some(limit) = Options::read(dir)?.max_tokens {
-            manifest.max_tokens = limit.clamp(1, manifest.positions);
-        }
-        manifest.pooling = modules.pooling;
-        manifest.normalize = modules.normalize;
-        (manifest.query_prefix, manifest.passage_prefix) = (prompts.query, prompts.passage);
-        let weights = Weights::open(dir)?;
-        let head = embedding_head::found(&weights);
-        if head && modules.pooling_config.is_none() {
-            manifest.pooling = Pooling::Cls;
-        }
-        manifest.similarity = modules.similarity(dir, head)?;
-        network::check(&manifest, &weights)?;
-        embedding_head::check(&manifest, &weights)?;
-        manifest.fingerprint = fingerprint(dir, &content(dir)?)?;
-        Ok(manifest)
-    }
-}
-
-/// The files whose content makes the vectors, in a fixed order.
-pub fn content(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    adapter::beside_its_base(dir)?;
-    let mut paths = vec![dir.join("config.json"), dir.join("tokenizer.json")];
-    let named = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
-    paths.extend(named("modules.json"));
-    paths.extend(Options::file(dir));
-    paths.extend(named("config_sentence_transformers.json"));
-    // Only decoders read it (see `tokenizer.rs`).
-    let tokenizer = dir.join("tokenizer_config.json");
-    if Config::read(dir)?.family()?.is_decoder() && tokenizer.is_file() {
-        paths.push(tokenizer);
-    }
-    paths.extend(Modules::read(dir, Pooling::Mean)?.pooling_config);
-    paths.extend(weights::files(dir)?);
-    paths.extend(adapter::files(dir)?.into_iter().flatten());
-    paths.extend(situated::files(dir)?);
-    paths.extend(feedback::file(dir)?);
-    Ok(paths)
 }

@@ -6,7 +6,7 @@
 use super::weights::Weights;
 use super::{Activation, Manifest, ModelError, Precision};
 use crate::compute::cpu::Level;
-use crate::compute::matmul::apply::Apply;
+use crate::compute::matmul::parallel::Matmul;
 use crate::compute::memory::zeros;
 use crate::compute::{LayerNorm, Linear, Pool};
 
@@ -77,11 +77,11 @@ impl Head {
     /// [`ModelError::Compute`] for a state of another length.
     pub fn logits(&self, pool: &Pool, state: &[f32]) -> Result<Vec<f32>, ModelError> {
         let mut inner = vec![0.0f32; self.hidden];
-        Apply::new(pool, self.hidden)?.run(pool, &self.transform, state, &mut inner)?;
+        Matmul::new(pool, self.hidden)?.run(pool, &self.transform, state, &mut inner)?;
         inner.iter_mut().for_each(|x| *x = activate(self.activation, *x));
         self.norm.apply(self.level, &mut inner);
         let mut logits = zeros::<f32>(self.vocabulary)?;
-        Apply::new(pool, self.hidden)?.run(pool, &self.decoder, &inner, &mut logits)?;
+        Matmul::new(pool, self.hidden)?.run(pool, &self.decoder, &inner, &mut logits)?;
         Ok(logits)
     }
 }

@@ -6,13 +6,16 @@ mod adapter;
 mod bert;
 pub mod calibrate;
 mod config;
+mod config_json;
 mod cuda;
 pub mod cut;
 mod decoder;
 mod device;
+mod directory;
 mod embedding_head;
 mod encoder;
 pub mod feedback;
+mod feedback_sequence;
 mod files;
 pub mod fine_tune;
 pub mod gguf;
@@ -25,8 +28,10 @@ mod modules;
 mod network;
 pub mod overlay;
 mod rotary;
+mod sequence;
 pub mod situated;
 pub mod stop;
+mod tensors;
 mod tokenizer;
 pub mod torch_save;
 mod weights;
@@ -34,9 +39,10 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
-pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
-pub use encoder::{Encoder, Read, Role, Sequence};
+pub use device::{BadDevice, Device, GpuInfo, OpenDevice, devices};
+pub use encoder::Encoder;
 pub use manifest::{Family, Manifest, Pooling, Similarity};
+pub use sequence::{Read, Role, Sequence};
 pub use tokenizer::PIECE_BYTES;
 pub use tokenizer::Tokens;
 
@@ -116,6 +122,14 @@ pub enum ModelError {
     /// A kernel failed.
     #[error(transparent)]
     Compute(crate::compute::ComputeError),
+}
+
+impl ModelError {
+    /// [`ModelError::Unsupported`], with what was found.
+    fn unsupported(what: &'static str, found: impl Into<String>, supported: &'static str) -> ModelError {
+        let found = found.into();
+        ModelError::Unsupported { what, found, supported }
+    }
 }
 
 impl From<crate::compute::ComputeError> for ModelError {

@@ -75,30 +75,48 @@ pub fn check(manifest: &Manifest, weights: &Weights) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// Reads tensors as the kernels take them.
+struct Reader<'a> {
+    weights: &'a Weights,
+    level: Level,
+    precision: Precision,
+    epsilon: f32,
+}
+
+impl Reader<'_> {
+    fn read(&self, (name, shape): &Tensor) -> Result<Vec<f32>, ModelError> {
+        self.weights.read(name, shape)
+    }
+
+    /// A layer without bias.
+    fn linear(&self, tensor: &Tensor) -> Result<Linear, ModelError> {
+        let (outputs, inputs) = (tensor.1[0], tensor.1[1]);
+        let (weights, bias) = (self.read(tensor)?, vec![0.0; outputs]);
+        Ok(Linear::new(self.level, self.precision, &weights, &bias, inputs)?)
+    }
+
+    /// A layer norm without shifts.
+    fn norm(&self, tensor: &Tensor) -> Result<Norm, ModelError> {
+        let scale = self.read(tensor)?;
+        let shift = vec![0.0; scale.len()];
+        Ok(Norm::Layer(LayerNorm::new(&scale, &shift, self.epsilon)?))
+    }
+}
+
 /// Reads the weights and packs them for the kernels.
 pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Precision) -> Result<PreNorm, ModelError> {
     let names = Names::new(manifest, weights);
     let level = level.or_detected();
-    let read = |(name, shape): &Tensor| weights.read(name, shape);
-    let linear = |tensor: &Tensor| -> Result<Linear, ModelError> {
-        let (outputs, inputs) = (tensor.1[0], tensor.1[1]);
-        Ok(Linear::new(
-            level,
-            precision,
-            &read(tensor)?,
-            &vec![0.0; outputs],
-            inputs,
-        )?)
+    let reader = Reader {
+        weights,
+        level,
+        precision,
+        epsilon: manifest.layer_norm_epsilon,
     };
-    let norm = |tensor: &Tensor| -> Result<Norm, ModelError> {
-        let scale = read(tensor)?;
-        let shift = vec![0.0; scale.len()];
-        Ok(Norm::Layer(LayerNorm::new(
-            &scale,
-            &shift,
-            manifest.layer_norm_epsilon,
-        )?))
-    };
+    let (linear, norm) = (
+        |tensor: &Tensor| reader.linear(tensor),
+        |tensor: &Tensor| reader.norm(tensor),
+    );
     let mut layers = Vec::with_capacity(manifest.layers);
     for number in 0..manifest.layers {
         let [qkv, attention_output, gate_up, down] = names.linear(number);
@@ -134,7 +152,7 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
         hidden: manifest.hidden,
         intermediate: manifest.intermediate,
         activation: manifest.activation,
-        words: read(&names.words())?,
+        words: reader.read(&names.words())?,
         embedding_norm: Some(norm(&embedding_norm)?),
         ropes: ropes.into_iter().collect::<Result<_, _>>()?,
         layers,

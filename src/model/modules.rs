@@ -125,7 +125,7 @@ impl Listed {
                 }
                 _ => {
                     let supported = "Transformer, Pooling, Normalize";
-                    return Err(unsupported("module", kind, supported));
+                    return Err(ModelError::unsupported("module", kind, supported));
                 }
             }
         }
@@ -138,17 +138,12 @@ impl Listed {
 fn beside(folder: &str) -> Result<(), ModelError> {
     match folder {
         "" | "." | "./" => Ok(()),
-        other => Err(unsupported(
+        other => Err(ModelError::unsupported(
             "path of the module Transformer",
             other,
             "files beside modules.json",
         )),
     }
-}
-
-fn unsupported(what: &'static str, found: &str, supported: &'static str) -> ModelError {
-    let found = found.to_string();
-    ModelError::Unsupported { what, found, supported }
 }
 
 /// The pooling that 1_Pooling/config.json asks for.
@@ -225,16 +220,20 @@ impl Options {
             ("module_output_name", "token_embeddings"),
         ] {
             if let Some(found) = config.get(field).and_then(Value::as_str).filter(|found| *found != only) {
-                return Err(unsupported("option of the encoder", &format!("{field} {found}"), only));
+                return Err(ModelError::unsupported(
+                    "option of the encoder",
+                    format!("{field} {found}"),
+                    only,
+                ));
             }
         }
         for field in ["config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"] {
             let mut given = config.get(field).and_then(Value::as_object).into_iter().flatten();
             if let Some((name, _)) = given.find(|(name, _)| !HARMLESS.contains(&name.as_str())) {
                 let found = format!("{field} {name}");
-                return Err(unsupported(
+                return Err(ModelError::unsupported(
                     "option of the encoder",
-                    &found,
+                    found,
                     "max_seq_length, do_lower_case",
                 ));
             }
@@ -282,7 +281,7 @@ impl Prompts {
         if let Some(kind) = config.get("model_type").and_then(Value::as_str)
             && kind != "SentenceTransformer"
         {
-            return Err(unsupported("model type", kind, "SentenceTransformer"));
+            return Err(ModelError::unsupported("model type", kind, "SentenceTransformer"));
         }
         let default = config.get("default_prompt_name").and_then(Value::as_str);
         let prompt = |names: &[&str]| {

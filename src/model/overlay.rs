@@ -1,9 +1,10 @@
 //! A model directory with some of its weights replaced, written beside the original: what a trained copy is served from.
 
+use super::directory::content;
 use super::files::{io, required};
-use super::manifest::content;
+use super::situated::Template;
 use super::weights::{self, Weights};
-use super::{ModelError, adapter, situated};
+use super::{ModelError, adapter};
 use crate::compute::memory::collected;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -20,7 +21,7 @@ pub type Replaced = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// [`ModelError::MissingTensor`] or [`ModelError::TensorShape`] where a tensor is not one of the model's,
 /// [`ModelError::Unsupported`] for a model with an adapter beside it, and what the file system says.
 pub fn write(base: &Path, replaced: &Replaced, to: &Path) -> Result<(), ModelError> {
-    if adapter::files(base)?.is_some() || !situated::files(base)?.is_empty() {
+    if adapter::files(base)?.is_some() || Template::read(base)?.is_some() {
         return Err(ModelError::Unsupported {
             what: "trained copy",
             found: "a model with an adapter or a second encoder".to_string(),

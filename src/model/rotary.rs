@@ -4,13 +4,13 @@
 //! What is not understood whole is refused: a base or a scaling that is read as the default gives other vectors, silently.
 
 use super::ModelError;
+use super::config_json::ConfigJson;
 use serde_json::Value;
-use std::path::Path;
 
 /// A layer whose tokens see the whole text.
-pub const FULL: &str = "full_attention";
+const FULL: &str = "full_attention";
 /// A layer whose tokens see a window.
-pub const SLIDING: &str = "sliding_attention";
+const SLIDING: &str = "sliding_attention";
 
 /// Rotary embeddings that all layers share.
 pub struct Rotary<'a> {
@@ -22,32 +22,30 @@ pub struct Rotary<'a> {
     pub scaling: &'a Value,
 }
 
-/// The fields of a config.json, with errors that name its path.
-pub struct Fields<'a> {
-    pub value: &'a Value,
-    pub path: &'a Path,
-}
-
-impl<'a> Fields<'a> {
+impl ConfigJson {
     /// Rotary embeddings of a model whose layers are alike.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`] where the file has them by kind of layer, or turns a part of a head only;
     /// [`ModelError::Invalid`] for what is no number or no name, and for a new object that leaves the base out.
-    pub fn of_all_layers(&self) -> Result<Rotary<'a>, ModelError> {
+    pub fn rotary(&self) -> Result<Rotary<'_>, ModelError> {
         let (old, new) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
         if members(new).any(|(_, value)| value.is_object()) {
             let found = "rope_parameters by kind of layer";
-            return Err(unsupported("rotary embedding", found, "one object for all layers"));
+            return Err(ModelError::unsupported(
+                "rotary embedding",
+                found,
+                "one object for all layers",
+            ));
         }
-        self.whole_heads(self.value)?;
+        self.whole_heads(&self.value)?;
         let (old_kind, new_kind) = (self.kind(old)?, self.kind(new)?);
         if !empty(old) && !empty(new) && old_kind != new_kind {
             let found = format!("rope_scaling {old_kind} beside rope_parameters {new_kind}");
-            return Err(unsupported("rotary embedding", &found, "one of the two"));
+            return Err(ModelError::unsupported("rotary embedding", found, "one of the two"));
         }
         let scaling = if empty(old) { new } else { old };
-        let places = [new, old, self.value];
+        let places = [new, old, &self.value];
         let base = places.iter().find_map(|place| place.get("rope_theta"));
         let base = match base.filter(|base| !base.is_null()) {
             Some(base) => self.base(base, "rope_theta")?,
@@ -66,9 +64,9 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// [`ModelError::Unsupported`] for a scaling of either kind and for one flat object, which the class does not read;
     /// [`ModelError::Invalid`] for what is no number, and for a kind that is left out.
-    pub fn of_both_kinds(&self, old: [(&str, f64); 2], sliding: bool) -> Result<[f64; 2], ModelError> {
+    pub fn rotary_bases(&self, old: [(&str, f64); 2], sliding: bool) -> Result<[f64; 2], ModelError> {
         self.plain(self.object("rope_scaling")?)?;
-        self.whole_heads(self.value)?;
+        self.whole_heads(&self.value)?;
         let new = self.object("rope_parameters")?;
         if new.is_null() {
             let [full, window] = old.map(|(field, default)| match self.value.get(field) {
@@ -80,9 +78,9 @@ impl<'a> Fields<'a> {
         for (name, value) in members(new) {
             if !value.is_object() {
                 let found = format!("rope_parameters with \"{name}\" for all layers");
-                return Err(unsupported(
+                return Err(ModelError::unsupported(
                     "rotary embedding",
-                    &found,
+                    found,
                     "one object for each kind of layer",
                 ));
             }
@@ -90,7 +88,7 @@ impl<'a> Fields<'a> {
         }
         let of = |kind: &str| match new.get(kind).and_then(|object| object.get("rope_theta")) {
             Some(base) => self.base(base, "rope_theta"),
-            None => Err(self.invalid(&format!("\"rope_parameters\" names no \"rope_theta\" of \"{kind}\""))),
+            None => Err(self.invalid(format!("\"rope_parameters\" names no \"rope_theta\" of \"{kind}\""))),
         };
         let full = of(FULL)?;
         Ok([full, if sliding { of(SLIDING)? } else { full }])
@@ -108,31 +106,32 @@ impl<'a> Fields<'a> {
         };
         if kinds.len() != layers {
             let what = format!("\"layer_types\" names {} layers of {layers}", kinds.len());
-            return Err(self.invalid(&what));
+            return Err(self.invalid(what));
         }
         let next = kinds.iter().skip(1).position(|kind| *kind == FULL);
         let every = next.map_or(layers, |next| next + 1);
         let wanted = |layer: usize| if layer.is_multiple_of(every) { FULL } else { SLIDING };
         match (0..).zip(&kinds).find(|(layer, kind)| **kind != wanted(*layer)) {
             None => Ok(Some(every)),
-            Some((layer, kind)) => Err(unsupported(
+            Some((layer, kind)) => Err(ModelError::unsupported(
                 "layer_types",
-                &format!("{kind} as layer {layer}"),
+                format!("{kind} as layer {layer}"),
                 "full_attention first and then every n-th layer, sliding_attention between",
             )),
         }
     }
 
-    /// Fails where `layer_types` names a layer that is not of this kind.
-    pub fn layers_are(&self, wanted: &str, supported: &'static str) -> Result<(), ModelError> {
+    /// Fails where `layer_types` names a layer that is not of the one kind that all have, with a window or without.
+    pub fn layers_are_alike(&self, windowed: bool) -> Result<(), ModelError> {
+        let wanted = if windowed { SLIDING } else { FULL };
         let kinds = self.layer_types()?.unwrap_or_default();
         match kinds.into_iter().find(|kind| *kind != wanted) {
-            Some(kind) => Err(unsupported("layer_types", kind, supported)),
+            Some(kind) => Err(ModelError::unsupported("layer_types", kind, "layers that are alike")),
             None => Ok(()),
         }
     }
 
-    fn layer_types(&self) -> Result<Option<Vec<&'a str>>, ModelError> {
+    fn layer_types(&self) -> Result<Option<Vec<&str>>, ModelError> {
         let wrong = || self.invalid("field \"layer_types\" is not a list of names");
         match self.value.get("layer_types") {
             None | Some(Value::Null) => Ok(None),
@@ -145,24 +144,24 @@ impl<'a> Fields<'a> {
     }
 
     /// A field that holds an object, or null.
-    fn object(&self, field: &str) -> Result<&'a Value, ModelError> {
+    fn object(&self, field: &str) -> Result<&Value, ModelError> {
         match self.value.get(field) {
             None => Ok(&Value::Null),
             Some(value) if value.is_null() || value.is_object() => Ok(value),
-            Some(_) => Err(self.invalid(&format!("field \"{field}\" is not an object"))),
+            Some(_) => Err(self.invalid(format!("field \"{field}\" is not an object"))),
         }
     }
 
     /// Fails for any scaling.
-    fn plain(&self, object: &'a Value) -> Result<(), ModelError> {
+    fn plain(&self, object: &Value) -> Result<(), ModelError> {
         match self.kind(object)? {
             "default" => Ok(()),
-            other => Err(unsupported("rotary embedding", other, "default")),
+            other => Err(ModelError::unsupported("rotary embedding", other, "default")),
         }
     }
 
     /// The name of a scaling, under its new key or its old one. An object with numbers of a scaling has to name it.
-    fn kind(&self, object: &'a Value) -> Result<&'a str, ModelError> {
+    fn kind<'v>(&self, object: &'v Value) -> Result<&'v str, ModelError> {
         self.whole_heads(object)?;
         let named = ["rope_type", "type"].iter().find_map(|key| object.get(key));
         match named {
@@ -182,21 +181,18 @@ impl<'a> Fields<'a> {
             Some(factor) if factor.as_f64() == Some(1.0) => Ok(()),
             Some(factor) => {
                 let found = format!("partial_rotary_factor {factor}");
-                Err(unsupported("rotary embedding", &found, "heads that turn in whole"))
+                Err(ModelError::unsupported(
+                    "rotary embedding",
+                    found,
+                    "heads that turn in whole",
+                ))
             }
         }
     }
 
     fn base(&self, value: &Value, field: &str) -> Result<f64, ModelError> {
         let base = value.as_f64().filter(|base| *base >= 1.0 && base.is_finite());
-        base.ok_or_else(|| self.invalid(&format!("field \"{field}\" is not a number from 1")))
-    }
-
-    fn invalid(&self, what: &str) -> ModelError {
-        ModelError::Invalid {
-            path: self.path.to_path_buf(),
-            what: what.to_string(),
-        }
+        base.ok_or_else(|| self.invalid(format!("field \"{field}\" is not a number from 1")))
     }
 }
 
@@ -207,9 +203,4 @@ fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 
 fn empty(value: &Value) -> bool {
     members(value).next().is_none()
-}
-
-fn unsupported(what: &'static str, found: &str, supported: &'static str) -> ModelError {
-    let found = found.to_string();
-    ModelError::Unsupported { what, found, supported }
 }

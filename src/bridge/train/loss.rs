@@ -6,7 +6,7 @@
 
 use crate::bridge::BridgeError;
 use crate::compute::cpu::Level;
-use crate::compute::matmul::apply::Apply;
+use crate::compute::matmul::parallel::Matmul;
 use crate::compute::memory::zeros;
 use crate::compute::{Linear, Pool, Precision};
 use std::ops::Range;
@@ -21,8 +21,8 @@ pub struct Candidates {
     scores: Linear,
     /// Scores to sums of passages.
     sums: Linear,
-    score_memory: Apply,
-    sum_memory: Apply,
+    score_memory: Matmul,
+    sum_memory: Matmul,
     most: usize,
 }
 
@@ -101,8 +101,8 @@ impl Candidates {
         Ok(Candidates {
             scores: linear(&vectors, dimensions, count)?,
             sums: linear(&transposed, count, dimensions)?,
-            score_memory: Apply::new(pool, dimensions)?,
-            sum_memory: Apply::new(pool, count)?,
+            score_memory: Matmul::new(pool, dimensions)?,
+            sum_memory: Matmul::new(pool, count)?,
             count,
             groups,
             dimensions,

@@ -2,8 +2,8 @@
 
 use crate::bridge::BridgeError;
 use crate::compute::cpu::Level;
-use crate::compute::matmul::apply::Apply;
-pub use crate::compute::matmul::apply::transposed;
+use crate::compute::matmul::parallel::Matmul;
+pub use crate::compute::matmul::parallel::transposed;
 use crate::compute::memory::zeros;
 use crate::compute::{Linear, Pool, Precision};
 
@@ -15,7 +15,7 @@ pub fn product(pool: &Pool, a: &[f32], b: &[f32], inner: usize) -> Result<Vec<f3
     let columns = b.len() / inner.max(1);
     let linear = Linear::new(Level::detect(), Precision::F32, b, &zeros(columns)?, inner)?;
     let mut out = zeros::<f32>(a.len() / inner.max(1) * columns)?;
-    Apply::new(pool, inner)?.run(pool, &linear, a, &mut out)?;
+    Matmul::new(pool, inner)?.run(pool, &linear, a, &mut out)?;
     Ok(out)
 }
 

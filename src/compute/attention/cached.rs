@@ -6,13 +6,14 @@
 use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::simd::Simd;
 use crate::compute::rowwise::activation::exp;
+use std::ops::Range;
 
 /// Positions of a block.
 pub const BLOCK: usize = 64;
 
 /// One token's query heads that share a head of keys.
 pub struct Group<'a> {
-    /// `heads * width` numbers; the results take their place.
+    /// `heads * width` elements; the results take their place.
     pub queries: &'a mut [f32],
     pub width: usize,
     /// Blocks of the key head, and of its values.
@@ -48,86 +49,109 @@ pub fn attend(level: Level, group: Group<'_>) {
 
 impl Kernel for Group<'_> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let width = self.width;
-        let heads = self.queries.len() / width;
-        let (first, last) = (self.from / BLOCK, self.until.div_ceil(BLOCK));
-        let row = last * BLOCK;
+    unsafe fn run<S: Simd>(mut self) {
+        let heads = self.queries.len() / self.width;
+        let blocks = self.from / BLOCK..self.until.div_ceil(BLOCK);
         // SAFETY: `attend` compared all lengths.
         unsafe {
-            for block in first..last {
-                let keys = self.keys.get_unchecked(block).as_ptr();
+            for block in blocks.clone() {
                 for head in 0..heads {
-                    let query = self.queries.as_ptr().add(head * width);
-                    let scores = self.scores.as_mut_ptr().add(head * row + block * BLOCK);
-                    for at in (0..BLOCK).step_by(2 * S::LANES) {
-                        let mut sums = [S::zero(); 2];
-                        // A second pair of sums hides the latency of the first.
-                        let mut others = [S::zero(); 2];
-                        let mut i = 0;
-                        while i + 2 <= width {
-                            let key = keys.add(i * BLOCK + at);
-                            sums = S::fma_row(query, i, [S::load(key), S::load(key.add(S::LANES))], sums);
-                            let key = keys.add((i + 1) * BLOCK + at);
-                            others = S::fma_row(query, i + 1, [S::load(key), S::load(key.add(S::LANES))], others);
-                            i += 2;
-                        }
-                        S::store(scores.add(at), S::add(sums[0], others[0]));
-                        S::store(scores.add(at + S::LANES), S::add(sums[1], others[1]));
-                    }
+                    self.scores::<S>(&blocks, block, head);
                 }
             }
             for head in 0..heads {
-                let scores = self.scores.as_mut_ptr().add(head * row);
-                let start = first * BLOCK;
-                (start..self.from).for_each(|i| scores.add(i).write(f32::NEG_INFINITY));
-                (self.until..row).for_each(|i| scores.add(i).write(f32::NEG_INFINITY));
-                let mut largest = S::splat(f32::NEG_INFINITY);
-                for at in (start..row).step_by(S::LANES) {
-                    largest = S::max(largest, S::load(scores.add(at)));
-                }
-                let (shift, scale) = (S::splat(S::largest(largest)), S::splat(self.scale));
-                let mut sum = S::zero();
-                for at in (start..row).step_by(S::LANES) {
-                    let x = exp::<S>(S::mul(S::sub(S::load(scores.add(at)), shift), scale));
-                    S::store(scores.add(at), x);
-                    sum = S::add(sum, x);
-                }
-                let inverse = S::splat(1.0 / S::sum(sum));
-                for at in (start..row).step_by(S::LANES) {
-                    S::store(scores.add(at), S::mul(S::load(scores.add(at)), inverse));
-                }
+                self.softmax::<S>(&blocks, head);
             }
             for head in 0..heads {
-                let scores = self.scores.as_ptr().add(head * row);
-                let out = self.queries.as_mut_ptr().add(head * width);
-                let mut at = 0;
-                while at < width {
-                    let lanes = [
-                        S::LANES.min(width - at),
-                        S::LANES.min((width - at).saturating_sub(S::LANES)),
-                    ];
-                    let mut sums = [S::zero(); 2];
-                    for position in self.from..self.until {
-                        let values = self
-                            .values
-                            .get_unchecked(position / BLOCK)
-                            .as_ptr()
-                            .add(position % BLOCK * width + at);
-                        let pair = if lanes[1] == S::LANES {
-                            [S::load(values), S::load(values.add(S::LANES))]
-                        } else {
-                            [
-                                S::load_first(values, lanes[0]),
-                                S::load_first(values.wrapping_add(S::LANES), lanes[1]),
-                            ]
-                        };
-                        sums = S::fma_row(scores, position, pair, sums);
-                    }
-                    S::store_first(out.add(at), sums[0], lanes[0]);
-                    S::store_first(out.wrapping_add(at + S::LANES), sums[1], lanes[1]);
-                    at += 2 * S::LANES;
+                self.mix::<S>(&blocks, head);
+            }
+        }
+    }
+}
+
+// SAFETY of the methods: lengths are those that `attend` compares; `blocks` are the blocks of the positions that are seen.
+impl Group<'_> {
+    /// The scores of a head with the positions of a block.
+    #[inline(always)]
+    unsafe fn scores<S: Simd>(&mut self, blocks: &Range<usize>, block: usize, head: usize) {
+        let width = self.width;
+        // SAFETY: see above.
+        unsafe {
+            let keys = self.keys.get_unchecked(block).as_ptr();
+            let query = self.queries.as_ptr().add(head * width);
+            let scores = self.scores.as_mut_ptr().add(head * blocks.end * BLOCK + block * BLOCK);
+            for at in (0..BLOCK).step_by(2 * S::LANES) {
+                let mut sums = [S::zero(); 2];
+                // A second pair of sums hides the latency of the first.
+                let mut others = [S::zero(); 2];
+                let mut i = 0;
+                while i + 2 <= width {
+                    let key = keys.add(i * BLOCK + at);
+                    sums = S::fma_row(query, i, [S::load(key), S::load(key.add(S::LANES))], sums);
+                    let key = keys.add((i + 1) * BLOCK + at);
+                    others = S::fma_row(query, i + 1, [S::load(key), S::load(key.add(S::LANES))], others);
+                    i += 2;
                 }
+                S::store(scores.add(at), S::add(sums[0], others[0]));
+                S::store(scores.add(at + S::LANES), S::add(sums[1], others[1]));
+            }
+        }
+    }
+
+    /// Replaces a head's scores by their softmax over the positions that are seen.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&mut self, blocks: &Range<usize>, head: usize) {
+        let (start, row) = (blocks.start * BLOCK, blocks.end * BLOCK);
+        // SAFETY: see above.
+        unsafe {
+            let scores = self.scores.as_mut_ptr().add(head * row);
+            (start..self.from).for_each(|i| scores.add(i).write(f32::NEG_INFINITY));
+            (self.until..row).for_each(|i| scores.add(i).write(f32::NEG_INFINITY));
+            let mut largest = S::splat(f32::NEG_INFINITY);
+            for at in (start..row).step_by(S::LANES) {
+                largest = S::max(largest, S::load(scores.add(at)));
+            }
+            let (shift, scale) = (S::splat(S::largest(largest)), S::splat(self.scale));
+            let mut sum = S::zero();
+            for at in (start..row).step_by(S::LANES) {
+                let x = exp::<S>(S::mul(S::sub(S::load(scores.add(at)), shift), scale));
+                S::store(scores.add(at), x);
+                sum = S::add(sum, x);
+            }
+            let inverse = S::splat(1.0 / S::sum(sum));
+            for at in (start..row).step_by(S::LANES) {
+                S::store(scores.add(at), S::mul(S::load(scores.add(at)), inverse));
+            }
+        }
+    }
+
+    /// Replaces a head's query by the values, mixed by its scores.
+    #[inline(always)]
+    unsafe fn mix<S: Simd>(&mut self, blocks: &Range<usize>, head: usize) {
+        let width = self.width;
+        // SAFETY: see above.
+        unsafe {
+            let scores = self.scores.as_ptr().add(head * blocks.end * BLOCK);
+            let out = self.queries.as_mut_ptr().add(head * width);
+            for at in (0..width).step_by(2 * S::LANES) {
+                let left = width - at;
+                let lanes = [S::LANES.min(left), S::LANES.min(left.saturating_sub(S::LANES))];
+                let mut sums = [S::zero(); 2];
+                for position in self.from..self.until {
+                    let block = self.values.get_unchecked(position / BLOCK).as_ptr();
+                    let values = block.add(position % BLOCK * width + at);
+                    let pair = if lanes[1] == S::LANES {
+                        [S::load(values), S::load(values.add(S::LANES))]
+                    } else {
+                        [
+                            S::load_first(values, lanes[0]),
+                            S::load_first(values.wrapping_add(S::LANES), lanes[1]),
+                        ]
+                    };
+                    sums = S::fma_row(scores, position, pair, sums);
+                }
+                S::store_first(out.add(at), sums[0], lanes[0]);
+                S::store_first(out.wrapping_add(at + S::LANES), sums[1], lanes[1]);
             }
         }
     }

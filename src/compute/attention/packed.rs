@@ -1,4 +1,4 @@
-//! Attention over packed sequences: `softmax(Q K^T / sqrt d) V`, both products by the tiles of `gemm.rs`.
+//! Attention over packed sequences: `softmax(Q K^T / sqrt d) V`, both products by the tiles of `matmul/tile.rs`.
 //!
 //! Queries are taken in blocks of rows, a task each, and keys in blocks of [`KEYS`]: a block of keys is packed
 //! transposed and its values as they are, both in panels; then a tile of query rows at a time takes its scores, their
@@ -6,60 +6,25 @@
 //! earlier blocks gave, scaled to the new largest score. (Milakov and Gimelshein, "Online normalizer calculation for
 //! softmax", 2018.) So a thread's memory does not grow with the sequence, and no task is long.
 //!
-//! Where queries, keys and values come in bf16, both products are in bf16 (`attention_bf16.rs`).
+//! Where queries, keys and values come in bf16, both products are in bf16 (`packed_bf16.rs`).
 //!
 //! The heads of a query group share keys and values (grouped-query attention) and run in one task. Where blocks of
 //! queries begin has no influence on the result: a row depends on its place in its sequence alone.
 
-use super::pack::{pack_keys, pack_values};
+use super::job::{Elements, Job, KEYS, Scratch};
+use super::kv_pack::{pack_keys, pack_values};
 #[cfg(target_arch = "x86_64")]
 use super::packed_bf16;
-pub use super::shape::Places;
-use super::shape::{MOST_ROWS, ROW_STEP, Shape};
+use super::shape::{Places, Shape};
 use crate::compute::ComputeError;
-use crate::compute::cpu::buffer::{Buffer, Shared};
+use crate::compute::cpu::buffer::Shared;
 use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::pool::Pool;
 use crate::compute::cpu::simd::Simd;
-use crate::compute::matmul::gemm::{F32, TILE_WORDS, Tile, tile};
+use crate::compute::matmul::tile::{F32, Operands, TILE_WORDS, Tile, tile};
 use crate::compute::rowwise::activation::exp;
 use parking_lot::Mutex;
 use std::ops::Range;
-
-/// Keys of a block: a multiple of every level's panel.
-pub(super) const KEYS: usize = 512;
-/// Scratch memory of one thread.
-pub struct Scratch {
-    pub(super) keys: Buffer<f32>,
-    pub(super) values: Buffer<f32>,
-    pub(super) scores: Buffer<f32>,
-    /// For each row of the task and each head of its group the largest score so far, and the sum of exponentials.
-    pub(super) states: Buffer<f32>,
-}
-
-impl Scratch {
-    /// Memory for sequences of up to `length` tokens; beyond a block of keys it does not grow any more.
-    pub fn new(level: Level, shape: Shape, length: usize) -> Result<Scratch, ComputeError> {
-        let level = level.or_detected();
-        let columns = level.panel_columns();
-        let keys = KEYS.min(length.next_multiple_of(columns));
-        Ok(Scratch {
-            keys: Buffer::zeroed(keys * shape.width)?,
-            values: Buffer::zeroed(shape.width.next_multiple_of(columns) * keys)?,
-            scores: Buffer::zeroed(keys * level.tile_rows())?,
-            // A task has at most that many rows, or those of the sequence.
-            states: Buffer::zeroed(MOST_ROWS.max(ROW_STEP * shape.group()).min(length * shape.group()) * 2)?,
-        })
-    }
-}
-
-/// The numbers that attention reads.
-#[derive(Clone, Copy)]
-pub enum Numbers<'a> {
-    F32(&'a [f32]),
-    /// Two a word, the first in its lower half: for shapes that say so ([`Shape::takes_bf16`]).
-    Bf16(&'a [u32]),
-}
 
 /// Attention of every head over every sequence of a batch.
 pub struct Attention<'a> {
@@ -68,14 +33,14 @@ pub struct Attention<'a> {
     /// One for each thread of the pool.
     pub scratches: &'a [Mutex<Scratch>],
     /// Queries, keys and values of all tokens.
-    pub qkv: Numbers<'a>,
+    pub qkv: Elements<'a>,
     pub places: Places,
     /// Sequence `i` has the rows from `starts[i]` to `starts[i + 1]`.
     pub starts: &'a [usize],
 }
 
 impl Attention<'_> {
-    /// Writes rows of [`Shape::out_row`] numbers to `out`. `stop` is asked between tasks.
+    /// Writes rows of [`Shape::out_row`] elements to `out`. `stop` is asked between tasks.
     pub fn run(&self, pool: &Pool, out: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
         let shape = self.shape;
         let sequences = || self.starts.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
@@ -87,7 +52,7 @@ impl Attention<'_> {
         }
         blocks.sort_by_key(|(row, _, _)| std::cmp::Reverse(*row));
         let out = Shared::new(out);
-        if matches!(self.qkv, Numbers::Bf16(_)) && !(shape.takes_bf16() && self.level == Level::Avx512) {
+        if matches!(self.qkv, Elements::Bf16(_)) && !(shape.takes_bf16() && self.level == Level::Avx512) {
             return Err(ComputeError::Shape("attention in bf16 over such heads".to_string()));
         }
         pool.run_until(blocks.len() * shape.key_heads, stop, |thread, task| {
@@ -109,22 +74,6 @@ impl Attention<'_> {
     }
 }
 
-/// Some query rows of one sequence, and the heads that share one head of keys.
-pub(super) struct Job<'a> {
-    pub(super) shape: Shape,
-    qkv: Numbers<'a>,
-    pub(super) places: Places,
-    /// First token of the sequence in the batch.
-    pub(super) start: usize,
-    /// Tokens of the sequence.
-    pub(super) length: usize,
-    /// Rows of the sequence.
-    pub(super) queries: Range<usize>,
-    pub(super) key_head: usize,
-    pub(super) out: Shared<f32>,
-    pub(super) scratch: &'a mut Scratch,
-}
-
 impl Job<'_> {
     /// Computes the task.
     ///
@@ -143,8 +92,8 @@ impl Job<'_> {
         assert!(self.scratch.scores.len() >= keys * level.tile_rows());
         assert!(self.scratch.states.len() >= self.queries.len() * shape.group() * 2);
         match self.qkv {
-            Numbers::F32(numbers) => assert!(numbers.len() >= last + shape.width),
-            Numbers::Bf16(words) => {
+            Elements::F32(elements) => assert!(elements.len() >= last + shape.width),
+            Elements::Bf16(words) => {
                 assert!(words.len() * 2 >= last + shape.width);
                 // SAFETY: `Attention::run` has checked instructions and shape; the rest as below.
                 #[cfg(target_arch = "x86_64")]
@@ -164,7 +113,7 @@ impl Kernel for Job<'_> {
     unsafe fn run<S: Simd>(self) {
         let Shape { width, .. } = self.shape;
         let (Places { token, head: apart }, group) = (self.places, self.shape.group());
-        let Numbers::F32(qkv) = self.qkv else { return };
+        let Elements::F32(qkv) = self.qkv else { return };
         for state in self.scratch.states.chunks_exact_mut(2) {
             state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
         }
@@ -227,82 +176,140 @@ struct QueryTile<'a, 'b> {
     block: Range<usize>,
 }
 
+/// What rows are multiplied with: those so far, and at the end.
+struct Factors {
+    earlier: [f32; 16],
+    inverse: [f32; 16],
+}
+
+// SAFETY of the unsafe methods: the job's sizes are asserted, all addresses follow from them, and nobody else uses the
+// job's scratch memory and its part of `out`.
 impl QueryTile<'_, '_> {
     /// Adds the block's part to the rows that come out.
-    ///
-    /// # Safety
-    /// The job's sizes are asserted and nobody else uses its scratch memory and its part of `out`.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let QueryTile {
-            job,
-            qkv,
-            packed,
-            row,
-            rows,
-            head,
-            block,
-        } = self;
-        let (shape, width) = (job.shape, job.shape.width);
-        let (first, last) = (shape.seen(row, job.length), shape.seen(row + rows - 1, job.length));
-        let (opens, closes) = (first.start >= block.start, last.end <= block.end);
-        let inside = |seen: Range<usize>| {
-            let start = seen.start.max(block.start);
-            start - block.start..seen.end.min(block.end).max(start) - block.start
-        };
-        let seen = inside(first.start..last.end);
+        let (first, last) = (self.seen_by(0), self.seen_by(self.rows - 1));
+        let seen = self.inside(first.start..last.end);
         if seen.is_empty() {
             return;
         }
-        let stride = KEYS.min(job.length.next_multiple_of(S::COLUMNS));
-        let number = job.key_head * shape.group() + head;
+        let (opens, closes) = (first.start >= self.block.start, last.end <= self.block.end);
+        // SAFETY: see above.
+        unsafe {
+            self.scores::<S>(&seen);
+            let factors = self.weights::<S>(&seen, closes);
+            self.mix::<S>(&seen, opens, &factors);
+        }
+    }
+
+    /// Keys of the sequence that a row of the tile sees.
+    #[inline(always)]
+    fn seen_by(&self, row: usize) -> Range<usize> {
+        self.job.shape.seen(self.row + row, self.job.length)
+    }
+
+    /// The part of some keys that is in the block, counted from its first one.
+    #[inline(always)]
+    fn inside(&self, keys: Range<usize>) -> Range<usize> {
+        let start = keys.start.max(self.block.start);
+        start - self.block.start..keys.end.min(self.block.end).max(start) - self.block.start
+    }
+
+    /// Elements from row to row of the scores.
+    #[inline(always)]
+    fn stride<S: Simd>(&self) -> usize {
+        KEYS.min(self.job.length.next_multiple_of(S::COLUMNS))
+    }
+
+    /// The head among all query heads.
+    #[inline(always)]
+    fn query_head(&self) -> usize {
+        self.job.key_head * self.job.shape.group() + self.head
+    }
+
+    /// The scores of all rows with the keys that one of them sees.
+    #[inline(always)]
+    unsafe fn scores<S: Simd>(&self, seen: &Range<usize>) {
+        let (width, stride) = (self.job.shape.width, self.stride::<S>());
+        let Places { token, head: apart } = self.job.places;
         let mut sums = Tile([0; TILE_WORDS]);
         let sums = (&raw mut sums.0).cast::<u32>();
-        // What the rows so far are multiplied with, and the rows that come out at the end.
-        let (mut earlier, mut inverse) = ([0f32; 16], [1f32; 16]);
-        // SAFETY: all addresses follow from the sizes that `run_on` has asserted.
+        // SAFETY: see above.
         unsafe {
-            let Places { token, head: apart } = job.places;
-            let queries = qkv.add((job.start + row) * token + number * apart);
-            let scores = packed.scores;
-            let states = packed
-                .states
-                .add((head * job.queries.len() + row - job.queries.start) * 2);
+            let queries = self
+                .qkv
+                .add((self.job.start + self.row) * token + self.query_head() * apart);
             for panel in seen.start / S::COLUMNS..seen.end.div_ceil(S::COLUMNS) {
-                let k = packed.keys.add(panel * width * S::COLUMNS).cast();
-                tile::<F32<S>>(rows, width, queries.cast(), token, k, S::COLUMNS, sums);
-                for i in 0..rows {
+                let operands = Operands {
+                    rows: self.rows,
+                    steps: width,
+                    a: queries.cast(),
+                    a_stride: token,
+                    b: self.packed.keys.add(panel * width * S::COLUMNS).cast(),
+                    b_stride: S::COLUMNS,
+                };
+                tile::<F32<S>>(operands, sums);
+                for i in 0..self.rows {
                     let from = sums.add(i * S::COLUMNS).cast::<f32>();
-                    let to = scores.add(i * stride + panel * S::COLUMNS);
+                    let to = self.packed.scores.add(i * stride + panel * S::COLUMNS);
                     S::store(to, S::load(from));
                     S::store(to.add(S::LANES), S::load(from.add(S::LANES)));
                 }
             }
-            for i in 0..rows {
-                let (line, state) = (scores.add(i * stride), states.add(2 * i));
-                let own = inside(shape.seen(row + i, job.length));
-                earlier[i] = softmax_numerators::<S>(line, own.clone(), (width as f32).sqrt().recip(), state);
-                (seen.start..own.start.min(seen.end)).for_each(|key| line.add(key).write(0.0));
-                (own.end.max(seen.start)..seen.end).for_each(|key| line.add(key).write(0.0));
+        }
+    }
+
+    /// Replaces the scores by exponentials, and by 0 where a row does not see a key.
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&self, seen: &Range<usize>, closes: bool) -> Factors {
+        let (job, stride) = (self.job, self.stride::<S>());
+        let scale = (job.shape.width as f32).sqrt().recip();
+        let mut factors = Factors {
+            earlier: [0.0; 16],
+            inverse: [1.0; 16],
+        };
+        // SAFETY: see above.
+        unsafe {
+            let first = self.head * job.queries.len() + self.row - job.queries.start;
+            let states = self.packed.states.add(first * 2);
+            for i in 0..self.rows {
+                let (scores, state) = (self.packed.scores.add(i * stride), states.add(2 * i));
+                let own = self.inside(self.seen_by(i));
+                factors.earlier[i] = softmax_numerators::<S>(scores, own.clone(), scale, state);
+                (seen.start..own.start.min(seen.end)).for_each(|key| scores.add(key).write(0.0));
+                (own.end.max(seen.start)..seen.end).for_each(|key| scores.add(key).write(0.0));
                 if closes {
-                    inverse[i] = 1.0 / state.add(1).read();
+                    factors.inverse[i] = 1.0 / state.add(1).read();
                 }
             }
-            for panel in 0..width.div_ceil(S::COLUMNS) {
-                let v = packed
+        }
+        factors
+    }
+
+    /// Adds the values, times the exponentials, to the rows that come out.
+    #[inline(always)]
+    unsafe fn mix<S: Simd>(&self, seen: &Range<usize>, opens: bool, factors: &Factors) {
+        let (job, width) = (self.job, self.job.shape.width);
+        let mut sums = Tile([0; TILE_WORDS]);
+        let sums = (&raw mut sums.0).cast::<u32>();
+        for panel in 0..width.div_ceil(S::COLUMNS) {
+            // SAFETY: see above.
+            unsafe {
+                let values = self
+                    .packed
                     .values
-                    .add((panel * block.len() + seen.start) * S::COLUMNS)
-                    .cast();
-                tile::<F32<S>>(
-                    rows,
-                    seen.len(),
-                    scores.add(seen.start).cast(),
-                    stride,
-                    v,
-                    S::COLUMNS,
-                    sums,
-                );
-                for i in 0..rows {
+                    .add((panel * self.block.len() + seen.start) * S::COLUMNS);
+                let operands = Operands {
+                    rows: self.rows,
+                    steps: seen.len(),
+                    a: self.packed.scores.add(seen.start).cast(),
+                    a_stride: self.stride::<S>(),
+                    b: values.cast(),
+                    b_stride: S::COLUMNS,
+                };
+                tile::<F32<S>>(operands, sums);
+                for i in 0..self.rows {
+                    let row = (job.start + self.row + i) * job.shape.out_row() + self.query_head() * width;
                     for part in 0..2 {
                         let column = panel * S::COLUMNS + part * S::LANES;
                         let lanes = width.saturating_sub(column).min(S::LANES);
@@ -310,12 +317,11 @@ impl QueryTile<'_, '_> {
                             continue;
                         }
                         let mut x = S::load(sums.add(i * S::COLUMNS + part * S::LANES).cast());
-                        let at = (job.start + row + i) * shape.out_row() + number * width + column;
-                        let to = job.out.address(at, lanes);
+                        let to = job.out.address(row + column, lanes);
                         if !opens {
-                            x = S::fma(S::load_first(to, lanes), S::splat(earlier[i]), x);
+                            x = S::fma(S::load_first(to, lanes), S::splat(factors.earlier[i]), x);
                         }
-                        S::store_first(to, S::mul(x, S::splat(inverse[i])), lanes);
+                        S::store_first(to, S::mul(x, S::splat(factors.inverse[i])), lanes);
                     }
                 }
             }
@@ -329,7 +335,7 @@ impl QueryTile<'_, '_> {
 /// `keys` does not count (it becomes `exp` of the clamp, 1e-38, below the precision of a sum of at least 1).
 ///
 /// # Safety
-/// `row` holds `keys.end` numbers rounded up to whole vectors, `state` two.
+/// `row` holds `keys.end` elements rounded up to whole vectors, `state` two.
 #[inline(always)]
 unsafe fn softmax_numerators<S: Simd>(row: *mut f32, keys: Range<usize>, scale: f32, state: *mut f32) -> f32 {
     if keys.is_empty() {

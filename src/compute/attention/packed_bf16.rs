@@ -1,18 +1,20 @@
-//! The tasks of `attention.rs` with both products in bf16 (AVX512-BF16), for sequences whose tokens all see each other.
+//! The tasks of `packed.rs` with both products in bf16 (AVX512-BF16), for sequences whose tokens all see each other.
 //!
-//! Queries, keys and values come rounded: a word is two numbers of a head on the way to the scores, and two tokens on the way to
+//! Queries, keys and values come rounded: a word is two elements of a head on the way to the scores, and two tokens on the way to
 //! the values. Scores and their maximum are f32; the exponentials are rounded to bf16, and their sum is that of the rounded
 //! ones, so the weights of a row add up to one. Exponentials are powers of two to 3e-6.
 //!
 //! As there, a row depends on its place in its sequence alone: every element of a product has one sum in a fixed order,
 //! whatever the tile.
 
-use super::packed::{Job, KEYS};
+use super::job::{Job, KEYS};
 use crate::compute::cpu::simd::Simd;
 use crate::compute::cpu::simd_x86::Avx512;
-use crate::compute::matmul::gemm::{Sink, Sums, even_height, tile_into};
+use crate::compute::matmul::gemm::even_height;
 use crate::compute::matmul::gemm_bf16::Bf16;
+use crate::compute::matmul::tile::{Operands, Sink, Sums, tile_into};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 const LANES: usize = Avx512::LANES;
 const COLUMNS: usize = Avx512::COLUMNS;
@@ -22,72 +24,148 @@ const ABSENT: f32 = -1e30;
 /// Computes a task.
 ///
 /// # Safety
-/// The processor has AVX512-BF16. `words` are the queries, keys and values, two numbers a word; the job's sizes are asserted as
-/// in `Job::run_on`. Its head is [`COLUMNS`] numbers wide or a multiple of that, one of its own in its group, and sees the whole
-/// sequence; nobody else uses its part of `out` meanwhile.
+/// The processor has AVX512-BF16. `words` are the queries, keys and values, two elements a word; the job's sizes are asserted
+/// as in `Job::run_on`. Its head is [`COLUMNS`] elements wide or a multiple of that, one of its own in its group, and sees the
+/// whole sequence; nobody else uses its part of `out` meanwhile.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn run(job: Job, words: &[u32]) {
-    let (shape, width) = (job.shape, job.shape.width);
-    let (pairs_wide, stride) = (width / 2, KEYS.min(job.length.next_multiple_of(COLUMNS)));
-    let token_words = job.places.token / 2;
     for state in job.scratch.states.chunks_exact_mut(2) {
         state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
     }
+    let height = even_height(job.queries.len(), Avx512::ROWS);
     // The buffers are used through these pointers alone from here on.
-    let keys: *mut u32 = job.scratch.keys.as_mut_ptr().cast();
-    let values: *mut u32 = job.scratch.values.as_mut_ptr().cast();
-    let scores = job.scratch.scores.as_mut_ptr();
-    let states = job.scratch.states.as_mut_ptr();
-    let count = job.queries.len();
-    let height = even_height(count, Avx512::ROWS);
-    let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
-    for block in (0..job.length).step_by(KEYS) {
-        let length = (job.length - block).min(KEYS);
-        let pairs = length.div_ceil(2);
-        let (opens, closes) = (block == 0, block + length == job.length);
-        // SAFETY: the sequence lies in `words`, a block fits the scratch memory, a tile is inside the task's rows.
+    let task = Task {
+        words: words.as_ptr(),
+        keys: job.scratch.keys.as_mut_ptr().cast(),
+        values: job.scratch.values.as_mut_ptr().cast(),
+        scores: job.scratch.scores.as_mut_ptr(),
+        states: job.scratch.states.as_mut_ptr(),
+        stride: KEYS.min(job.length.next_multiple_of(COLUMNS)),
+        token_words: job.places.token / 2,
+        job: &job,
+    };
+    for start in (0..job.length).step_by(KEYS) {
+        let block = start..(start + KEYS).min(job.length);
+        // SAFETY: the caller's promise.
         unsafe {
-            let row_of = |token: usize, head: usize| {
-                let at = (job.start + token) * job.places.token + head * job.places.head;
-                words.as_ptr().add(at / 2)
-            };
-            let from = row_of(block, shape.heads + job.key_head);
-            pack_keys(from, token_words, length, pairs_wide, keys);
-            let from = row_of(block, 2 * shape.heads + job.key_head);
-            pack_values(from, token_words, length, width, values);
+            task.pack(&block);
             for row in job.queries.clone().step_by(height) {
-                let rows = (job.queries.end - row).min(height);
-                let queries = row_of(row, job.key_head);
-                for panel in 0..length.div_ceil(COLUMNS) {
-                    let sink = Scores {
-                        to: scores.add(panel * COLUMNS),
-                        stride,
-                    };
-                    let right = keys.add(panel * pairs_wide * COLUMNS);
-                    tile_into::<Bf16, _, _>(rows, pairs_wide, queries, token_words, right, COLUMNS, &Sums, &sink);
-                }
-                let mut factors = Factors {
-                    earlier: [0.0; 16],
-                    inverse: [1.0; 16],
+                let rows = row..(row + height).min(job.queries.end);
+                task.scores(&block, &rows);
+                let factors = task.weights(&block, &rows);
+                task.mix(&block, &rows, &factors);
+            }
+        }
+    }
+}
+
+/// A job with the addresses that it works on.
+struct Task<'a, 'b> {
+    job: &'a Job<'b>,
+    words: *const u32,
+    keys: *mut u32,
+    values: *mut u32,
+    scores: *mut f32,
+    states: *mut f32,
+    /// Elements from row to row of the scores, words from token to token.
+    stride: usize,
+    token_words: usize,
+}
+
+// SAFETY of the methods: what `run` was promised. The sequence lies in `words`, a block of keys fits the scratch memory, and
+// rows are those of one tile of the task's.
+impl Task<'_, '_> {
+    /// Where a head of a token of the sequence is.
+    #[inline(always)]
+    unsafe fn words_of(&self, token: usize, head: usize) -> *const u32 {
+        let at = (self.job.start + token) * self.job.places.token + head * self.job.places.head;
+        // SAFETY: see above.
+        unsafe { self.words.add(at / 2) }
+    }
+
+    /// Packs a block of keys with its values.
+    #[inline(always)]
+    unsafe fn pack(&self, block: &Range<usize>) {
+        let (heads, width, key_head) = (self.job.shape.heads, self.job.shape.width, self.job.key_head);
+        // SAFETY: see above.
+        unsafe {
+            let from = self.words_of(block.start, heads + key_head);
+            pack_keys(from, self.token_words, block.len(), width / 2, self.keys);
+            let from = self.words_of(block.start, 2 * heads + key_head);
+            pack_values(from, self.token_words, block.len(), width, self.values);
+        }
+    }
+
+    /// The scores of some rows with a block of keys.
+    #[inline(always)]
+    unsafe fn scores(&self, block: &Range<usize>, rows: &Range<usize>) {
+        let pairs_wide = self.job.shape.width / 2;
+        // SAFETY: see above.
+        unsafe {
+            let queries = self.words_of(rows.start, self.job.key_head);
+            for panel in 0..block.len().div_ceil(COLUMNS) {
+                let sink = Scores {
+                    to: self.scores.add(panel * COLUMNS),
+                    stride: self.stride,
                 };
-                for i in 0..rows {
-                    let state = states.add((row - job.queries.start + i) * 2);
-                    factors.earlier[i] = weights(scores.add(i * stride), length, scale, state);
-                    if closes {
-                        factors.inverse[i] = 1.0 / state.add(1).read();
-                    }
+                let operands = Operands {
+                    rows: rows.len(),
+                    steps: pairs_wide,
+                    a: queries,
+                    a_stride: self.token_words,
+                    b: self.keys.add(panel * pairs_wide * COLUMNS),
+                    b_stride: COLUMNS,
+                };
+                tile_into::<Bf16, _, _>(operands, &Sums, &sink);
+            }
+        }
+    }
+
+    /// Replaces the scores by exponentials; returned is what rows are multiplied with.
+    #[inline(always)]
+    unsafe fn weights(&self, block: &Range<usize>, rows: &Range<usize>) -> Factors {
+        let scale = std::f32::consts::LOG2_E / (self.job.shape.width as f32).sqrt();
+        let mut factors = Factors {
+            earlier: [0.0; 16],
+            inverse: [1.0; 16],
+        };
+        for i in 0..rows.len() {
+            // SAFETY: see above.
+            unsafe {
+                let state = self.states.add((rows.start - self.job.queries.start + i) * 2);
+                factors.earlier[i] = weights(self.scores.add(i * self.stride), block.len(), scale, state);
+                if block.end == self.job.length {
+                    factors.inverse[i] = 1.0 / state.add(1).read();
                 }
-                for panel in 0..width / COLUMNS {
-                    let at = (job.start + row) * shape.out_row() + job.key_head * width + panel * COLUMNS;
-                    let sink = Mixed {
-                        to: job.out.address(at, (rows - 1) * shape.out_row() + COLUMNS),
-                        stride: shape.out_row(),
-                        opens,
-                        factors: &factors,
-                    };
-                    let right = values.add(panel * pairs * COLUMNS);
-                    tile_into::<Bf16, _, _>(rows, pairs, scores.cast(), stride, right, COLUMNS, &Sums, &sink);
-                }
+            }
+        }
+        factors
+    }
+
+    /// Adds the block's part to the rows that come out.
+    #[inline(always)]
+    unsafe fn mix(&self, block: &Range<usize>, rows: &Range<usize>, factors: &Factors) {
+        let (job, shape, pairs) = (self.job, self.job.shape, block.len().div_ceil(2));
+        for panel in 0..shape.width / COLUMNS {
+            let column = job.key_head * shape.width + panel * COLUMNS;
+            let at = (job.start + rows.start) * shape.out_row() + column;
+            // SAFETY: see above.
+            unsafe {
+                let sink = Mixed {
+                    to: job.out.address(at, (rows.len() - 1) * shape.out_row() + COLUMNS),
+                    stride: shape.out_row(),
+                    opens: block.start == 0,
+                    factors,
+                };
+                let operands = Operands {
+                    rows: rows.len(),
+                    steps: pairs,
+                    a: self.scores.cast(),
+                    a_stride: self.stride,
+                    b: self.values.add(panel * pairs * COLUMNS),
+                    b_stride: COLUMNS,
+                };
+                tile_into::<Bf16, _, _>(operands, &Sums, &sink);
             }
         }
     }
@@ -171,7 +249,7 @@ unsafe fn exp2(x: __m512) -> __m512 {
 /// have to be multiplied with.
 ///
 /// # Safety
-/// `row` holds `length` (at least one) numbers rounded up to whole panels, `state` two.
+/// `row` holds `length` (at least one) elements rounded up to whole panels, `state` two.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn weights(row: *mut f32, length: usize, scale: f32, state: *mut f32) -> f32 {
@@ -208,7 +286,7 @@ unsafe fn weights(row: *mut f32, length: usize, scale: f32, state: *mut f32) -> 
     }
 }
 
-/// Keys as panels of the right side of `Q K^T`: panel, then pair of numbers of the head, then key. Missing keys are zero.
+/// Keys as panels of the right side of `Q K^T`: panel, then pair of elements of the head, then key. Missing keys are zero.
 ///
 /// # Safety
 /// `from` has `length` rows of `words` words, `stride` apart, sixteen or a multiple of that; `to` holds `length` rounded up to
@@ -236,16 +314,16 @@ unsafe fn pack_keys(from: *const u32, stride: usize, length: usize, words: usize
 /// Values as panels of the right side of `P V`: panel, then pair of tokens, then number of the head. A missing token is zero.
 ///
 /// # Safety
-/// `from` has `length` rows of `width` numbers, two a word, `stride` words apart; `to` holds `width` times half of `length`,
+/// `from` has `length` rows of `width` elements, two a word, `stride` words apart; `to` holds `width` times half of `length`,
 /// rounded up.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack_values(from: *const u32, stride: usize, length: usize, width: usize, to: *mut u32) {
     let pairs = length.div_ceil(2);
-    // A number of the first token, the same number of the second, and so on: of numbers 0 to 15, and 16 to 31.
-    let turns: [u16; 64] = std::array::from_fn(|i| (i / 2 + i % 2 * COLUMNS) as u16);
-    // SAFETY: twice 32 numbers of 16 bits.
-    let turns = unsafe { [0, 32].map(|first| _mm512_loadu_si512(turns.as_ptr().add(first).cast())) };
+    // A number of the first token, the same number of the second, and so on: of elements 0 to 15, and 16 to 31.
+    let order: [u16; 64] = std::array::from_fn(|i| (i / 2 + i % 2 * COLUMNS) as u16);
+    // SAFETY: twice 32 elements of 16 bits.
+    let order = unsafe { [0, 32].map(|first| _mm512_loadu_si512(order.as_ptr().add(first).cast())) };
     for panel in 0..width / COLUMNS {
         for pair in 0..pairs {
             // SAFETY: inside the ranges that the caller promises; no row beyond `length` is read.
@@ -257,8 +335,8 @@ unsafe fn pack_values(from: *const u32, stride: usize, length: usize, width: usi
                     false => _mm512_setzero_si512(),
                 };
                 let target = to.add((panel * pairs + pair) * COLUMNS);
-                for (part, turn) in turns.iter().enumerate() {
-                    let words = _mm512_permutex2var_epi16(low, *turn, high);
+                for (part, order) in order.iter().enumerate() {
+                    let words = _mm512_permutex2var_epi16(low, *order, high);
                     _mm512_storeu_si512(target.add(part * LANES).cast(), words);
                 }
             }
@@ -304,24 +382,25 @@ unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::tests::{expected, numbers, run_in, shape};
-    use super::super::packed::{Numbers, Places};
+    use super::super::job::Elements;
+    use super::super::packed::tests::{elements, expected, run_in, shape};
+    use super::super::shape::Places;
     use super::super::shape::Shape;
     use crate::compute::cpu::level::{self, Level};
     use half::bf16;
 
-    fn rounded(numbers: &[f32]) -> Vec<u32> {
+    fn rounded(elements: &[f32]) -> Vec<u32> {
         let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
-        numbers
+        elements
             .chunks(2)
             .map(|pair| bits(pair[0]) | bits(pair[1]) << 16)
             .collect()
     }
 
-    /// Attention over rows of numbers, rounded.
+    /// Attention over rows of elements, rounded.
     fn run(threads: usize, shape: Shape, qkv: &[f32], starts: &[usize]) -> Vec<f32> {
-        let numbers = Numbers::Bf16(&rounded(qkv));
-        run_in(Level::Avx512, threads, shape, numbers, shape.by_rows(), starts)
+        let elements = Elements::Bf16(&rounded(qkv));
+        run_in(Level::Avx512, threads, shape, elements, shape.by_rows(), starts)
     }
 
     fn starts(lengths: &[usize]) -> Vec<usize> {
@@ -333,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_formula_over_rounded_numbers() {
+    fn equals_the_formula_over_rounded_elements() {
         if !level::has_bf16() {
             println!("SKIPPED: no AVX512-BF16");
             return;
@@ -346,7 +425,7 @@ mod tests {
         ];
         for (heads, width, lengths) in cases {
             let (shape, starts) = (shape(heads, heads, width, false, None), starts(&lengths));
-            let qkv = numbers(starts[lengths.len()] * shape.row());
+            let qkv = elements(starts[lengths.len()] * shape.row());
             let exact: Vec<f32> = qkv.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
             let out = run(2, shape, &qkv, &starts);
             for (start, length) in starts.iter().zip(&lengths) {
@@ -355,7 +434,7 @@ mod tests {
                         let want = expected(shape, &exact, *start, *length, head, row);
                         let at = (start + row) * shape.out_row() + head * width;
                         for (found, want) in out[at..].iter().zip(want) {
-                            // Numbers of at most 2, weights rounded by at most 1 in 512.
+                            // Elements of at most 2, weights rounded by at most 1 in 512.
                             let error = (*found as f64 - want).abs();
                             assert!(error < 4.1e-3, "{width} {length} {row}: {found} {want}");
                         }
@@ -374,7 +453,7 @@ mod tests {
         let shape = shape(3, 3, 32, false, None);
         let lengths = [3usize, 61, 15, 200, 1, 700];
         let starts = starts(&lengths);
-        let qkv = numbers(starts[lengths.len()] * shape.row());
+        let qkv = elements(starts[lengths.len()] * shape.row());
         let together = run(3, shape, &qkv, &starts);
         for (start, length) in starts.iter().zip(lengths) {
             let alone = run(1, shape, &qkv[start * shape.row()..], &[0, length]);
@@ -389,8 +468,8 @@ mod tests {
                 apart[column / 32 * head + number * token + column % 32] = *x;
             }
         }
-        let numbers = Numbers::Bf16(&rounded(&apart));
-        assert_eq!(run_in(Level::Avx512, 2, shape, numbers, places, &starts), together);
+        let elements = Elements::Bf16(&rounded(&apart));
+        assert_eq!(run_in(Level::Avx512, 2, shape, elements, places, &starts), together);
     }
 
     #[test]
@@ -402,7 +481,7 @@ mod tests {
         let shape = shape(1, 1, 32, false, None);
         for place in [0, 40, 70] {
             for odd in [f32::NAN, f32::INFINITY] {
-                let mut qkv = numbers(20 * shape.row());
+                let mut qkv = elements(20 * shape.row());
                 qkv[7 * shape.row() + place] = odd;
                 let out = run(1, shape, &qkv, &[0, 20]);
                 assert!(out.iter().any(|x| !x.is_finite()), "{odd} at {place}");

@@ -1,6 +1,6 @@
 //! Rotary position embedding of queries and keys, and the normalisation of their heads before it.
 //!
-//! Numbers `i` and `i + d/2` of a head are turned by the angle `position / base^(2i/d)` (Su et al., "RoFormer", 2021, in
+//! Elements `i` and `i + d/2` of a head are rotated by the angle `position / base^(2i/d)` (Su et al., "RoFormer", 2021, in
 //! the half-split layout that published decoders use). Angles are products in f32, as the models were trained with.
 
 use super::shape::Shape;
@@ -14,19 +14,19 @@ use crate::compute::rowwise::rms_norm::RmsNorm;
 /// Positions of a task.
 const TASK_POSITIONS: usize = 256;
 
-/// Angles' frequencies, one for each pair of a head's numbers.
+/// Angles' frequencies, one for each pair of a head's elements.
 pub struct Rope {
     frequencies: Vec<f32>,
 }
 
 /// Cosines and sines of the first positions: for each position `width / 2` cosines, then as many sines.
-pub struct Turns {
-    numbers: Buffer<f32>,
+pub struct Rotations {
+    elements: Buffer<f32>,
     pairs: usize,
 }
 
 impl Rope {
-    /// For heads of `width` numbers, an even number.
+    /// For heads of `width` elements, an even number.
     pub fn new(width: usize, base: f64) -> Result<Rope, ComputeError> {
         if width == 0 || !width.is_multiple_of(2) {
             return Err(ComputeError::Shape(format!(
@@ -39,16 +39,16 @@ impl Rope {
         })
     }
 
-    /// With the frequency of each pair of a head's numbers, for models that stretch them.
+    /// With the frequency of each pair of a head's elements, for models that stretch them.
     pub fn with_frequencies(frequencies: Vec<f32>) -> Rope {
         Rope { frequencies }
     }
 
     /// Cosines and sines of the positions below `length`. `stop` is asked between tasks.
-    pub fn turns(&self, pool: &Pool, length: usize, stop: &dyn Fn() -> bool) -> Result<Turns, ComputeError> {
+    pub fn rotations(&self, pool: &Pool, length: usize, stop: &dyn Fn() -> bool) -> Result<Rotations, ComputeError> {
         let pairs = self.frequencies.len();
-        let mut numbers = Buffer::zeroed(length * pairs * 2)?;
-        let shared = Shared::new(&mut numbers);
+        let mut elements = Buffer::zeroed(length * pairs * 2)?;
+        let shared = Shared::new(&mut elements);
         pool.run_until(length.div_ceil(TASK_POSITIONS), stop, |_, task| {
             let positions = task * TASK_POSITIONS..((task + 1) * TASK_POSITIONS).min(length);
             // SAFETY: each task has positions of its own.
@@ -60,27 +60,27 @@ impl Rope {
                 }
             }
         })?;
-        Ok(Turns { numbers, pairs })
+        Ok(Rotations { elements, pairs })
     }
 }
 
-/// Normalises (where the model does) and turns the queries and keys of some rows in place.
-pub struct Turn<'a> {
+/// Normalises (where the model does) and rotates the queries and keys of some rows in place.
+pub struct Rotate<'a> {
     pub shape: Shape,
     /// Rows of queries, keys and values.
     pub rows: &'a mut [f32],
     /// Position of each row in its sequence.
     pub positions: &'a [u32],
-    pub turns: &'a Turns,
+    pub rotations: &'a Rotations,
     pub query_norm: Option<&'a RmsNorm>,
     pub key_norm: Option<&'a RmsNorm>,
 }
 
-impl Turn<'_> {
+impl Rotate<'_> {
     /// Runs on all rows.
     pub fn run_on(self, level: Level) {
         let width = self.shape.width;
-        assert_eq!(self.turns.pairs * 2, width);
+        assert_eq!(self.rotations.pairs * 2, width);
         assert!(
             [self.query_norm, self.key_norm]
                 .iter()
@@ -92,7 +92,7 @@ impl Turn<'_> {
     }
 }
 
-impl Kernel for Turn<'_> {
+impl Kernel for Rotate<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Shape {
@@ -104,10 +104,10 @@ impl Kernel for Turn<'_> {
         let pairs = width / 2;
         for (row, position) in self.rows.chunks_exact_mut(self.shape.row()).zip(self.positions) {
             let at = *position as usize * width;
-            let (cosines, sines) = self.turns.numbers[at..at + width].split_at(pairs);
+            let (cosines, sines) = self.rotations.elements[at..at + width].split_at(pairs);
             for (number, head) in row.chunks_exact_mut(width).take(heads + key_heads).enumerate() {
                 let norm = if number < heads { self.query_norm } else { self.key_norm };
-                // SAFETY: the head has `width` numbers, cosines and sines half as many; every part is read and written
+                // SAFETY: the head has `width` elements, cosines and sines half as many; every part is read and written
                 // with its own number of lanes.
                 unsafe {
                     let low = head.as_mut_ptr();
@@ -129,23 +129,23 @@ impl Kernel for Turn<'_> {
     }
 }
 
-/// The way back through [`Turn`]: gradients of some rows by queries and keys before they were normalised and turned, in
+/// The backward pass of [`Rotate`]: gradients of some rows by queries and keys before they were normalised and rotated, in
 /// place of those behind.
-pub struct TurnBack<'a> {
+pub struct RotateBackward<'a> {
     pub shape: Shape,
     /// Gradients by rows of queries, keys and values.
     pub rows: &'a mut [f32],
     pub positions: &'a [u32],
-    pub turns: &'a Turns,
+    pub rotations: &'a Rotations,
     /// The same rows as they were before, and the norms, where the model has them.
     pub norms: Option<(&'a [f32], &'a RmsNorm, &'a RmsNorm)>,
 }
 
-impl TurnBack<'_> {
+impl RotateBackward<'_> {
     /// Runs on all rows.
     pub fn run_on(self, level: Level) {
         let width = self.shape.width;
-        assert_eq!(self.turns.pairs * 2, width);
+        assert_eq!(self.rotations.pairs * 2, width);
         if let Some((before, query, key)) = &self.norms {
             assert!(before.len() >= self.rows.len() && query.width() == width && key.width() == width);
         }
@@ -154,7 +154,7 @@ impl TurnBack<'_> {
     }
 }
 
-impl Kernel for TurnBack<'_> {
+impl Kernel for RotateBackward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Shape {
@@ -163,12 +163,12 @@ impl Kernel for TurnBack<'_> {
             width,
             ..
         } = self.shape;
-        let (pairs, row_numbers) = (width / 2, self.shape.row());
-        for (place, (row, position)) in self.rows.chunks_exact_mut(row_numbers).zip(self.positions).enumerate() {
+        let (pairs, row_elements) = (width / 2, self.shape.row());
+        for (place, (row, position)) in self.rows.chunks_exact_mut(row_elements).zip(self.positions).enumerate() {
             let at = *position as usize * width;
-            let (cosines, sines) = self.turns.numbers[at..at + width].split_at(pairs);
+            let (cosines, sines) = self.rotations.elements[at..at + width].split_at(pairs);
             for (number, head) in row.chunks_exact_mut(width).take(heads + key_heads).enumerate() {
-                // SAFETY: the head has `width` numbers, cosines and sines half as many; every part is read and written
+                // SAFETY: the head has `width` elements, cosines and sines half as many; every part is read and written
                 // with its own number of lanes.
                 unsafe {
                     let low = head.as_mut_ptr();
@@ -183,7 +183,7 @@ impl Kernel for TurnBack<'_> {
                     }
                     if let Some((before, query, key)) = self.norms {
                         let norm = if number < heads { query } else { key };
-                        norm.row_back::<S>(before[place * row_numbers + number * width..][..width].as_ptr(), low);
+                        norm.row_backward::<S>(before[place * row_elements + number * width..][..width].as_ptr(), low);
                     }
                 }
             }
@@ -195,9 +195,9 @@ impl Kernel for TurnBack<'_> {
 mod tests {
     use super::*;
 
-    /// The way back is the transpose of the way forward's derivative: `d/dt sum(w f(x + t v)) = sum(back(w) v)`.
+    /// The backward pass is the transpose of the derivative: `d/dt sum(w f(x + t v)) = sum(backward(w) v)`.
     #[test]
-    fn the_way_back_is_the_derivative_of_the_way_forward() {
+    fn the_backward_pass_is_the_derivative() {
         let shape = Shape {
             heads: 3,
             key_heads: 1,
@@ -214,35 +214,35 @@ mod tests {
         let rows: Vec<f32> = (0..2 * shape.row()).map(|i| number(i, 37)).collect();
         let weights: Vec<f32> = (0..rows.len()).map(|i| number(i, 29)).collect();
         let positions = [3u32, 90];
-        let turns = Rope::new(34, 1e4)
+        let rotations = Rope::new(34, 1e4)
             .unwrap()
-            .turns(&Pool::new(1).unwrap(), 100, &|| false)
+            .rotations(&Pool::new(1).unwrap(), 100, &|| false)
             .unwrap();
         for level in Level::available() {
             for norms in [false, true] {
                 let value = |rows: &[f32]| -> f64 {
-                    let mut turned = rows.to_vec();
-                    Turn {
+                    let mut rotated = rows.to_vec();
+                    Rotate {
                         shape,
-                        rows: &mut turned,
+                        rows: &mut rotated,
                         positions: &positions,
-                        turns: &turns,
+                        rotations: &rotations,
                         query_norm: norms.then_some(&query),
                         key_norm: norms.then_some(&key),
                     }
                     .run_on(level);
-                    turned
+                    rotated
                         .iter()
                         .zip(&weights)
                         .map(|(x, w)| f64::from(*x) * f64::from(*w))
                         .sum()
                 };
-                let mut back = weights.clone();
-                TurnBack {
+                let mut gradient = weights.clone();
+                RotateBackward {
                     shape,
-                    rows: &mut back,
+                    rows: &mut gradient,
                     positions: &positions,
-                    turns: &turns,
+                    rotations: &rotations,
                     norms: norms.then_some((rows.as_slice(), &query, &key)),
                 }
                 .run_on(level);
@@ -253,7 +253,7 @@ mod tests {
                         value(&rows)
                     };
                     let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-                    let found = f64::from(back[place]);
+                    let found = f64::from(gradient[place]);
                     assert!((found - want).abs() < 2e-3, "{level:?} {norms} {place}: {found} {want}");
                 }
             }
@@ -277,22 +277,22 @@ mod tests {
                 .collect();
             let positions = [0u32, 5, 299];
             for level in Level::available() {
-                let mut turned = rows.clone();
+                let mut rotated = rows.clone();
                 let rope = Rope::new(width, 10_000.0).unwrap();
-                let turns = rope.turns(&Pool::new(2).unwrap(), 300, &|| false).unwrap();
-                let turn = Turn {
+                let rotations = rope.rotations(&Pool::new(2).unwrap(), 300, &|| false).unwrap();
+                let rotate = Rotate {
                     shape,
-                    rows: &mut turned,
+                    rows: &mut rotated,
                     positions: &positions,
-                    turns: &turns,
+                    rotations: &rotations,
                     query_norm: Some(&norm),
                     key_norm: None,
                 };
-                turn.run_on(level);
+                rotate.run_on(level);
                 for (place, position) in positions.iter().enumerate() {
                     let row = place * shape.row();
                     let values = (heads + key_heads) * width..shape.row();
-                    assert_eq!(turned[row..][values.clone()], rows[row..][values]);
+                    assert_eq!(rotated[row..][values.clone()], rows[row..][values]);
                     for head in 0..heads + key_heads {
                         let x = &rows[row + head * width..][..width];
                         let square = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / width as f64;
@@ -305,7 +305,7 @@ mod tests {
                         for i in 0..width / 2 {
                             let angle = *position as f64 / 10_000f64.powf(2.0 * i as f64 / width as f64);
                             let (a, b) = (x[i], x[i + width / 2]);
-                            let found = &turned[row + head * width..];
+                            let found = &rotated[row + head * width..];
                             let (low, high) = (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
                             assert!((found[i] as f64 - low).abs() < 1e-4, "{level:?} {width} {head} {i}");
                             assert!(

@@ -143,17 +143,7 @@ impl Pool {
             return Ok(());
         }
         if self.handles.is_empty() || tasks == 1 || INSIDE_LOOP.get() {
-            // A nested loop uses number 0: its scratch belongs to the loop inside, not to the one around it.
-            let all = catch_unwind(AssertUnwindSafe(|| {
-                for task in 0..tasks {
-                    if stop() {
-                        return Err(ComputeError::Stopped);
-                    }
-                    body(0, task);
-                }
-                Ok(())
-            }));
-            return all.unwrap_or_else(|panic| Err(ComputeError::Panicked(message(panic))));
+            return run_alone(tasks, stop, body);
         }
         match catch_unwind(AssertUnwindSafe(stop)) {
             Ok(false) => {}
@@ -161,15 +151,35 @@ impl Pool {
             Err(panic) => return Err(ComputeError::Panicked(message(panic))),
         }
         let _turn = self.turn.lock();
-        let shared = &*self.shared;
-        // SAFETY: no thread is inside and the loop is not open (the last `run` waited for that, and `turn` is held).
-        unsafe {
-            *shared.job.get() = Some(Job {
-                call: call_erased::<F>,
-                body: (&raw const body).cast(),
-                tasks,
-            });
+        let job = Job {
+            call: call_erased::<F>,
+            body: (&raw const body).cast(),
+            tasks,
+        };
+        // SAFETY: `turn` is held, and the closure lives until no thread is inside.
+        unsafe { self.open(job) };
+        INSIDE_LOOP.set(true);
+        let stopped = take_tasks(&self.shared, 0, stop);
+        INSIDE_LOOP.set(false);
+        self.close();
+        if self.shared.failed.load(Ordering::Acquire) {
+            let text = self.shared.panic.lock().take().unwrap_or_default();
+            return Err(ComputeError::Panicked(text));
         }
+        match stopped {
+            true => Err(ComputeError::Stopped),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a loop to all threads.
+    ///
+    /// # Safety
+    /// The caller holds `turn`, and closes the loop while the closure lives.
+    unsafe fn open(&self, job: Job) {
+        let shared = &*self.shared;
+        // SAFETY: no thread is inside and the loop is not open (the last `close` waited for that, and `turn` is held).
+        unsafe { *shared.job.get() = Some(job) };
         shared.next.store(0, Ordering::Relaxed);
         shared.failed.store(false, Ordering::Relaxed);
         let state = shared.state.load(Ordering::Relaxed);
@@ -182,12 +192,14 @@ impl Pool {
             let _guard = shared.park.lock();
             shared.wake.notify_all();
         }
-        INSIDE_LOOP.set(true);
-        let stopped = take_tasks(shared, 0, stop);
-        INSIDE_LOOP.set(false);
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+    }
+
+    /// Closes the loop and waits until no thread is inside.
+    fn close(&self) {
+        let state = &self.shared.state;
+        state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+        while state.load(Ordering::Acquire) & INSIDE != 0 {
             spins = spins.saturating_add(1);
             if spins < SPINS {
                 std::hint::spin_loop();
@@ -195,15 +207,22 @@ impl Pool {
                 std::thread::yield_now();
             }
         }
-        if shared.failed.load(Ordering::Acquire) {
-            let text = shared.panic.lock().take().unwrap_or_default();
-            return Err(ComputeError::Panicked(text));
-        }
-        match stopped {
-            true => Err(ComputeError::Stopped),
-            false => Ok(()),
-        }
     }
+}
+
+/// Runs a loop on the calling thread. A nested loop uses number 0: its scratch belongs to the loop inside, not to the one
+/// around it.
+fn run_alone(tasks: usize, stop: &dyn Fn() -> bool, body: impl Fn(usize, usize)) -> Result<(), ComputeError> {
+    let all = catch_unwind(AssertUnwindSafe(|| {
+        for task in 0..tasks {
+            if stop() {
+                return Err(ComputeError::Stopped);
+            }
+            body(0, task);
+        }
+        Ok(())
+    }));
+    all.unwrap_or_else(|panic| Err(ComputeError::Panicked(message(panic))))
 }
 
 impl Drop for Pool {

@@ -1,14 +1,14 @@
-//! The forward pass of the BERT family on a card. CPU twin: `compute/forward/bert.rs`.
+//! The forward pass of the BERT family on a GPU. CPU twin: `compute/forward/bert.rs`.
 //!
 //! Activations are bf16, sums, normalisations and softmax f32. The residual is bf16 as well: it is normalised after each
 //! sum, so its error does not grow from layer to layer.
 
 use super::super::{Activation, ComputeError};
-use super::card::{Memory, Stream};
+use super::batch_stream::{Buffers, Network, Shape};
 use super::engine::Engine;
-use super::lane::{Buffers, Network, Shape};
+use super::gpu::{Memory, Stream};
 use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
-use super::matmul::{Finish, Product};
+use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::collected;
 use half::bf16;
 
@@ -73,7 +73,7 @@ struct Layer {
     output_norm: Norm,
 }
 
-/// A model of the BERT family on a card.
+/// A model of the BERT family on a GPU.
 pub struct Bert {
     shape: BertShape,
     widths: [usize; 5],
@@ -90,8 +90,8 @@ const CONTEXT: usize = 2;
 const UP: usize = 3;
 const Y: usize = 4;
 
-pub(super) fn rounded(numbers: &[f32]) -> Result<Vec<bf16>, ComputeError> {
-    collected(numbers.iter().map(|number| bf16::from_f32(*number)))
+pub(super) fn rounded(elements: &[f32]) -> Result<Vec<bf16>, ComputeError> {
+    collected(elements.iter().map(|number| bf16::from_f32(*number)))
 }
 
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
@@ -109,7 +109,7 @@ fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Nor
 }
 
 impl Bert {
-    /// Copies a model to the card. Layers are taken one by one, so that the host never needs to hold all of them; `E` is
+    /// Copies a model to the GPU. Layers are taken one by one, so that the host never needs to hold all of them; `E` is
     /// the error of whoever reads them.
     pub fn new<E: From<ComputeError>>(
         engine: &Engine,
@@ -117,47 +117,17 @@ impl Bert {
         embedding: EmbeddingWeights,
         layers: impl Iterator<Item = Result<LayerWeights, E>>,
     ) -> Result<Bert, E> {
-        let BertShape {
-            hidden,
-            heads,
-            intermediate,
-            ..
-        } = shape;
-        if hidden == 0
-            || heads == 0
-            || !hidden.is_multiple_of(heads)
-            || !HEAD_SIZES.contains(&(hidden / heads))
-            || hidden > WIDEST_ROW
-        {
-            let what = format!(
-                "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a card"
-            );
-            return Err(ComputeError::Shape(what).into());
-        }
-        let tables = [embedding.words.len(), embedding.positions.len()];
-        let first_row = (shape.first_place + 1) * hidden;
-        if tables.iter().any(|length| !length.is_multiple_of(hidden)) || tables[0] == 0 || tables[1] < first_row {
-            return Err(ComputeError::Shape(format!("tables of {tables:?} numbers in rows of {hidden}")).into());
-        }
-        let stream = &Stream::new(&engine.card)?;
+        check_shape(&shape)?;
+        check_tables(&shape, &embedding)?;
+        let (hidden, intermediate) = (shape.hidden, shape.intermediate);
+        let stream = &Stream::new(&engine.gpu)?;
         let up = if shape.unfused() {
-            Finish::Bias
+            Epilogue::Bias
         } else {
-            Finish::Activate(shape.activation)
+            Epilogue::Activate(shape.activation)
         };
-        let linear = |weights: LinearWeights, inputs: usize, outputs: usize, finish: Finish| {
-            if weights.weight.len() != inputs * outputs {
-                let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
-                return Err(ComputeError::Shape(what));
-            }
-            Product::new(
-                &engine.matmul,
-                stream,
-                &weights.weight,
-                weights.bias.as_deref(),
-                inputs,
-                finish,
-            )
+        let product = |weights: LinearWeights, inputs: usize, outputs: usize, epilogue: Epilogue| {
+            linear(engine, stream, &weights, inputs, outputs, epilogue)
         };
         let mut bert = Bert {
             shape,
@@ -171,16 +141,60 @@ impl Bert {
         for layer in layers {
             let layer = layer?;
             bert.layers.push(Layer {
-                qkv: linear(layer.qkv, hidden, 3 * hidden, Finish::Bias)?,
-                attention_output: linear(layer.attention_output, hidden, hidden, Finish::Bias)?,
+                qkv: product(layer.qkv, hidden, 3 * hidden, Epilogue::Bias)?,
+                attention_output: product(layer.attention_output, hidden, hidden, Epilogue::Bias)?,
                 attention_norm: norm(stream, &layer.attention_norm, &shape)?,
-                up: linear(layer.up, hidden, intermediate, up)?,
-                down: linear(layer.down, intermediate, hidden, Finish::Bias)?,
+                up: product(layer.up, hidden, intermediate, up)?,
+                down: product(layer.down, intermediate, hidden, Epilogue::Bias)?,
                 output_norm: norm(stream, &layer.output_norm, &shape)?,
             });
         }
         Ok(bert)
     }
+}
+
+/// A linear layer on the GPU.
+pub(super) fn linear(
+    engine: &Engine,
+    stream: &Stream,
+    weights: &LinearWeights,
+    inputs: usize,
+    outputs: usize,
+    epilogue: Epilogue,
+) -> Result<Product, ComputeError> {
+    let LinearWeights { weight, bias } = weights;
+    if weight.len() != inputs * outputs {
+        let what = format!("{} weights for {inputs} x {outputs}", weight.len());
+        return Err(ComputeError::Shape(what));
+    }
+    Product::new(&engine.matmul, stream, weight, bias.as_deref(), inputs, epilogue)
+}
+
+/// Fails for heads and widths that the kernels do not have.
+fn check_shape(shape: &BertShape) -> Result<(), ComputeError> {
+    let BertShape { hidden, heads, .. } = *shape;
+    let divides = hidden > 0 && heads > 0 && hidden.is_multiple_of(heads);
+    if divides && HEAD_SIZES.contains(&(hidden / heads)) && hidden <= WIDEST_ROW {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "{heads} heads in {hidden} numbers: heads of 32, 64, 96 or 128 and at most {WIDEST_ROW} numbers are supported on a \
+         card"
+    )))
+}
+
+/// Fails for tables that are not of whole rows.
+fn check_tables(shape: &BertShape, embedding: &EmbeddingWeights) -> Result<(), ComputeError> {
+    let hidden = shape.hidden;
+    let tables = [embedding.words.len(), embedding.positions.len()];
+    let first_row = (shape.first_place + 1) * hidden;
+    let whole = tables.iter().all(|length| length.is_multiple_of(hidden));
+    if whole && tables[0] > 0 && tables[1] >= first_row {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "tables of {tables:?} numbers in rows of {hidden}"
+    )))
 }
 
 impl Network for Bert {

@@ -1,15 +1,15 @@
-//! The forward pass of decoders (Qwen3, Mistral, Llama) on a card: root-mean-square norms before each part, rotary
+//! The forward pass of decoders (Qwen3, Mistral, Llama) on a gpu: root-mean-square norms before each part, rotary
 //! positions, grouped-query attention to the left, SwiGLU.
 //!
 //! The residual stream is f32, because it grows from layer to layer; everything else is bf16 with f32 sums.
 
 use super::super::ComputeError;
-use super::bert::{LinearWeights, rounded};
-use super::card::{Memory, Stream};
+use super::batch_stream::{Buffers, Network, Shape};
+use super::bert::{LinearWeights, linear, rounded};
 use super::engine::Engine;
-use super::lane::{Buffers, Network, Shape};
+use super::gpu::{Memory, Stream};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
-use super::matmul::{Finish, Product};
+use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::with_room;
 use half::bf16;
 
@@ -44,7 +44,7 @@ pub struct DecoderLayerWeights {
     pub attention_norm: Vec<f32>,
     /// Rows of the queries, then of the keys, then of the values.
     pub qkv: LinearWeights,
-    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` numbers each.
+    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` elements each.
     pub head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub attention_output: LinearWeights,
     /// Scale of the norm before the feed-forward block.
@@ -78,7 +78,7 @@ struct Layer {
     down: Product,
 }
 
-/// A decoder on a card. Its token vectors are those after the last norm.
+/// A decoder on a GPU. Its token vectors are those after the last norm.
 pub struct Decoder {
     shape: DecoderShape,
     widths: [usize; 5],
@@ -97,13 +97,15 @@ const GATE_UP: usize = 3;
 const Y: usize = 4;
 
 impl Decoder {
-    /// Copies a model to the card, layer by layer, as [`super::bert::Bert::new`] does.
+    /// Copies a model to the GPU, layer by layer, as [`super::bert::Bert::new`] does.
     pub fn new<E: From<ComputeError>>(
         engine: &Engine,
         shape: DecoderShape,
         weights: DecoderWeights,
         layers: impl Iterator<Item = Result<DecoderLayerWeights, E>>,
     ) -> Result<Decoder, E> {
+        check_shape(&shape)?;
+        check_tables(&shape, &weights)?;
         let DecoderShape {
             hidden,
             heads,
@@ -112,47 +114,11 @@ impl Decoder {
             intermediate,
             ..
         } = shape;
-        let bad = |what: String| E::from(ComputeError::Shape(what));
-        if key_heads == 0
-            || heads == 0
-            || !heads.is_multiple_of(key_heads)
-            || !HEAD_SIZES.contains(&head_size)
-            || hidden > WIDEST_ROW
-        {
-            return Err(bad(format!(
-                "{heads} heads of {head_size} over {key_heads} in {hidden} numbers: heads of 32, 64, 96 or 128 and at most \
-                 {WIDEST_ROW} numbers are supported on a card"
-            )));
-        }
-        let lengths = [weights.words.len(), weights.norm.len(), weights.rotations.len()];
-        if hidden == 0
-            || lengths[0] == 0
-            || !lengths[0].is_multiple_of(hidden)
-            || lengths[1] != hidden
-            || !lengths[2].is_multiple_of(head_size)
-        {
-            return Err(bad(format!(
-                "a decoder's tables of {lengths:?} numbers in rows of {hidden}"
-            )));
-        }
-        let stream = &Stream::new(&engine.card)?;
-        let linear = |weights: LinearWeights, inputs: usize, outputs: usize| {
-            if weights.weight.len() != inputs * outputs {
-                let what = format!("{} weights for {inputs} x {outputs}", weights.weight.len());
-                return Err(ComputeError::Shape(what));
-            }
-            let bias = weights.bias.as_deref();
-            Product::new(&engine.matmul, stream, &weights.weight, bias, inputs, Finish::Bias)
+        let stream = &Stream::new(&engine.gpu)?;
+        let product = |weights: LinearWeights, inputs: usize, outputs: usize| {
+            linear(engine, stream, &weights, inputs, outputs, Epilogue::Bias)
         };
-        let scale = |numbers: Vec<f32>, length: usize| {
-            if numbers.len() != length {
-                return Err(ComputeError::Shape(format!(
-                    "{} scales for {length} numbers",
-                    numbers.len()
-                )));
-            }
-            Memory::from_slice(stream, &numbers)
-        };
+        let scale = |elements: Vec<f32>, length: usize| scale(stream, &elements, length);
         let (inner, qkv) = (heads * head_size, (heads + 2 * key_heads) * head_size);
         let mut decoder = Decoder {
             shape,
@@ -171,16 +137,59 @@ impl Decoder {
             };
             decoder.layers.push(Layer {
                 attention_norm: scale(layer.attention_norm, hidden)?,
-                qkv: linear(layer.qkv, hidden, qkv)?,
+                qkv: product(layer.qkv, hidden, qkv)?,
                 head_norms,
-                attention_output: linear(layer.attention_output, inner, hidden)?,
+                attention_output: product(layer.attention_output, inner, hidden)?,
                 feed_forward_norm: scale(layer.feed_forward_norm, hidden)?,
-                gate_up: linear(layer.gate_up, hidden, 2 * intermediate)?,
-                down: linear(layer.down, intermediate, hidden)?,
+                gate_up: product(layer.gate_up, hidden, 2 * intermediate)?,
+                down: product(layer.down, intermediate, hidden)?,
             });
         }
         Ok(decoder)
     }
+}
+
+/// Fails for heads and widths that the kernels do not have.
+fn check_shape(shape: &DecoderShape) -> Result<(), ComputeError> {
+    let DecoderShape {
+        hidden,
+        heads,
+        key_heads,
+        head_size,
+        ..
+    } = *shape;
+    let divides = key_heads > 0 && heads > 0 && heads.is_multiple_of(key_heads);
+    if divides && HEAD_SIZES.contains(&head_size) && hidden <= WIDEST_ROW {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "{heads} heads of {head_size} over {key_heads} in {hidden} numbers: heads of 32, 64, 96 or 128 and at most \
+         {WIDEST_ROW} numbers are supported on a card"
+    )))
+}
+
+/// Fails for tables that are not of whole rows.
+fn check_tables(shape: &DecoderShape, weights: &DecoderWeights) -> Result<(), ComputeError> {
+    let hidden = shape.hidden;
+    let lengths = [weights.words.len(), weights.norm.len(), weights.rotations.len()];
+    let words = hidden > 0 && lengths[0] > 0 && lengths[0].is_multiple_of(hidden);
+    if words && lengths[1] == hidden && lengths[2].is_multiple_of(shape.head_size) {
+        return Ok(());
+    }
+    Err(ComputeError::Shape(format!(
+        "a decoder's tables of {lengths:?} numbers in rows of {hidden}"
+    )))
+}
+
+/// The scales of a norm.
+fn scale(stream: &Stream, elements: &[f32], length: usize) -> Result<Memory<f32>, ComputeError> {
+    if elements.len() != length {
+        return Err(ComputeError::Shape(format!(
+            "{} scales for {length} numbers",
+            elements.len()
+        )));
+    }
+    Memory::from_slice(stream, elements)
 }
 
 impl Network for Decoder {

@@ -5,7 +5,7 @@
 
 use super::super::{Activation, ComputeError};
 use super::bert::rounded;
-use super::card::{Card, Memory, Stream};
+use super::gpu::{Gpu, Memory, Stream};
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 use std::ffi::c_void;
@@ -21,9 +21,9 @@ const OTHER_ROWS: [u64; 4] = [1, 16, 500, 32_768];
 /// Algorithms that the library is asked for.
 const CANDIDATES: usize = 16;
 
-/// cublasLt on one card.
+/// cublasLt on one GPU.
 pub struct Library {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     handle: sys::cublasLtHandle_t,
 }
 
@@ -37,7 +37,7 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), ComputeE
     match status {
         CUBLAS_STATUS_SUCCESS => Ok(()),
         CUBLAS_STATUS_ALLOC_FAILED => Err(ComputeError::DeviceMemory { bytes: 0 }),
-        // The kernel could not be launched: the driver knows why, and a lost card shows there.
+        // The kernel could not be launched: the driver knows why, and a lost GPU shows there.
         CUBLAS_STATUS_EXECUTION_FAILED | CUBLAS_STATUS_INTERNAL_ERROR => {
             Err(ComputeError::DeviceLost(format!("{call}: {status:?}")))
         }
@@ -46,12 +46,12 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), ComputeE
 }
 
 impl Library {
-    pub fn new(card: &Arc<Card>) -> Result<Library, ComputeError> {
-        card.enter()?;
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Library, ComputeError> {
+        gpu.enter()?;
         let handle =
             result::create_handle().map_err(|error| ComputeError::Device(format!("cublasLtCreate: {error:?}")))?;
         Ok(Library {
-            card: card.clone(),
+            gpu: gpu.clone(),
             handle,
         })
     }
@@ -59,7 +59,7 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: created in `new`, destroyed once.
             let _ = unsafe { result::destroy_handle(self.handle) };
         }
@@ -68,12 +68,27 @@ impl Drop for Library {
 
 /// What happens to a sum before it is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
+pub enum Epilogue {
     /// The bias is added, where there is one.
     Bias,
     /// The bias, then the activation. Exact GELU is taken by its tanh form here, at most 5e-4 beside it, a fraction of a
     /// rounding of bf16 where it is largest.
     Activate(Activation),
+}
+
+impl Epilogue {
+    /// The library's, with or without a bias.
+    fn of_library(self, bias: bool) -> sys::cublasLtEpilogue_t {
+        use sys::cublasLtEpilogue_t::*;
+        match (self, bias) {
+            (Epilogue::Bias, false) => CUBLASLT_EPILOGUE_DEFAULT,
+            (Epilogue::Bias, true) => CUBLASLT_EPILOGUE_BIAS,
+            (Epilogue::Activate(Activation::Relu), true) => CUBLASLT_EPILOGUE_RELU_BIAS,
+            (Epilogue::Activate(Activation::Relu), false) => CUBLASLT_EPILOGUE_RELU,
+            (Epilogue::Activate(_), true) => CUBLASLT_EPILOGUE_GELU_BIAS,
+            (Epilogue::Activate(_), false) => CUBLASLT_EPILOGUE_GELU,
+        }
+    }
 }
 
 /// Shape and type of a matrix, destroyed when dropped.
@@ -152,7 +167,7 @@ impl Drop for Preference {
     }
 }
 
-/// A linear layer on the card: `out = finish(x W^T + bias)`.
+/// A linear layer on the gpu: `out = epilogue(x W^T + bias)`.
 pub struct Product {
     library: Arc<Library>,
     weight: Memory<bf16>,
@@ -170,7 +185,7 @@ unsafe impl Send for Product {}
 unsafe impl Sync for Product {}
 
 impl Product {
-    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` numbers to the card, rounded to bf16. Both numbers are
+    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` elements to the GPU, rounded to bf16. Both numbers are
     /// multiples of 8.
     pub fn new(
         library: &Arc<Library>,
@@ -178,7 +193,7 @@ impl Product {
         weight: &[f32],
         bias: Option<&[f32]>,
         inputs: usize,
-        finish: Finish,
+        epilogue: Epilogue,
     ) -> Result<Product, ComputeError> {
         let outputs = weight.len() / inputs.max(1);
         let fits = bias.is_none_or(|bias| bias.len() == outputs);
@@ -197,22 +212,21 @@ impl Product {
             .map(|bias| Memory::from_slice(stream, &rounded(bias)?))
             .transpose()?;
         let description = Description::new()?;
-        use sys::cublasLtEpilogue_t::*;
-        let epilogue = match (finish, &bias) {
-            (Finish::Bias, None) => CUBLASLT_EPILOGUE_DEFAULT,
-            (Finish::Bias, Some(_)) => CUBLASLT_EPILOGUE_BIAS,
-            (Finish::Activate(Activation::Relu), Some(_)) => CUBLASLT_EPILOGUE_RELU_BIAS,
-            (Finish::Activate(Activation::Relu), None) => CUBLASLT_EPILOGUE_RELU,
-            (Finish::Activate(_), Some(_)) => CUBLASLT_EPILOGUE_GELU_BIAS,
-            (Finish::Activate(_), None) => CUBLASLT_EPILOGUE_GELU,
-        };
+        let epilogue = epilogue.of_library(bias.is_some());
         use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE};
         description.set(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         if let Some(bias) = &bias {
             description.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address())?;
         }
         let weight_layout = Layout::new(sys::cudaDataType_t::CUDA_R_16BF, inputs as u64, outputs as u64)?;
-        let algorithm = choose(library, &description, &weight_layout, inputs, outputs)?;
+        let choice = Choice {
+            library,
+            description: &description,
+            weight: &weight_layout,
+            inputs,
+            outputs,
+        };
+        let algorithm = choice.best()?;
         Ok(Product {
             library: library.clone(),
             weight,
@@ -246,7 +260,7 @@ impl Product {
                 self.inputs, self.outputs
             )));
         }
-        self.library.card.enter()?;
+        self.library.gpu.enter()?;
         let kind = sys::cudaDataType_t::CUDA_R_16BF;
         let (from, to) = (
             Layout::new(kind, self.inputs as u64, rows as u64)?,
@@ -280,91 +294,106 @@ impl Product {
     }
 }
 
-/// The best algorithm for a large batch that keeps each sum in one block and takes every number of rows.
-fn choose(
-    library: &Library,
-    description: &Description,
-    weight: &Layout,
+/// The choice of an algorithm for a weight.
+struct Choice<'a> {
+    library: &'a Library,
+    description: &'a Description,
+    weight: &'a Layout,
     inputs: usize,
     outputs: usize,
-) -> Result<sys::cublasLtMatmulAlgo_t, ComputeError> {
-    library.card.enter()?;
-    let preference = Preference::new()?;
-    let kind = sys::cudaDataType_t::CUDA_R_16BF;
-    let layouts = |rows: u64| -> Result<(Layout, Layout), ComputeError> {
-        Ok((
-            Layout::new(kind, inputs as u64, rows)?,
-            Layout::new(kind, outputs as u64, rows)?,
-        ))
-    };
-    let (from, to) = layouts(BULK_ROWS)?;
-    // SAFETY: a heuristic result is plain data, and zero bits are a value of it (state 0 is success).
-    let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
-    let mut count = 0;
-    // SAFETY: all descriptions live; `found` has the number of places that is named.
-    let status = unsafe {
-        sys::cublasLtMatmulAlgoGetHeuristic(
-            library.handle,
-            description.0,
-            weight.0,
-            from.0,
-            to.0,
-            to.0,
-            preference.0,
-            CANDIDATES as i32,
-            found.as_mut_ptr(),
-            &mut count,
-        )
-    };
-    check("cublasLtMatmulAlgoGetHeuristic", status)?;
-    'next: for candidate in found.iter().take(count.max(0) as usize) {
-        use sys::cublasLtMatmulAlgoConfigAttributes_t::*;
-        let algorithm = candidate.algo;
-        for attribute in [CUBLASLT_ALGO_CONFIG_SPLITK_NUM, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] {
-            let (mut value, mut written) = (0u32, 0usize);
-            // SAFETY: the value has the four bytes that are named.
-            let status = unsafe {
-                sys::cublasLtMatmulAlgoConfigGetAttribute(
-                    &algorithm,
-                    attribute,
-                    (&raw mut value).cast(),
-                    4,
-                    &mut written,
-                )
-            };
-            let most = if attribute as u32 == CUBLASLT_ALGO_CONFIG_SPLITK_NUM as u32 {
-                1
-            } else {
-                0
-            };
-            if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && value > most {
-                continue 'next;
+}
+
+impl Choice<'_> {
+    /// The best algorithm for a large batch that keeps each sum in one block and takes every number of rows.
+    fn best(&self) -> Result<sys::cublasLtMatmulAlgo_t, ComputeError> {
+        self.library.gpu.enter()?;
+        for candidate in self.candidates()? {
+            let algorithm = candidate.algo;
+            if !divides_sums(&algorithm) && self.takes_other_rows(&algorithm)? {
+                return Ok(algorithm);
             }
         }
+        Err(ComputeError::Device(format!(
+            "cublasLt has no algorithm for a product of {} to {} numbers",
+            self.inputs, self.outputs
+        )))
+    }
+
+    /// The layouts of so many rows that go in and come out.
+    fn layouts(&self, rows: u64) -> Result<(Layout, Layout), ComputeError> {
+        let kind = sys::cudaDataType_t::CUDA_R_16BF;
+        Ok((
+            Layout::new(kind, self.inputs as u64, rows)?,
+            Layout::new(kind, self.outputs as u64, rows)?,
+        ))
+    }
+
+    /// What the library suggests for a large batch, the best first.
+    fn candidates(&self) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, ComputeError> {
+        let preference = Preference::new()?;
+        let (from, to) = self.layouts(BULK_ROWS)?;
+        // SAFETY: a heuristic result is plain data, and zero bits are a value of it (state 0 is success).
+        let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: all descriptions live; `found` has the number of places that is named.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.library.handle,
+                self.description.0,
+                self.weight.0,
+                from.0,
+                to.0,
+                to.0,
+                preference.0,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        check("cublasLtMatmulAlgoGetHeuristic", status)?;
+        Ok(found.into_iter().take(count.max(0) as usize).collect())
+    }
+
+    /// Whether an algorithm takes every number of rows in the scratch memory that there is.
+    fn takes_other_rows(&self, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<bool, ComputeError> {
         for rows in OTHER_ROWS {
-            let (from, to) = layouts(rows)?;
-            // SAFETY: as above.
+            let (from, to) = self.layouts(rows)?;
+            // SAFETY: all descriptions live; the result is plain data, as above.
             let (status, scratch) = unsafe {
                 let mut checked: sys::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
                 let status = sys::cublasLtMatmulAlgoCheck(
-                    library.handle,
-                    description.0,
-                    weight.0,
+                    self.library.handle,
+                    self.description.0,
+                    self.weight.0,
                     from.0,
                     to.0,
                     to.0,
-                    &algorithm,
+                    algorithm,
                     &mut checked,
                 );
                 (status, checked.workspaceSize)
             };
             if status != sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS || scratch > SCRATCH {
-                continue 'next;
+                return Ok(false);
             }
         }
-        return Ok(algorithm);
+        Ok(true)
     }
-    Err(ComputeError::Device(format!(
-        "cublasLt has no algorithm for a product of {inputs} to {outputs} numbers"
-    )))
+}
+
+/// Whether an algorithm divides a sum between blocks.
+fn divides_sums(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+    use sys::cublasLtMatmulAlgoConfigAttributes_t::*;
+    let most = [
+        (CUBLASLT_ALGO_CONFIG_SPLITK_NUM, 1),
+        (CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, 0),
+    ];
+    most.into_iter().any(|(attribute, most)| {
+        let (mut value, mut written) = (0u32, 0usize);
+        // SAFETY: the value has the four bytes that are named.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, (&raw mut value).cast(), 4, &mut written)
+        };
+        status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && value > most
+    })
 }

@@ -7,11 +7,11 @@
 
 use crate::compute::ComputeError;
 use crate::compute::attention::shape::{Places, Shape};
-use crate::compute::attention::{Attention, Numbers, Scratch};
+use crate::compute::attention::{Attention, Elements, Scratch};
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::Level;
 use crate::compute::cpu::pool::Pool;
-use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::gemm::Epilogue;
 use crate::compute::matmul::linear::{Linear, Precision, Prepared, Rows};
 use crate::compute::rowwise::activation::Activation;
 use crate::compute::rowwise::layer_norm::LayerNorm;
@@ -23,7 +23,7 @@ const BLOCK_ROWS: usize = 112;
 /// Fewest rows of a block; below that for each thread, products are divided by columns.
 const FEWEST_ROWS: usize = 28;
 
-/// Bytes of a batch's rows that stay in a cache which all cores share, and rows of `hidden` numbers a token ([`State`]).
+/// Bytes of a batch's rows that stay in a cache which all cores share, and rows of `hidden` elements a token ([`State`]).
 const STATE_BYTES: usize = 8 << 20;
 const STATE_ROWS: usize = 5;
 /// Bytes that are kept between two passes.
@@ -54,9 +54,9 @@ pub struct Bert {
     pub heads: usize,
     pub intermediate: usize,
     pub activation: Activation,
-    /// Rows of `hidden` numbers, one an id.
+    /// Rows of `hidden` elements, one an id.
     pub words: Vec<f32>,
-    /// Rows of `hidden` numbers, one a position; the embedding of token type 0 is already added.
+    /// Rows of `hidden` elements, one a position; the embedding of token type 0 is already added.
     pub positions: Vec<f32>,
     pub embedding_norm: LayerNorm,
     pub layers: Vec<Layer>,
@@ -69,11 +69,18 @@ pub struct Bert {
 pub struct Spare(Mutex<Option<[Buffer<f32>; 2]>>);
 
 impl Spare {
-    /// Memory for at least so many numbers each; what they are is left over from before.
-    fn take(&self, numbers: [usize; 2]) -> Result<[Buffer<f32>; 2], ComputeError> {
+    /// Memory for at least so many elements each; what they are is left over from before.
+    fn take(&self, elements: [usize; 2]) -> Result<[Buffer<f32>; 2], ComputeError> {
         match self.0.lock().take() {
-            Some(spare) if spare.iter().zip(numbers).all(|(buffer, number)| buffer.len() >= number) => Ok(spare),
-            _ => Ok([Buffer::zeroed(numbers[0])?, Buffer::zeroed(numbers[1])?]),
+            Some(spare)
+                if spare
+                    .iter()
+                    .zip(elements)
+                    .all(|(buffer, number)| buffer.len() >= number) =>
+            {
+                Ok(spare)
+            }
+            _ => Ok([Buffer::zeroed(elements[0])?, Buffer::zeroed(elements[1])?]),
         }
     }
 
@@ -94,12 +101,22 @@ pub struct Packed {
 
 /// Scratch memory of one thread.
 struct Workspace {
-    /// Rows of `hidden` numbers, made ready.
+    /// Rows of `hidden` elements, made ready.
     rows: Rows,
-    /// Rows of `intermediate` numbers, made ready.
+    /// Rows of `intermediate` elements, made ready.
     inner: Rows,
     /// As many of the feed-forward activations as are needed at once.
     up: Buffer<f32>,
+}
+
+/// How the rows between two attentions are divided.
+struct Blocks<'a> {
+    pool: &'a Pool,
+    stop: &'a dyn Fn() -> bool,
+    /// One for each thread.
+    workspaces: Vec<Mutex<Workspace>>,
+    /// Rows of a block.
+    block: usize,
 }
 
 /// The memory of one forward pass.
@@ -108,7 +125,7 @@ struct State<'a> {
     /// Positions of the tokens in their sequences.
     places: Vec<u32>,
     x: Buffer<f32>,
-    /// In bf16 where attention takes that: half as many numbers of memory then.
+    /// In bf16 where attention takes that: half as many elements of memory then.
     qkv: Buffer<f32>,
     context: Buffer<f32>,
 }
@@ -134,30 +151,14 @@ impl Bert {
         (STATE_BYTES / row.max(1)).max(threads * FEWEST_BLOCKS * BLOCK_ROWS)
     }
 
-    /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked
+    /// Token vectors of all sequences: rows of `hidden` elements in the order of the ids. `stop` is asked
     /// between the tasks of every loop; [`ComputeError::Stopped`] where it says so.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
         let tokens = batch.ids.len();
-        let longest = batch
-            .starts
-            .windows(2)
-            .map(|pair| pair[1].saturating_sub(pair[0]))
-            .max()
-            .unwrap_or(0);
         if batch.starts.first() != Some(&0) || batch.starts.last() != Some(&tokens) || tokens == 0 {
             return Err(ComputeError::Shape("the sequences do not cover the batch".to_string()));
         }
-        let numbers = tokens * self.hidden;
-        let [qkv, context] = self
-            .spare
-            .take([if self.rounded() { 3 * numbers / 2 } else { 3 * numbers }, numbers])?;
-        let mut state = State {
-            ids: &batch.ids,
-            places: self.positions(batch)?,
-            x: Buffer::zeroed(numbers)?,
-            qkv,
-            context,
-        };
+        let mut state = self.state(batch)?;
         let threads = pool.threads();
         let small = tokens < threads * FEWEST_ROWS;
         // As many blocks for each thread, all of one size: the tiles of a block are about equally high, however many rows.
@@ -166,13 +167,55 @@ impl Bert {
             true => tokens,
             false => tokens.div_ceil(threads * each),
         };
+        let blocks = Blocks {
+            pool,
+            stop,
+            workspaces: self.workspaces(threads, block, small)?,
+            block,
+        };
+        let scratches = self.scratches(threads, batch)?;
+        self.between(&blocks, &mut state, None, self.layers.first())?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let State { qkv, context, .. } = &mut state;
+            let attention = Attention {
+                level: self.level,
+                shape: self.shape(),
+                scratches: &scratches,
+                qkv: match self.rounded() {
+                    true => Elements::Bf16(qkv.words()),
+                    false => Elements::F32(qkv),
+                },
+                places: self.places(tokens),
+                starts: &batch.starts,
+            };
+            attention.run(pool, context, stop)?;
+            self.between(&blocks, &mut state, Some(layer), self.layers.get(index + 1))?;
+        }
+        self.spare.keep([state.qkv, state.context]);
+        Ok(state.x)
+    }
+
+    /// The memory of a pass over a batch.
+    fn state<'a>(&self, batch: &'a Packed) -> Result<State<'a>, ComputeError> {
+        let length = batch.ids.len() * self.hidden;
+        let qkv = if self.rounded() { 3 * length / 2 } else { 3 * length };
+        let [qkv, context] = self.spare.take([qkv, length])?;
+        Ok(State {
+            ids: &batch.ids,
+            places: self.positions(batch)?,
+            x: Buffer::zeroed(length)?,
+            qkv,
+            context,
+        })
+    }
+
+    /// Memory of each thread for blocks of so many rows; of a `small` batch the feed-forward activations are computed whole.
+    fn workspaces(&self, threads: usize, block: usize, small: bool) -> Result<Vec<Mutex<Workspace>>, ComputeError> {
         let parts = self.layers.iter().map(|layer| match small {
             true => self.intermediate,
             false => part(layer).unwrap_or(self.intermediate).min(self.intermediate),
         });
         let at_once = parts.max().unwrap_or(0);
-        let shape = self.shape();
-        let mut scratches = Vec::with_capacity(threads);
         let mut workspaces = Vec::with_capacity(threads);
         for _ in 0..threads {
             workspaces.push(Mutex::new(Workspace {
@@ -180,30 +223,16 @@ impl Bert {
                 inner: Rows::new(block, self.intermediate)?,
                 up: Buffer::zeroed(block * at_once)?,
             }));
-            scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
         }
-        let blocks = tokens.div_ceil(block);
-        let first = self.layers.first();
-        self.between(pool, &workspaces, &mut state, block, blocks, None, first, stop)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let State { qkv, context, .. } = &mut state;
-            let attention = Attention {
-                level: self.level,
-                shape,
-                scratches: &scratches,
-                qkv: match self.rounded() {
-                    true => Numbers::Bf16(qkv.words()),
-                    false => Numbers::F32(qkv),
-                },
-                places: self.places(tokens),
-                starts: &batch.starts,
-            };
-            attention.run(pool, context, stop)?;
-            let next = self.layers.get(index + 1);
-            self.between(pool, &workspaces, &mut state, block, blocks, Some(layer), next, stop)?;
-        }
-        self.spare.keep([state.qkv, state.context]);
-        Ok(state.x)
+        Ok(workspaces)
+    }
+
+    /// Memory of each thread for the attention over a batch's sequences.
+    fn scratches(&self, threads: usize, batch: &Packed) -> Result<Vec<Mutex<Scratch>>, ComputeError> {
+        let lengths = batch.starts.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let longest = lengths.max().unwrap_or(0);
+        let scratch = |_| Ok(Mutex::new(Scratch::new(self.level, self.shape(), longest)?));
+        (0..threads).map(scratch).collect()
     }
 
     /// The position of every token in its sequence. Fails for an id or a position outside its table.
@@ -235,24 +264,25 @@ impl Bert {
 
     /// Everything between two attentions: what follows the attention of `done` (or the embedding), then the queries,
     /// keys and values of `next`.
-    #[allow(clippy::too_many_arguments)]
     fn between(
         &self,
-        pool: &Pool,
-        workspaces: &[Mutex<Workspace>],
+        blocks: &Blocks,
         state: &mut State,
-        block: usize,
-        blocks: usize,
         done: Option<&Layer>,
         next: Option<&Layer>,
-        stop: &dyn Fn() -> bool,
     ) -> Result<(), ComputeError> {
+        let Blocks {
+            pool,
+            stop,
+            ref workspaces,
+            block,
+        } = *blocks;
         let hidden = self.hidden;
         let tokens = state.x.len() / hidden;
         let (x, qkv) = (Shared::new(&mut state.x), Shared::new(&mut state.qkv));
         let (ids, places) = (state.ids, &state.places);
         let context = &state.context[..tokens * hidden];
-        if blocks == 1 && pool.threads() > 1 {
+        if tokens <= block && pool.threads() > 1 {
             if stop() {
                 return Err(ComputeError::Stopped);
             }
@@ -263,39 +293,57 @@ impl Bert {
             }
             return self.between_by_columns(pool, &mut workspace, x, context, qkv, tokens, done, next);
         }
-        pool.run_until(blocks, stop, |thread, task| {
+        pool.run_until(tokens.div_ceil(block), stop, |thread, task| {
             let first = task * block;
             let count = block.min(tokens - first);
             let mut workspace = workspaces[thread].lock();
-            let Workspace { rows, inner, up } = &mut *workspace;
-            // SAFETY: each task has rows of its own in `x` and `qkv`, `up` and `rows` are this thread's, and no
-            // product's input overlaps its output.
+            // SAFETY: each task has rows of its own in `x` and `qkv`, the workspace is this thread's, and no product's
+            // input overlaps its output.
             unsafe {
                 let own = |length: usize| x.part(first * hidden, length * hidden);
                 match done {
                     None => self.embed(&ids[first..][..count], &places[first..][..count], own(count)),
                     Some(layer) => {
-                        let input = &context[first * hidden..][..count * hidden];
-                        let linear = &layer.attention_output;
-                        let input = linear.prepare(input, rows);
-                        linear.product(input, 0..linear.panels(), x, first * hidden, hidden, Finish::Residual);
-                        let input = self.normalised(&layer.attention_norm, own(count), &layer.up, rows);
-                        let input = self.activations(layer, input, up, inner, count);
-                        let panels = 0..layer.down.panels();
-                        layer
-                            .down
-                            .product(input, panels, x, first * hidden, hidden, Finish::Residual);
+                        let context = &context[first * hidden..][..count * hidden];
+                        self.add_block(layer, &mut workspace, context, x, first, count);
                     }
                 }
                 let norm = done.map_or(&self.embedding_norm, |layer| &layer.output_norm);
                 if let Some(layer) = next {
-                    let input = self.normalised(norm, own(count), &layer.qkv, rows);
+                    let input = self.normalised(norm, own(count), &layer.qkv, &mut workspace.rows);
                     self.project(&layer.qkv, input, 0..layer.qkv.panels(), qkv, first, tokens);
                 } else {
                     norm.apply(self.level, own(count));
                 }
             }
         })
+    }
+
+    /// Adds what attention gave, then the feed-forward block, to `count` rows of `x` from `first` on.
+    ///
+    /// # Safety
+    /// Nobody else uses these rows meanwhile.
+    unsafe fn add_block(
+        &self,
+        layer: &Layer,
+        workspace: &mut Workspace,
+        context: &[f32],
+        x: Shared<f32>,
+        first: usize,
+        count: usize,
+    ) {
+        let Workspace { rows, inner, up } = workspace;
+        let (hidden, at, output) = (self.hidden, first * self.hidden, &layer.attention_output);
+        // SAFETY: the caller's promise; no product's input overlaps its output.
+        unsafe {
+            let input = output.prepare(context, rows);
+            output.product(input, 0..output.panels(), x, at, hidden, Epilogue::Residual);
+            let own = x.part(at, count * hidden);
+            let input = self.normalised(&layer.attention_norm, own, &layer.up, rows);
+            let input = self.activations(layer, input, up, inner, count);
+            let panels = 0..layer.down.panels();
+            layer.down.product(input, panels, x, at, hidden, Epilogue::Residual);
+        }
     }
 
     /// Normalises rows and makes them ready for the product behind that: some at a time, which stay in the nearest cache.
@@ -317,10 +365,10 @@ impl Bert {
         inner: &'a mut Rows,
         count: usize,
     ) -> Prepared<'a> {
-        let (finish, columns) = (self.finish(), layer.up.panel_columns());
+        let (epilogue, columns) = (self.epilogue(), layer.up.panel_columns());
         let Some(part) = part(layer) else {
             let up = &mut up[..count * self.intermediate];
-            layer.up.columns(input, 0..layer.up.panels(), up, finish);
+            layer.up.columns(input, 0..layer.up.panels(), up, epilogue);
             return layer.down.prepare(up, inner);
         };
         let panels = layer.up.panels();
@@ -328,7 +376,7 @@ impl Bert {
             let last = (first + part / columns).min(panels);
             let width = (last * columns).min(self.intermediate) - first * columns;
             let up = &mut up[..count * width];
-            layer.up.columns(input, first..last, up, finish);
+            layer.up.columns(input, first..last, up, epilogue);
             layer.down.prepare_part(number, up, inner);
         }
         layer.down.prepared(inner, count)
@@ -353,7 +401,7 @@ impl Bert {
             match self.heads_apart() {
                 true if self.rounded() => linear.rounded_planes(input, panels, qkv, first, [tokens, width]),
                 true => linear.product_planes(input, panels, qkv, first, [tokens, width]),
-                false => linear.product(input, panels, qkv, first * row, row, Finish::Bias),
+                false => linear.product(input, panels, qkv, first * row, row, Epilogue::Bias),
             }
         }
     }
@@ -391,10 +439,10 @@ impl Bert {
     }
 
     /// How the first product of a feed-forward block ends.
-    fn finish(&self) -> Finish {
+    fn epilogue(&self) -> Epilogue {
         match self.precision {
-            Precision::F32 => Finish::Activate(self.activation),
-            Precision::Bf16 | Precision::Int8 => Finish::Approximate(self.activation),
+            Precision::F32 => Epilogue::Activate(self.activation),
+            Precision::Bf16 | Precision::Int8 => Epilogue::Approximate(self.activation),
         }
     }
 
@@ -418,11 +466,11 @@ impl Bert {
         match done {
             None => self.embedding_norm.apply(self.level, own()),
             Some(layer) => {
-                by_columns(pool, &layer.attention_output, rows, context, x, Finish::Residual)?;
+                by_columns(pool, &layer.attention_output, rows, context, x, Epilogue::Residual)?;
                 layer.attention_norm.apply(self.level, own());
                 let up = &mut up[..tokens * self.intermediate];
-                by_columns(pool, &layer.up, rows, own(), Shared::new(up), self.finish())?;
-                by_columns(pool, &layer.down, inner, up, x, Finish::Residual)?;
+                by_columns(pool, &layer.up, rows, own(), Shared::new(up), self.epilogue())?;
+                by_columns(pool, &layer.down, inner, up, x, Epilogue::Residual)?;
                 layer.output_norm.apply(self.level, own());
             }
         }
@@ -452,12 +500,12 @@ fn by_columns(
     rows: &mut Rows,
     input: &[f32],
     out: Shared<f32>,
-    finish: Finish,
+    epilogue: Epilogue,
 ) -> Result<(), ComputeError> {
     let input = linear.prepare(input, rows);
     each_panels(pool, linear, |panels| {
         // SAFETY: each task has columns of its own.
-        unsafe { linear.product(input, panels, out, 0, linear.outputs(), finish) }
+        unsafe { linear.product(input, panels, out, 0, linear.outputs(), epilogue) }
     })
 }
 

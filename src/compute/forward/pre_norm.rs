@@ -10,16 +10,16 @@
 
 use super::bert::Packed;
 use crate::compute::ComputeError;
-use crate::compute::attention::rope::{Rope, Turn};
+use crate::compute::attention::rope::{Rope, Rotate, Rotations};
 use crate::compute::attention::shape::Shape;
-use crate::compute::attention::{Attention, Numbers, Scratch};
+use crate::compute::attention::{Attention, Elements, Scratch};
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::Level;
 use crate::compute::cpu::pool::Pool;
-use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::gemm::Epilogue;
 use crate::compute::matmul::linear::{Linear, Rows};
 use crate::compute::rowwise::activation::Activation;
-use crate::compute::rowwise::glu::gate;
+use crate::compute::rowwise::glu::glu;
 use crate::compute::rowwise::norm::Norm;
 use crate::compute::rowwise::rms_norm::RmsNorm;
 use parking_lot::Mutex;
@@ -36,7 +36,7 @@ const TASK_PRODUCTS: usize = 50_000_000;
 pub struct Layer {
     /// The window of this layer's heads.
     pub window: Option<usize>,
-    /// Which of [`PreNorm::ropes`] turns its queries and keys.
+    /// Which of [`PreNorm::ropes`] rotates its queries and keys.
     pub rope: usize,
     /// Absent where the states come normalised.
     pub attention_norm: Option<Norm>,
@@ -61,7 +61,7 @@ pub struct PreNorm {
     pub intermediate: usize,
     /// Of the gates.
     pub activation: Activation,
-    /// Rows of `hidden` numbers, one an id.
+    /// Rows of `hidden` elements, one an id.
     pub words: Vec<f32>,
     /// Of the words, where the model has it.
     pub embedding_norm: Option<Norm>,
@@ -76,6 +76,18 @@ struct Slab {
     normed: Buffer<f32>,
     gate_up: Buffer<f32>,
     gated: Buffer<f32>,
+}
+
+impl Slab {
+    fn new(network: &PreNorm, rows: usize) -> Result<Slab, ComputeError> {
+        let (hidden, wide) = (network.hidden, network.intermediate);
+        Ok(Slab {
+            rows: Rows::new(rows, hidden.max(network.shape.out_row()).max(wide))?,
+            normed: Buffer::zeroed(rows * hidden)?,
+            gate_up: Buffer::zeroed(rows * wide * 2)?,
+            gated: Buffer::zeroed(rows * wide)?,
+        })
+    }
 }
 
 impl PreNorm {
@@ -95,119 +107,17 @@ impl PreNorm {
             + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked between the
+    /// Token vectors of all sequences: rows of `hidden` elements in the order of the ids. `stop` is asked between the
     /// tasks of every loop; [`ComputeError::Stopped`] where it says so.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
-        let (hidden, shape, tokens) = (self.hidden, self.shape, batch.ids.len());
-        let lengths = batch.starts.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
-        let longest = lengths
-            .collect::<Option<Vec<_>>>()
-            .and_then(|lengths| lengths.into_iter().max());
-        let (Some(longest), Some(&0), Some(true)) = (
-            longest,
-            batch.starts.first(),
-            batch.starts.last().map(|end| *end == tokens && tokens > 0),
-        ) else {
-            return Err(ComputeError::Shape("the sequences do not cover the batch".to_string()));
-        };
-        let slab_rows = SLAB.min(tokens);
-        let mut slab = Slab {
-            rows: Rows::new(slab_rows, hidden.max(shape.out_row()).max(self.intermediate))?,
-            normed: Buffer::zeroed(slab_rows * hidden)?,
-            gate_up: Buffer::zeroed(slab_rows * self.intermediate * 2)?,
-            gated: Buffer::zeroed(slab_rows * self.intermediate)?,
-        };
-        let mut scratches = Vec::with_capacity(pool.threads());
-        for _ in 0..pool.threads() {
-            scratches.push(Mutex::new(Scratch::new(self.level, shape, longest)?));
-        }
-        let mut turns = Vec::with_capacity(self.ropes.len());
-        for rope in &self.ropes {
-            turns.push(rope.turns(pool, longest, stop)?);
-        }
-        let positions: Vec<u32> = batch
-            .starts
-            .windows(2)
-            .flat_map(|pair| 0..(pair[1] - pair[0]) as u32)
-            .collect();
-        let mut x = Buffer::zeroed(tokens * hidden)?;
-        let mut qkv = Buffer::zeroed(tokens * shape.row())?;
-        let mut context = Buffer::zeroed(tokens * shape.out_row())?;
-        self.embed(pool, &batch.ids, &mut x, stop)?;
+        let mut pass = Pass::new(self, pool, batch, stop)?;
+        self.embed(pool, &batch.ids, &mut pass.x, stop)?;
         for layer in &self.layers {
-            for rows in slabs(tokens) {
-                let normed = &mut slab.normed[..rows.len() * hidden];
-                let own = &x[rows.start * hidden..rows.end * hidden];
-                let input: &[f32] = match &layer.attention_norm {
-                    Some(norm) => {
-                        self.normalise(pool, norm, own, normed, stop)?;
-                        normed
-                    }
-                    None => own,
-                };
-                let out = Output {
-                    numbers: Shared::new(&mut qkv),
-                    first: rows.start * shape.row(),
-                };
-                product(pool, &layer.qkv, &mut slab.rows, input, out, Finish::Bias, stop)?;
-                let all = Shared::new(&mut qkv);
-                each_rows(pool, rows.len(), stop, |part| {
-                    // SAFETY: each task has rows of its own.
-                    let own = unsafe { all.part((rows.start + part.start) * shape.row(), part.len() * shape.row()) };
-                    let turn = Turn {
-                        shape,
-                        rows: own,
-                        positions: &positions[rows.start + part.start..],
-                        turns: &turns[layer.rope],
-                        query_norm: layer.query_norm.as_ref(),
-                        key_norm: layer.key_norm.as_ref(),
-                    };
-                    turn.run_on(self.level)
-                })?;
-            }
-            let attention = Attention {
-                level: self.level,
-                shape: Shape {
-                    window: layer.window,
-                    ..shape
-                },
-                scratches: &scratches,
-                qkv: Numbers::F32(&qkv),
-                places: shape.by_rows(),
-                starts: &batch.starts,
-            };
-            attention.run(pool, &mut context, stop)?;
-            for rows in slabs(tokens) {
-                let context = &context[rows.start * shape.out_row()..rows.end * shape.out_row()];
-                let states = Output {
-                    numbers: Shared::new(&mut x),
-                    first: rows.start * hidden,
-                };
-                product(
-                    pool,
-                    &layer.attention_output,
-                    &mut slab.rows,
-                    context,
-                    states,
-                    Finish::Residual,
-                    stop,
-                )?;
-                self.feed(
-                    pool,
-                    layer,
-                    &mut slab,
-                    &mut x[rows.start * hidden..rows.end * hidden],
-                    stop,
-                )?;
-            }
+            pass.project(layer)?;
+            pass.attend(layer)?;
+            pass.add(layer)?;
         }
-        let states = Shared::new(&mut x);
-        each_rows(pool, tokens, stop, |part| {
-            // SAFETY: each task has rows of its own.
-            let own = unsafe { states.part(part.start * hidden, part.len() * hidden) };
-            self.norm.apply_in_place(self.level, own)
-        })?;
-        Ok(x)
+        pass.finish()
     }
 
     /// The rows of the word table, normalised where the model does. Fails for an id outside of it.
@@ -266,7 +176,7 @@ impl PreNorm {
             &mut slab.rows,
             normed,
             Output::all(gate_up),
-            Finish::Bias,
+            Epilogue::Bias,
             stop,
         )?;
         let (gate_up, gated) = (&*gate_up, &mut slab.gated[..rows * wide]);
@@ -274,7 +184,7 @@ impl PreNorm {
         each_rows(pool, rows, stop, |part| {
             // SAFETY: each task has rows of its own.
             let own = unsafe { to.part(part.start * wide, part.len() * wide) };
-            gate(
+            glu(
                 self.level,
                 self.activation,
                 &gate_up[part.start * 2 * wide..part.end * 2 * wide],
@@ -288,10 +198,166 @@ impl PreNorm {
             &mut slab.rows,
             gated,
             Output::all(x),
-            Finish::Residual,
+            Epilogue::Residual,
             stop,
         )
     }
+}
+
+/// One batch on its way through the layers.
+struct Pass<'a> {
+    network: &'a PreNorm,
+    pool: &'a Pool,
+    stop: &'a dyn Fn() -> bool,
+    /// Where sequences begin, and where the last one ends.
+    starts: &'a [usize],
+    /// The place of each token in its sequence.
+    positions: Vec<u32>,
+    rotations: Vec<Rotations>,
+    scratches: Vec<Mutex<Scratch>>,
+    slab: Slab,
+    /// Token states; queries, keys and values; what attention gives.
+    x: Buffer<f32>,
+    qkv: Buffer<f32>,
+    context: Buffer<f32>,
+}
+
+impl<'a> Pass<'a> {
+    /// All memory that a batch needs.
+    fn new(
+        network: &'a PreNorm,
+        pool: &'a Pool,
+        batch: &'a Packed,
+        stop: &'a dyn Fn() -> bool,
+    ) -> Result<Pass<'a>, ComputeError> {
+        let (shape, tokens) = (network.shape, batch.ids.len());
+        let longest = longest_sequence(batch)
+            .ok_or_else(|| ComputeError::Shape("the sequences do not cover the batch".to_string()))?;
+        let slab = Slab::new(network, SLAB.min(tokens))?;
+        let mut scratches = Vec::with_capacity(pool.threads());
+        for _ in 0..pool.threads() {
+            scratches.push(Mutex::new(Scratch::new(network.level, shape, longest)?));
+        }
+        let mut rotations = Vec::with_capacity(network.ropes.len());
+        for rope in &network.ropes {
+            rotations.push(rope.rotations(pool, longest, stop)?);
+        }
+        let sequences = batch.starts.windows(2);
+        Ok(Pass {
+            positions: sequences.flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect(),
+            starts: &batch.starts,
+            rotations,
+            scratches,
+            slab,
+            x: Buffer::zeroed(tokens * network.hidden)?,
+            qkv: Buffer::zeroed(tokens * shape.row())?,
+            context: Buffer::zeroed(tokens * shape.out_row())?,
+            network,
+            pool,
+            stop,
+        })
+    }
+
+    /// Queries, keys and values of all tokens, queries and keys rotated.
+    fn project(&mut self, layer: &Layer) -> Result<(), ComputeError> {
+        let (network, pool, stop) = (self.network, self.pool, self.stop);
+        let (hidden, row) = (network.hidden, network.shape.row());
+        for rows in slabs(self.positions.len()) {
+            let normed = &mut self.slab.normed[..rows.len() * hidden];
+            let own = &self.x[rows.start * hidden..rows.end * hidden];
+            let input: &[f32] = match &layer.attention_norm {
+                Some(norm) => {
+                    network.normalise(pool, norm, own, normed, stop)?;
+                    normed
+                }
+                None => own,
+            };
+            let out = Output {
+                elements: Shared::new(&mut self.qkv),
+                first: rows.start * row,
+            };
+            product(pool, &layer.qkv, &mut self.slab.rows, input, out, Epilogue::Bias, stop)?;
+            self.rotate(layer, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Rotates queries and keys of some rows, after the norms of their heads.
+    fn rotate(&mut self, layer: &Layer, rows: Range<usize>) -> Result<(), ComputeError> {
+        let (shape, level) = (self.network.shape, self.network.level);
+        let (positions, rotations) = (&self.positions[rows.clone()], &self.rotations[layer.rope]);
+        let all = Shared::new(&mut self.qkv);
+        each_rows(self.pool, rows.len(), self.stop, |part| {
+            // SAFETY: each task has rows of its own.
+            let own = unsafe { all.part((rows.start + part.start) * shape.row(), part.len() * shape.row()) };
+            let rotate = Rotate {
+                shape,
+                rows: own,
+                positions: &positions[part.start..],
+                rotations,
+                query_norm: layer.query_norm.as_ref(),
+                key_norm: layer.key_norm.as_ref(),
+            };
+            rotate.run_on(level)
+        })
+    }
+
+    /// The attention of all sequences.
+    fn attend(&mut self, layer: &Layer) -> Result<(), ComputeError> {
+        let shape = self.network.shape;
+        let attention = Attention {
+            level: self.network.level,
+            shape: Shape {
+                window: layer.window,
+                ..shape
+            },
+            scratches: &self.scratches,
+            qkv: Elements::F32(&self.qkv),
+            places: shape.by_rows(),
+            starts: self.starts,
+        };
+        attention.run(self.pool, &mut self.context, self.stop)
+    }
+
+    /// Adds what attention gave, then the feed-forward block, to the states.
+    fn add(&mut self, layer: &Layer) -> Result<(), ComputeError> {
+        let (network, pool, stop) = (self.network, self.pool, self.stop);
+        let (hidden, out_row) = (network.hidden, network.shape.out_row());
+        for rows in slabs(self.positions.len()) {
+            let context = &self.context[rows.start * out_row..rows.end * out_row];
+            let states = Output {
+                elements: Shared::new(&mut self.x),
+                first: rows.start * hidden,
+            };
+            let (linear, residual) = (&layer.attention_output, Epilogue::Residual);
+            product(pool, linear, &mut self.slab.rows, context, states, residual, stop)?;
+            let own = &mut self.x[rows.start * hidden..rows.end * hidden];
+            network.feed(pool, layer, &mut self.slab, own, stop)?;
+        }
+        Ok(())
+    }
+
+    /// The normalised states.
+    fn finish(mut self) -> Result<Buffer<f32>, ComputeError> {
+        let (network, hidden) = (self.network, self.network.hidden);
+        let states = Shared::new(&mut self.x);
+        each_rows(self.pool, self.positions.len(), self.stop, |part| {
+            // SAFETY: each task has rows of its own.
+            let own = unsafe { states.part(part.start * hidden, part.len() * hidden) };
+            network.norm.apply_in_place(network.level, own)
+        })?;
+        Ok(self.x)
+    }
+}
+
+/// The length of the longest sequence; none where sequences do not cover the batch.
+fn longest_sequence(batch: &Packed) -> Option<usize> {
+    let covered = batch.starts.first() == Some(&0) && batch.starts.last() == Some(&batch.ids.len());
+    if !covered || batch.ids.is_empty() {
+        return None;
+    }
+    let lengths = batch.starts.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
+    lengths.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 /// The slabs of so many rows.
@@ -313,16 +379,16 @@ fn each_rows(
     })
 }
 
-/// Where a product's rows begin in shared numbers.
+/// Where a product's rows begin in shared elements.
 struct Output {
-    numbers: Shared<f32>,
+    elements: Shared<f32>,
     first: usize,
 }
 
 impl Output {
-    fn all(numbers: &mut [f32]) -> Output {
+    fn all(elements: &mut [f32]) -> Output {
         Output {
-            numbers: Shared::new(numbers),
+            elements: Shared::new(elements),
             first: 0,
         }
     }
@@ -335,7 +401,7 @@ fn product(
     rows: &mut Rows,
     input: &[f32],
     out: Output,
-    finish: Finish,
+    epilogue: Epilogue,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), ComputeError> {
     let products = input.len() * linear.outputs();
@@ -346,6 +412,6 @@ fn product(
     pool.run_until(tasks, stop, |_, task| {
         let range = panels * task / tasks..panels * (task + 1) / tasks;
         // SAFETY: each task has columns of its own.
-        unsafe { linear.product(input, range, out.numbers, out.first, linear.outputs(), finish) }
+        unsafe { linear.product(input, range, out.elements, out.first, linear.outputs(), epilogue) }
     })
 }

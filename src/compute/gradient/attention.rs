@@ -1,22 +1,22 @@
-//! Causal attention of whole sequences behind a common past, and its way back.
+//! Causal attention of whole sequences behind a common past, and its backward pass.
 //!
 //! A sequence may follow keys and values that others share (a prompt's beginning): its queries see them, and no gradient
 //! leads into them. With `P = softmax(s Q K^T)` and `O = P V`, row by row:
 //! `dV = P^T dO`, `dP = dO V^T`, `dS = P (dP - sum(P dP)) s`, `dQ = dS K`, `dK = dS^T Q`.
 //!
 //! A task is a sequence with one head of keys and the queries that share it. Queries come in blocks of [`BLOCK`] rows, whose
-//! scores are computed again on the way back, so what a thread needs grows with the sequence and not with its square.
+//! scores are computed again in the backward pass, so what a thread needs grows with the sequence and not with its square.
 //! `dK` and `dV` are summed transposed: that way scores are the right side of their products, as they lie, and only the
 //! small blocks of queries have to be turned.
 
 use super::super::ComputeError;
-use crate::compute::attention::pack::pack_keys;
+use crate::compute::attention::kv_pack::pack_keys;
 use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::pool::Pool;
 use crate::compute::cpu::simd::Simd;
-use crate::compute::matmul::gemm::{F32, TILE_WORDS, Tile, tile};
+use crate::compute::matmul::tile::{F32, Operands, TILE_WORDS, Tile, tile};
 use crate::compute::rowwise::activation::exp;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -87,7 +87,7 @@ pub struct Attention<'a> {
     pub level: Level,
     /// Causal.
     pub shape: Shape,
-    /// Rows of [`Shape::row`] numbers, queries and keys turned.
+    /// Rows of [`Shape::row`] elements, queries and keys turned.
     pub qkv: &'a [f32],
     pub spans: &'a [Span<'a>],
     /// One for each thread of the pool.
@@ -95,7 +95,7 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Writes rows of [`Shape::out_row`] numbers to `out`.
+    /// Writes rows of [`Shape::out_row`] elements to `out`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where rows, spans and memory do not fit each other.
@@ -107,8 +107,8 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// As [`Attention::forward`].
-    pub fn back(&self, pool: &Pool, dout: &[f32], dqkv: &mut [f32]) -> Result<(), ComputeError> {
-        self.run(pool, Way::Back(dout, Shared::new(dqkv)))
+    pub fn backward(&self, pool: &Pool, dout: &[f32], dqkv: &mut [f32]) -> Result<(), ComputeError> {
+        self.run(pool, Way::Backward(dout, Shared::new(dqkv)))
     }
 
     fn run(&self, pool: &Pool, way: Way<'_>) -> Result<(), ComputeError> {
@@ -127,7 +127,7 @@ impl Attention<'_> {
         let divides = shape.key_heads > 0 && shape.heads.is_multiple_of(shape.key_heads) && shape.width > 0;
         let gradient = match way {
             Way::Forward(_) => true,
-            Way::Back(dout, _) => dout.len() >= rows * shape.out_row(),
+            Way::Backward(dout, _) => dout.len() >= rows * shape.out_row(),
         };
         if !(divides && gradient && self.memories.len() >= pool.threads() && self.spans.iter().all(fits)) {
             return Err(ComputeError::Shape(
@@ -154,7 +154,7 @@ enum Way<'a> {
     /// To what comes out.
     Forward(Shared<f32>),
     /// From the gradient by it, to that by queries, keys and values.
-    Back(&'a [f32], Shared<f32>),
+    Backward(&'a [f32], Shared<f32>),
 }
 
 /// One sequence, one head of keys and the queries that share it.
@@ -171,130 +171,290 @@ struct Job<'a> {
 #[derive(Clone, Copy)]
 struct Right {
     from: *const f32,
-    /// Numbers from panel to panel, and from step to step.
+    /// Elements from panel to panel, and from step to step.
     panel: usize,
     stride: usize,
 }
 
-impl Job<'_> {
-    /// Keys and values of the head, those of the past first, as rows.
-    fn gather(&mut self, past: usize, wide: usize) {
-        let Shape {
-            heads,
-            key_heads,
-            width,
-            ..
-        } = self.shape;
-        let row = self.shape.row();
-        for key in 0..past + self.span.rows {
-            let (from, at) = match key.checked_sub(past) {
-                None => (self.span.past, (key * 2 * key_heads + self.key_head) * width),
-                Some(own) => (
-                    self.qkv,
-                    (self.span.first + own) * row + (heads + self.key_head) * width,
-                ),
-            };
-            let value = at + key_heads * width;
-            self.memory.keys[key * wide..][..width].copy_from_slice(&from[at..][..width]);
-            self.memory.values[key * wide..][..width].copy_from_slice(&from[value..][..width]);
+impl Right {
+    /// Panels that lie one behind the other, as `pack_keys` makes them.
+    #[inline(always)]
+    fn packed<S: Simd>(from: *const f32, steps: usize) -> Right {
+        Right {
+            from,
+            panel: steps * S::COLUMNS,
+            stride: S::COLUMNS,
+        }
+    }
+
+    /// Rows of `stride` elements, of which each panel takes some columns.
+    #[inline(always)]
+    fn rows<S: Simd>(from: *const f32, stride: usize) -> Right {
+        Right {
+            from,
+            panel: S::COLUMNS,
+            stride,
         }
     }
 }
 
 impl Kernel for Job<'_> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(mut self) {
+    unsafe fn run<S: Simd>(self) {
+        let (rows, group, way) = (self.span.rows, self.shape.group(), self.way);
+        // SAFETY: `Attention::run` has checked that the rows are there and that the sequence fits the memory; what is
+        // written of `out` and `dqkv` is asserted by `Shared::address`.
+        unsafe {
+            let mut task = Task::new::<S>(self);
+            task.pack::<S>();
+            for head in 0..group {
+                for begin in (0..rows).step_by(BLOCK) {
+                    let block = task.block(head, begin);
+                    task.probabilities::<S>(&block);
+                    match way {
+                        Way::Forward(out) => task.mix::<S>(&block, out),
+                        Way::Backward(dout, to) => task.block_backward::<S>(&block, dout, to),
+                    }
+                }
+            }
+            if let Way::Backward(_, to) = way {
+                task.write_key_gradients(to);
+            }
+        }
+    }
+}
+
+/// A job with the sizes that follow from it.
+struct Task<'a> {
+    job: Job<'a>,
+    /// Keys of the past, and with those of the sequence.
+    past: usize,
+    keys: usize,
+    /// Elements from row to row of gathered keys and values, and of scores.
+    wide: usize,
+    stride: usize,
+    scale: f32,
+}
+
+/// Some query rows of one head.
+struct QueryBlock {
+    /// First row in the sequence, and among those of the pass.
+    begin: usize,
+    first: usize,
+    count: usize,
+    /// Keys up to the last that one of the rows sees.
+    seen: usize,
+    /// Where the head begins in a row.
+    column: usize,
+}
+
+// SAFETY of the methods: those that are unsafe need what `Attention::run` has checked, the instructions of `S`, and that
+// nobody else uses the task's part of what is written.
+impl<'a> Task<'a> {
+    #[inline(always)]
+    fn new<S: Simd>(job: Job<'a>) -> Task<'a> {
+        let Shape { key_heads, width, .. } = job.shape;
+        let past = job.span.past.len() / (2 * key_heads * width);
+        let keys = past + job.span.rows;
+        Task {
+            past,
+            keys,
+            wide: width.next_multiple_of(S::COLUMNS),
+            stride: keys.next_multiple_of(S::COLUMNS) + S::COLUMNS,
+            scale: (width as f32).sqrt().recip(),
+            job,
+        }
+    }
+
+    /// Keys and values of the head, those of the past first, as rows.
+    fn gather(&mut self) {
+        let (past, wide, job) = (self.past, self.wide, &mut self.job);
         let Shape {
             heads,
             key_heads,
             width,
             ..
-        } = self.shape;
-        let (row, out_row, group) = (self.shape.row(), self.shape.out_row(), self.shape.group());
-        let Span { first, rows, past } = self.span;
-        let past = past.len() / (2 * key_heads * width);
-        let keys = past + rows;
-        let wide = width.next_multiple_of(S::COLUMNS);
-        let stride = keys.next_multiple_of(S::COLUMNS) + S::COLUMNS;
-        let scale = (width as f32).sqrt().recip();
-        self.gather(past, wide);
-        let across = |from: *const f32| Right {
-            from,
-            panel: width * S::COLUMNS,
-            stride: S::COLUMNS,
-        };
-        let along = |from: *const f32, stride: usize| Right {
-            from,
-            panel: S::COLUMNS,
-            stride,
-        };
-        let memory = self.memory;
-        // SAFETY: `Attention::run` has checked that the rows are there and that sequences of `keys` fit the memory; what is
-        // written of `out` and `dqkv` is asserted by `Shared::address`.
+        } = job.shape;
+        let row = job.shape.row();
+        for key in 0..self.keys {
+            let (from, at) = match key.checked_sub(past) {
+                None => (job.span.past, (key * 2 * key_heads + job.key_head) * width),
+                Some(own) => (job.qkv, (job.span.first + own) * row + (heads + job.key_head) * width),
+            };
+            let value = at + key_heads * width;
+            job.memory.keys[key * wide..][..width].copy_from_slice(&from[at..][..width]);
+            job.memory.values[key * wide..][..width].copy_from_slice(&from[value..][..width]);
+        }
+    }
+
+    /// Prepares the right sides that all blocks share, and the sums of the backward pass.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&mut self) {
+        self.gather();
+        let (keys, wide, width) = (self.keys, self.wide, self.job.shape.width);
+        let memory = &mut *self.job.memory;
+        // SAFETY: see above.
         unsafe {
             pack_keys::<S>(memory.keys.as_ptr(), wide, keys, width, memory.keys_across.as_mut_ptr());
-            if let Way::Back(..) = self.way {
+            if let Way::Backward(..) = self.job.way {
                 let to = memory.values_across.as_mut_ptr();
                 pack_keys::<S>(memory.values.as_ptr(), wide, keys, width, to);
-                memory.dkeys_across[..width * stride].fill(0.0);
-                memory.dvalues_across[..width * stride].fill(0.0);
+                memory.dkeys_across[..width * self.stride].fill(0.0);
+                memory.dvalues_across[..width * self.stride].fill(0.0);
             }
-            let (scores, dscores) = (memory.scores.as_mut_ptr(), memory.dscores.as_mut_ptr());
-            for head in 0..group {
-                let column = (self.key_head * group + head) * width;
-                for begin in (0..rows).step_by(BLOCK) {
-                    let count = (rows - begin).min(BLOCK);
-                    let seen = past + begin + count;
-                    let of = |place: usize| self.shape.seen(past + begin + place, keys);
-                    let queries = self.qkv.as_ptr().add((first + begin) * row + column);
-                    let right = across(memory.keys_across.as_ptr());
-                    product::<S>([count, width, seen], (queries, row), right, (scores, stride), false);
-                    for place in 0..count {
-                        softmax::<S>(scores.add(place * stride), of(place), seen, scale);
-                    }
-                    let (dout, to) = match self.way {
-                        Way::Forward(out) => {
-                            let at = (first + begin) * out_row + column;
-                            let to = out.address(at, (count - 1) * out_row + width);
-                            let values = along(memory.values.as_ptr(), wide);
-                            product::<S>([count, seen, width], (scores, stride), values, (to, out_row), false);
-                            continue;
-                        }
-                        Way::Back(dout, to) => (dout.as_ptr().add((first + begin) * out_row + column), to),
-                    };
-                    let right = across(memory.values_across.as_ptr());
-                    product::<S>([count, width, seen], (dout, out_row), right, (dscores, stride), false);
-                    for place in 0..count {
-                        let (p, dp) = (scores.add(place * stride), dscores.add(place * stride));
-                        softmax_back::<S>(p, dp, of(place), seen, scale);
-                    }
-                    let right = along(memory.keys.as_ptr(), wide);
-                    let at = (first + begin) * row + column;
-                    let dqueries = to.address(at, (count - 1) * row + width);
-                    product::<S>([count, seen, width], (dscores, stride), right, (dqueries, row), false);
-                    // Keys of the past get no gradient.
-                    let own = begin + count;
-                    let left = memory.dout_across.as_mut_ptr();
-                    turn_block(dout, out_row, count, width, left);
-                    let right = along(scores.add(past), stride);
-                    let sums = (memory.dvalues_across.as_mut_ptr(), stride);
-                    product::<S>([width, count, own], (left, BLOCK), right, sums, true);
-                    let left = memory.queries_across.as_mut_ptr();
-                    turn_block(queries, row, count, width, left);
-                    let right = along(dscores.add(past), stride);
-                    let sums = (memory.dkeys_across.as_mut_ptr(), stride);
-                    product::<S>([width, count, own], (left, BLOCK), right, sums, true);
-                }
+        }
+    }
+
+    /// The block of a head of the group that begins at a row of the sequence.
+    #[inline(always)]
+    fn block(&self, head: usize, begin: usize) -> QueryBlock {
+        let job = &self.job;
+        let count = (job.span.rows - begin).min(BLOCK);
+        QueryBlock {
+            begin,
+            first: job.span.first + begin,
+            count,
+            seen: self.past + begin + count,
+            column: (job.key_head * job.shape.group() + head) * job.shape.width,
+        }
+    }
+
+    /// Keys that a row of a block sees.
+    #[inline(always)]
+    fn seen_by(&self, block: &QueryBlock, row: usize) -> Range<usize> {
+        self.job.shape.seen(self.past + block.begin + row, self.keys)
+    }
+
+    /// Where a block's queries are, and the distance of their rows.
+    #[inline(always)]
+    fn queries(&self, block: &QueryBlock) -> (*const f32, usize) {
+        let row = self.job.shape.row();
+        (
+            self.job.qkv.as_ptr().wrapping_add(block.first * row + block.column),
+            row,
+        )
+    }
+
+    /// `P = softmax(s Q K^T)`, left in the scores.
+    #[inline(always)]
+    unsafe fn probabilities<S: Simd>(&mut self, block: &QueryBlock) {
+        let (width, stride) = (self.job.shape.width, self.stride);
+        let scores = self.job.memory.scores.as_mut_ptr();
+        let keys = Right::packed::<S>(self.job.memory.keys_across.as_ptr(), width);
+        let sizes = [block.count, width, block.seen];
+        // SAFETY: see above.
+        unsafe {
+            product::<S>(sizes, self.queries(block), keys, (scores, stride), false);
+            for row in 0..block.count {
+                let to = scores.add(row * stride);
+                softmax::<S>(to, self.seen_by(block, row), block.seen, self.scale);
             }
-            if let Way::Back(_, to) = self.way {
-                for place in 0..rows {
-                    let at = (first + place) * row + (heads + self.key_head) * width;
-                    let dkeys = to.address(at, width);
-                    let dvalues = to.address(at + key_heads * width, width);
-                    for i in 0..width {
-                        dkeys.add(i).write(memory.dkeys_across[i * stride + place]);
-                        dvalues.add(i).write(memory.dvalues_across[i * stride + place]);
-                    }
+        }
+    }
+
+    /// `O = P V`.
+    #[inline(always)]
+    unsafe fn mix<S: Simd>(&mut self, block: &QueryBlock, out: Shared<f32>) {
+        let (width, out_row) = (self.job.shape.width, self.job.shape.out_row());
+        let memory = &*self.job.memory;
+        let values = Right::rows::<S>(memory.values.as_ptr(), self.wide);
+        let sizes = [block.count, block.seen, width];
+        // SAFETY: see above.
+        unsafe {
+            let at = block.first * out_row + block.column;
+            let to = out.address(at, (block.count - 1) * out_row + width);
+            let scores = (memory.scores.as_ptr(), self.stride);
+            product::<S>(sizes, scores, values, (to, out_row), false);
+        }
+    }
+
+    /// All gradients of a block whose probabilities are there.
+    #[inline(always)]
+    unsafe fn block_backward<S: Simd>(&mut self, block: &QueryBlock, dout: &[f32], to: Shared<f32>) {
+        let out_row = self.job.shape.out_row();
+        // SAFETY: see above; `dout` has as many rows as the pass.
+        unsafe {
+            let dout = (dout.as_ptr().add(block.first * out_row + block.column), out_row);
+            self.score_gradients::<S>(block, dout);
+            self.query_gradients::<S>(block, to);
+            self.add_key_gradients::<S>(block, dout);
+        }
+    }
+
+    /// `dP = dO V^T` and `dS = P (dP - sum(P dP)) s`.
+    #[inline(always)]
+    unsafe fn score_gradients<S: Simd>(&mut self, block: &QueryBlock, dout: (*const f32, usize)) {
+        let (width, stride) = (self.job.shape.width, self.stride);
+        let (scores, dscores) = (self.job.memory.scores.as_ptr(), self.job.memory.dscores.as_mut_ptr());
+        let values = Right::packed::<S>(self.job.memory.values_across.as_ptr(), width);
+        // SAFETY: see above.
+        unsafe {
+            product::<S>([block.count, width, block.seen], dout, values, (dscores, stride), false);
+            for row in 0..block.count {
+                let (p, dp) = (scores.add(row * stride), dscores.add(row * stride));
+                softmax_backward::<S>(p, dp, self.seen_by(block, row), block.seen, self.scale);
+            }
+        }
+    }
+
+    /// `dQ = dS K`.
+    #[inline(always)]
+    unsafe fn query_gradients<S: Simd>(&mut self, block: &QueryBlock, to: Shared<f32>) {
+        let (width, row) = (self.job.shape.width, self.job.shape.row());
+        let memory = &*self.job.memory;
+        let keys = Right::rows::<S>(memory.keys.as_ptr(), self.wide);
+        let sizes = [block.count, block.seen, width];
+        // SAFETY: see above.
+        unsafe {
+            let at = block.first * row + block.column;
+            let dqueries = to.address(at, (block.count - 1) * row + width);
+            let dscores = (memory.dscores.as_ptr(), self.stride);
+            product::<S>(sizes, dscores, keys, (dqueries, row), false);
+        }
+    }
+
+    /// Adds a block's part of `dV = P^T dO` and `dK = dS^T Q`, both transposed. Keys of the past get no gradient.
+    #[inline(always)]
+    unsafe fn add_key_gradients<S: Simd>(&mut self, block: &QueryBlock, dout: (*const f32, usize)) {
+        let (width, stride, past) = (self.job.shape.width, self.stride, self.past);
+        let queries = self.queries(block);
+        let memory = &mut *self.job.memory;
+        let sizes = [width, block.count, block.begin + block.count];
+        // SAFETY: see above.
+        unsafe {
+            let left = memory.dout_across.as_mut_ptr();
+            transpose_block(dout, block.count, width, left);
+            let right = Right::rows::<S>(memory.scores.as_ptr().add(past), stride);
+            let sums = (memory.dvalues_across.as_mut_ptr(), stride);
+            product::<S>(sizes, (left, BLOCK), right, sums, true);
+            let left = memory.queries_across.as_mut_ptr();
+            transpose_block(queries, block.count, width, left);
+            let right = Right::rows::<S>(memory.dscores.as_ptr().add(past), stride);
+            let sums = (memory.dkeys_across.as_mut_ptr(), stride);
+            product::<S>(sizes, (left, BLOCK), right, sums, true);
+        }
+    }
+
+    /// Writes the summed gradients by keys and values to their rows.
+    #[inline(always)]
+    unsafe fn write_key_gradients(&self, to: Shared<f32>) {
+        let Job {
+            shape,
+            span,
+            key_head,
+            memory,
+            ..
+        } = &self.job;
+        let (width, stride) = (shape.width, self.stride);
+        for place in 0..span.rows {
+            let at = (span.first + place) * shape.row() + (shape.heads + key_head) * width;
+            // SAFETY: see above.
+            unsafe {
+                let dkeys = to.address(at, width);
+                let dvalues = to.address(at + shape.key_heads * width, width);
+                for i in 0..width {
+                    dkeys.add(i).write(memory.dkeys_across[i * stride + place]);
+                    dvalues.add(i).write(memory.dvalues_across[i * stride + place]);
                 }
             }
         }
@@ -321,8 +481,15 @@ unsafe fn product<S: Simd>(
             let b = right.from.add(panel * right.panel).cast();
             for row in (0..rows).step_by(S::ROWS) {
                 let count = (rows - row).min(S::ROWS);
-                let a = left.0.add(row * left.1).cast();
-                tile::<F32<S>>(count, steps, a, left.1, b, right.stride, sums);
+                let operands = Operands {
+                    rows: count,
+                    steps,
+                    a: left.0.add(row * left.1).cast(),
+                    a_stride: left.1,
+                    b,
+                    b_stride: right.stride,
+                };
+                tile::<F32<S>>(operands, sums);
                 for part in 0..2 {
                     let column = panel * S::COLUMNS + part * S::LANES;
                     let lanes = columns.saturating_sub(column).min(S::LANES);
@@ -346,7 +513,7 @@ unsafe fn product<S: Simd>(
 /// Replaces the scores of `own` by `softmax(scale x)`, and the others below `until` by 0.
 ///
 /// # Safety
-/// `row` holds `until` numbers and a vector more; `own` ends at `until` or before.
+/// `row` holds `until` elements and a vector more; `own` ends at `until` or before.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(row: *mut f32, own: Range<usize>, until: usize, scale: f32) {
     // SAFETY: a vector behind `own` may be overwritten.
@@ -375,9 +542,9 @@ unsafe fn softmax<S: Simd>(row: *mut f32, own: Range<usize>, until: usize, scale
 /// Replaces `dp` by `p (dp - sum(p dp)) scale` in `own`, and by 0 elsewhere below `until`.
 ///
 /// # Safety
-/// Both rows hold `until` numbers.
+/// Both rows hold `until` elements.
 #[inline(always)]
-unsafe fn softmax_back<S: Simd>(p: *const f32, dp: *mut f32, own: Range<usize>, until: usize, scale: f32) {
+unsafe fn softmax_backward<S: Simd>(p: *const f32, dp: *mut f32, own: Range<usize>, until: usize, scale: f32) {
     let lanes = |at: usize| (own.end - at).min(S::LANES);
     // SAFETY: no lane beyond `own` is read or written.
     unsafe {
@@ -397,12 +564,12 @@ unsafe fn softmax_back<S: Simd>(p: *const f32, dp: *mut f32, own: Range<usize>, 
     }
 }
 
-/// `to[i][place] = from[place][i]`, rows of `to` [`BLOCK`] numbers apart.
+/// `to[i][place] = from[place][i]`, rows of `to` [`BLOCK`] elements apart.
 ///
 /// # Safety
-/// `from` has `count` rows of `width` numbers, `stride` apart; `to` holds `width` rows.
+/// `from` has `count` rows of `width` elements, as far apart as it says; `to` holds `width` rows.
 #[inline(always)]
-unsafe fn turn_block(from: *const f32, stride: usize, count: usize, width: usize, to: *mut f32) {
+unsafe fn transpose_block((from, stride): (*const f32, usize), count: usize, width: usize, to: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         for place in 0..count {

@@ -1,7 +1,7 @@
 //! The head of a language model with the losses of its logits: logits are in memory for a task's rows alone, and turn into
 //! their gradient and from there into that by the states before the task ends.
 //!
-//! The way back is a product over the whole vocabulary; its weights are packed in parts of [`PART`] ids whose panels stay in
+//! The backward pass is a product over the whole vocabulary; its weights are packed in parts of [`PART`] ids whose panels stay in
 //! the cache while a task's rows pass.
 
 use super::super::ComputeError;
@@ -10,14 +10,14 @@ use super::loss::{log_softmax, losses};
 use crate::compute::cpu::buffer::{Buffer, Shared};
 use crate::compute::cpu::level::Level;
 use crate::compute::cpu::pool::Pool;
-use crate::compute::matmul::apply::transposed;
-use crate::compute::matmul::gemm::Finish;
+use crate::compute::matmul::gemm::Epilogue;
 use crate::compute::matmul::linear::{Linear, Precision, Rows};
+use crate::compute::matmul::parallel::transposed;
 use parking_lot::Mutex;
 
-/// Ids of a part of the way back.
+/// Ids of a part of the backward pass.
 const PART: usize = 1024;
-/// Most rows of a task, a multiple of every tile of rows, and most numbers of its logits.
+/// Most rows of a task, a multiple of every tile of rows, and most elements of its logits.
 const MOST_ROWS: usize = 84;
 const MOST_LOGITS: usize = 8 << 20;
 
@@ -27,7 +27,7 @@ pub struct Head {
     hidden: usize,
     vocabulary: usize,
     forward: Linear,
-    back: Vec<Linear>,
+    backward: Vec<Linear>,
 }
 
 /// What a thread works in.
@@ -46,14 +46,14 @@ pub struct Losses<'a> {
 }
 
 impl Head {
-    /// Packs `weights`, a row of `hidden` numbers for each id.
+    /// Packs `weights`, a row of `hidden` elements for each id.
     ///
     /// # Errors
     /// [`ComputeError`] for weights that are no whole rows, a precision that the processor lacks, or where memory is short.
     pub fn new(level: Level, precision: Precision, weights: &[f32], hidden: usize) -> Result<Head, ComputeError> {
         let vocabulary = weights.len() / hidden.max(1);
         let none = vec![0.0; vocabulary.max(hidden)];
-        let back = weights.chunks(PART * hidden.max(1)).map(|part| {
+        let backward = weights.chunks(PART * hidden.max(1)).map(|part| {
             let inputs = part.len() / hidden.max(1);
             Linear::new(level, precision, &transposed(part, hidden)?, &none[..hidden], inputs)
         });
@@ -61,7 +61,7 @@ impl Head {
             level,
             hidden,
             vocabulary,
-            back: back.collect::<Result<_, _>>()?,
+            backward: backward.collect::<Result<_, _>>()?,
             forward: Linear::new(level, precision, weights, &none[..vocabulary], hidden)?,
         })
     }
@@ -111,10 +111,10 @@ impl Head {
             (wanted.id as usize) < self.vocabulary
                 && wanted.teacher.is_none_or(|teacher| teacher.len() == self.vocabulary)
         };
-        let back = !gradient.is_empty();
+        let backward = !gradient.is_empty();
         let fits = states.len() == wanted.len() * self.hidden
             && found.len() == 2 * wanted.len()
-            && (!back || gradient.len() == states.len());
+            && (!backward || gradient.len() == states.len());
         if !(fits && wanted.iter().all(known)) {
             return Err(ComputeError::Shape(
                 "states and what they are to say do not fit".to_owned(),
@@ -128,14 +128,14 @@ impl Head {
                 // SAFETY: each row is one task's.
                 unsafe { found.part(2 * (first + place), 2) }.copy_from_slice(&two);
             }
-            if !back {
+            if !backward {
                 return;
             }
-            for (number, part) in self.back.iter().enumerate() {
+            for (number, part) in self.backward.iter().enumerate() {
                 let rows = part.prepare_apart(&logits[number * PART..], self.vocabulary, count, words);
-                let finish = match number {
-                    0 => Finish::Bias,
-                    _ => Finish::Residual,
+                let epilogue = match number {
+                    0 => Epilogue::Bias,
+                    _ => Epilogue::Residual,
                 };
                 // SAFETY: each task has rows of its own; logits are memory of the thread.
                 unsafe {
@@ -145,7 +145,7 @@ impl Head {
                         gradient,
                         first * self.hidden,
                         self.hidden,
-                        finish,
+                        epilogue,
                     )
                 }
             }
@@ -211,7 +211,7 @@ impl Head {
             // SAFETY: memory of the thread.
             unsafe {
                 self.forward
-                    .product(input, panels, to, 0, self.vocabulary, Finish::Bias)
+                    .product(input, panels, to, 0, self.vocabulary, Epilogue::Bias)
             }
             body(first, logits, words);
         })
@@ -222,7 +222,7 @@ impl Head {
 mod tests {
     use super::*;
 
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    fn elements(count: usize, seed: usize) -> Vec<f32> {
         (0..count)
             .map(|i| (((i + seed) * 7919 % 2003) as f32 - 1001.0) / 700.0)
             .collect()
@@ -232,8 +232,8 @@ mod tests {
     fn gradients_are_those_of_the_products_by_hand() {
         // More than a part of the vocabulary, and more rows than a task has.
         let (hidden, vocabulary, rows) = (6, PART + 30, 200);
-        let weights = numbers(vocabulary * hidden, 3);
-        let states = numbers(rows * hidden, 8);
+        let weights = elements(vocabulary * hidden, 3);
+        let states = elements(rows * hidden, 8);
         let pool = Pool::new(2).unwrap();
         for level in Level::available() {
             let head = Head::new(level, Precision::F32, &weights, hidden).unwrap();

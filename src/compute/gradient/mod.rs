@@ -1,7 +1,7 @@
-//! The way back through a decoder: attention over whole sequences, the head with its losses. Norms, rotation and gates have
-//! theirs beside the way forward (`rowwise/rms_norm.rs`, `attention/rope.rs`, `rowwise/glu.rs`).
+//! The backward pass of a decoder: attention over whole sequences, the head with its losses. Norms, rotation and gates have
+//! theirs beside the forward pass (`rowwise/rms_norm.rs`, `attention/rope.rs`, `rowwise/glu.rs`).
 //!
-//! Weights are frozen, so a way back gives gradients by its inputs alone.
+//! Weights are frozen, so the backward pass gives gradients by the inputs alone.
 
 pub mod attention;
 pub mod head;

@@ -5,14 +5,15 @@
 //! added while it is in registers, so offsets and inputs kept in f32 cost a step each; then come the other groups in
 //! order, so an element's result does not depend on the tile that it is in.
 
-use super::gemm::{Dot, Product, Rest, Sink, Store, TILE_WORDS, Tile, Turn, even_height, tile_into};
+use super::gemm::{Product, even_height};
+use super::tile::{Dequantise, Dot, F32Tail, Operands, Sink, Store, TILE_WORDS, Tile, tile_into};
 use crate::compute::cpu::simd::Simd;
 use crate::compute::cpu::simd_x86::{Avx2, Avx512};
 use std::arch::x86_64::*;
 
-/// Integer sums that become numbers.
+/// Integer sums that become f32.
 trait Integers: Dot {
-    unsafe fn number(sum: Self::Sum) -> <Self::S as Simd>::V;
+    unsafe fn convert(sum: Self::Sum) -> <Self::S as Simd>::V;
 }
 
 /// Four unsigned activations, or four signed weights, a word: AVX512-VNNI.
@@ -71,7 +72,7 @@ impl Dot for Vnni {
 
 impl Integers for Vnni {
     #[inline(always)]
-    unsafe fn number(sum: __m512i) -> __m512 {
+    unsafe fn convert(sum: __m512i) -> __m512 {
         // SAFETY: the instructions are the caller's promise.
         unsafe { _mm512_cvtepi32_ps(sum) }
     }
@@ -109,7 +110,7 @@ impl Dot for VnniAvx {
 
 impl Integers for VnniAvx {
     #[inline(always)]
-    unsafe fn number(sum: __m256i) -> __m256 {
+    unsafe fn convert(sum: __m256i) -> __m256 {
         // SAFETY: the instructions are the caller's promise.
         unsafe { _mm256_cvtepi32_ps(sum) }
     }
@@ -155,7 +156,7 @@ impl Dot for Widened {
 
 impl Integers for Widened {
     #[inline(always)]
-    unsafe fn number(sum: __m256i) -> __m256 {
+    unsafe fn convert(sum: __m256i) -> __m256 {
         // SAFETY: the instructions are the caller's promise.
         unsafe { _mm256_cvtepi32_ps(sum) }
     }
@@ -164,41 +165,41 @@ impl Integers for Widened {
 /// A product by quantised panels.
 pub struct Groups {
     /// Rows, bias, result and panels. `a` has, row by row: `groups` times `steps` words of four activations, `exact` f32
-    /// numbers, and the scale of each group. `b` has, panel by panel, `groups` times `steps` rows of words.
+    /// elements, and the scale of each group. `b` has, panel by panel, `groups` times `steps` rows of words.
     pub product: Product,
     pub groups: usize,
     pub exact: usize,
-    /// The panels that the exact numbers are multiplied by: `exact` rows of columns each.
+    /// The panels that the exact elements are multiplied by: `exact` rows of columns each.
     pub exact_panels: *const f32,
     /// Panel by panel, `groups` rows of columns.
     pub column_scales: *const f32,
 }
 
-/// A group's integers as numbers: times the scales of the row and of the columns.
+/// A group's integers as f32: times the scales of the row and of the columns.
 struct Scaled {
     /// The scale of the first row, the others `row_stride` apart.
     rows: *const f32,
     row_stride: usize,
     columns: *const f32,
-    rest: Option<Rest>,
+    tail: Option<F32Tail>,
 }
 
-impl<D: Integers> Turn<D> for Scaled {
+impl<D: Integers> Dequantise<D> for Scaled {
     #[inline(always)]
-    unsafe fn numbers(&self, row: usize, sums: [D::Sum; 2]) -> [<D::S as Simd>::V; 2] {
+    unsafe fn elements(&self, row: usize, sums: [D::Sum; 2]) -> [<D::S as Simd>::V; 2] {
         // SAFETY: the rows' scales and the columns' scales reach as far as the tile's rows and columns.
         unsafe {
             let scale = D::S::splat(self.rows.add(row * self.row_stride).read());
-            let number = |sum: D::Sum, part: usize| {
+            let element = |sum: D::Sum, part: usize| {
                 let scale = D::S::mul(scale, D::S::load(self.columns.add(part * D::LANES)));
-                D::S::mul(D::number(sum), scale)
+                D::S::mul(D::convert(sum), scale)
             };
-            [number(sums[0], 0), number(sums[1], 1)]
+            [element(sums[0], 0), element(sums[1], 1)]
         }
     }
     #[inline(always)]
-    fn rest(&self) -> Option<Rest> {
-        self.rest
+    fn tail(&self) -> Option<F32Tail> {
+        self.tail
     }
 }
 
@@ -224,19 +225,10 @@ impl Groups {
     #[inline(always)]
     unsafe fn compute<D: Integers>(&self) {
         let product = &self.product;
-        let words = self.groups * product.steps;
         let height = even_height(product.rows, D::ROWS);
         let mut sums = Tile([0; TILE_WORDS]);
         let sums = (&raw mut sums.0).cast::<f32>();
         for panel in product.panels.clone() {
-            // SAFETY: every panel has these parts.
-            let (right, exact, scales) = unsafe {
-                (
-                    product.b.add(panel * words * D::COLUMNS),
-                    self.exact_panels.add(panel * self.exact * D::COLUMNS),
-                    self.column_scales.add(panel * self.groups * D::COLUMNS),
-                )
-            };
             let mut row = 0;
             while row < product.rows {
                 let rows = (product.rows - row).min(height);
@@ -244,33 +236,55 @@ impl Groups {
                 // largest tile.
                 unsafe {
                     product.expect_tile::<D::S>(row, rows, panel * D::COLUMNS);
-                    let left = product.a.add(row * product.a_stride);
-                    let kept = left.add(words);
-                    for group in 0..self.groups {
-                        // The first group takes the exact numbers along, which lie behind the groups' words.
-                        let rest = Rest {
-                            skip: words - product.steps,
-                            steps: self.exact,
-                            b: exact.cast(),
-                        };
-                        let turn = Scaled {
-                            rows: kept.add(self.exact + group).cast(),
-                            row_stride: product.a_stride,
-                            columns: scales.add(group * D::COLUMNS),
-                            rest: (group == 0).then_some(rest),
-                        };
-                        let at = group * product.steps;
-                        let (left, right) = (left.add(at), right.add(at * D::COLUMNS));
-                        let (steps, stride) = (product.steps, product.a_stride);
-                        if group == 0 {
-                            tile_into::<D, _, _>(rows, steps, left, stride, right, D::COLUMNS, &turn, &Store(sums));
-                        } else {
-                            tile_into::<D, _, _>(rows, steps, left, stride, right, D::COLUMNS, &turn, &Add(sums));
-                        }
-                    }
+                    self.tile::<D>(panel, row, rows, sums);
                     product.finish_tile::<D::S>(row, rows, panel * D::COLUMNS, sums);
                 }
                 row += rows;
+            }
+        }
+    }
+
+    /// The sums of all groups of one tile.
+    ///
+    /// # Safety
+    /// As [`Groups::compute`]; panel and rows are there, and `sums` holds a tile.
+    #[inline(always)]
+    unsafe fn tile<D: Integers>(&self, panel: usize, row: usize, rows: usize, sums: *mut f32) {
+        let (steps, a_stride) = (self.product.steps, self.product.a_stride);
+        let words = self.groups * steps;
+        // SAFETY: every panel and every row has these parts.
+        unsafe {
+            let right = self.product.b.add(panel * words * D::COLUMNS);
+            let exact = self.exact_panels.add(panel * self.exact * D::COLUMNS);
+            let scales = self.column_scales.add(panel * self.groups * D::COLUMNS);
+            let left = self.product.a.add(row * a_stride);
+            let row_scales = left.add(words + self.exact);
+            for group in 0..self.groups {
+                // The first group takes the exact elements along, which lie behind the groups' words.
+                let tail = F32Tail {
+                    skip: words - steps,
+                    steps: self.exact,
+                    b: exact.cast(),
+                };
+                let scaled = Scaled {
+                    rows: row_scales.add(group).cast(),
+                    row_stride: a_stride,
+                    columns: scales.add(group * D::COLUMNS),
+                    tail: (group == 0).then_some(tail),
+                };
+                let operands = Operands {
+                    rows,
+                    steps,
+                    a: left.add(group * steps),
+                    a_stride,
+                    b: right.add(group * steps * D::COLUMNS),
+                    b_stride: D::COLUMNS,
+                };
+                if group == 0 {
+                    tile_into::<D, _, _>(operands, &scaled, &Store(sums));
+                } else {
+                    tile_into::<D, _, _>(operands, &scaled, &Add(sums));
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A linear layer: weights packed once for the kernels, and products of some rows by some of its panels.
 
-use super::gemm::{ALL, Finish, Product};
+use super::gemm::{ALL, Epilogue, Product};
 #[cfg(target_arch = "x86_64")]
 use super::gemm_bf16::{product_bf16, row_to_bf16};
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Numbers that the products are computed with; everything between them is f32.
+/// The precision of the products; everything between them is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -84,7 +84,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Memory for up to `rows` rows of up to `inputs` numbers.
+    /// Memory for up to `rows` rows of up to `inputs` elements.
     pub fn new(rows: usize, inputs: usize) -> Result<Rows, ComputeError> {
         Ok(Rows {
             words: Buffer::zeroed(rows * (inputs + 2 * PADDING))?,
@@ -107,8 +107,30 @@ pub struct Prepared<'a> {
     rows: usize,
 }
 
+/// The width of vectors, and the instructions of products in 8 bits, for a precision.
+#[cfg(target_arch = "x86_64")]
+fn instructions(level: Level, precision: Precision) -> (Level, Instructions) {
+    match precision {
+        Precision::F32 => (level.or_detected(), Instructions::Avx2),
+        Precision::Bf16 => (Level::Avx512, Instructions::Avx2),
+        Precision::Int8 if level == Level::Avx512 && level::has_vnni() => (level, Instructions::Avx512Vnni),
+        Precision::Int8 if level::has_avx_vnni() => (Level::Avx2, Instructions::AvxVnni),
+        Precision::Int8 => (Level::Avx2, Instructions::Avx2),
+    }
+}
+
+/// A word of two elements, of which the second may be missing.
+#[cfg(target_arch = "x86_64")]
+fn bf16_word(pair: &[f32]) -> u32 {
+    let half = |i: usize| {
+        pair.get(i)
+            .map_or(0, |element| u32::from(bf16::from_f32(*element).to_bits()))
+    };
+    half(0) | half(1) << 16
+}
+
 impl Linear {
-    /// Packs `weights` (`outputs` rows of `inputs` numbers) and `bias` for the given instructions.
+    /// Packs `weights` (`outputs` rows of `inputs` elements) and `bias` for the given instructions.
     pub fn new(
         level: Level,
         precision: Precision,
@@ -138,13 +160,7 @@ impl Linear {
         }
         precision.check()?;
         #[cfg(target_arch = "x86_64")]
-        let (level, instructions) = match precision {
-            Precision::F32 => (level.or_detected(), Instructions::Avx2),
-            Precision::Bf16 => (Level::Avx512, Instructions::Avx2),
-            Precision::Int8 if level == Level::Avx512 && level::has_vnni() => (level, Instructions::Avx512Vnni),
-            Precision::Int8 if level::has_avx_vnni() => (Level::Avx2, Instructions::AvxVnni),
-            Precision::Int8 => (Level::Avx2, Instructions::Avx2),
-        };
+        let (level, instructions) = instructions(level, precision);
         #[cfg(not(target_arch = "x86_64"))]
         let level = level.or_detected();
         let columns = level.panel_columns();
@@ -152,15 +168,8 @@ impl Linear {
         let (panels, words) = match precision {
             #[cfg(target_arch = "x86_64")]
             Precision::Bf16 => {
-                let word = |pair: &[f32]| {
-                    let half = |i: usize| {
-                        pair.get(i)
-                            .map_or(0, |number| u32::from(bf16::from_f32(*number).to_bits()))
-                    };
-                    half(0) | half(1) << 16
-                };
-                let steps = inputs.div_ceil(2);
-                (Panels::Bf16(pack(weights, inputs, columns, padded, 2, word)?), steps)
+                let panels = pack(weights, inputs, columns, padded, 2, bf16_word)?;
+                (Panels::Bf16(panels), inputs.div_ceil(2))
             }
             #[cfg(target_arch = "x86_64")]
             Precision::Int8 => {
@@ -169,7 +178,7 @@ impl Linear {
                 (Panels::Int8(layer), words)
             }
             _ => {
-                let word = |numbers: &[f32]| numbers.first().map_or(0, |number| number.to_bits());
+                let word = |elements: &[f32]| elements.first().map_or(0, |element| element.to_bits());
                 (Panels::F32(pack(weights, inputs, columns, padded, 1, word)?), inputs)
             }
         };
@@ -245,7 +254,7 @@ impl Linear {
         panels + self.bias.len() * 4
     }
 
-    /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
+    /// Makes rows of `inputs` elements ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
         self.prepare_rows(0, x, rows);
         self.ready(x, rows)
@@ -283,7 +292,7 @@ impl Linear {
         }
     }
 
-    /// Makes rows of `inputs` numbers ready, as rows from `first` on of those that [`Linear::ready`] gives.
+    /// Makes rows of `inputs` elements ready, as rows from `first` on of those that [`Linear::ready`] gives.
     pub fn prepare_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
         self.note_peaks(x);
         if !self.as_they_are() {
@@ -291,7 +300,7 @@ impl Linear {
         }
     }
 
-    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
+    /// Like [`Linear::prepare`], with `count` rows that begin `apart` elements from each other.
     pub fn prepare_apart<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
         let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
         each().for_each(|row| self.note_peaks(row));
@@ -321,7 +330,7 @@ impl Linear {
                     .zip(row)
                     .for_each(|(word, number)| *word = number.to_bits()),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `new` has checked the instructions; there is a word for two numbers.
+                // SAFETY: `new` has checked the instructions; there is a word for two elements.
                 Panels::Bf16(_) => unsafe { row_to_bf16(row, words) },
                 #[cfg(target_arch = "x86_64")]
                 Panels::Int8(layer) => layer.prepare(row, words),
@@ -329,7 +338,7 @@ impl Linear {
         }
     }
 
-    /// Makes one part of the inputs of some rows ready, rows of as many numbers as the part has; when all parts are,
+    /// Makes one part of the inputs of some rows ready, rows of as many elements as the part has; when all parts are,
     /// [`Linear::prepared`] has the rows. Bit for bit what [`Linear::prepare`] makes.
     pub fn prepare_part(&self, number: usize, x: &[f32], rows: &mut Rows) {
         let Some(part) = self.part() else { return };
@@ -357,16 +366,16 @@ impl Linear {
         }
     }
 
-    /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many numbers as these
+    /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many elements as these
     /// panels have columns (but for those beyond the outputs).
-    pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], finish: Finish) {
+    pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], epilogue: Epilogue) {
         assert!(panels.start < panels.end && panels.end <= self.panels());
         let start = panels.start * self.panel_columns;
         let width = (panels.end * self.panel_columns).min(self.outputs) - start;
         assert!(out.len() >= x.rows * width);
         let c = out.as_mut_ptr().wrapping_sub(start);
         // SAFETY: columns from `start` on are written, `width` of them a row, which `out` has room for; nobody else has it.
-        unsafe { self.compute(x, panels, c, width, [ALL, 0], finish) }
+        unsafe { self.compute(x, panels, c, width, [ALL, 0], epilogue) }
     }
 
     /// The products of the prepared rows by a range of panels, the outputs divided in planes of `width` columns, which lie one
@@ -388,11 +397,11 @@ impl Linear {
         // SAFETY: every plane has these rows; exclusivity is the caller's promise.
         unsafe {
             let c = all.add(first * width);
-            self.compute(x, panels, c, width, [width, tokens * width], Finish::Bias)
+            self.compute(x, panels, c, width, [width, tokens * width], Epilogue::Bias)
         }
     }
 
-    /// [`Linear::product_planes`] rounded to bf16, two numbers in the memory of one.
+    /// [`Linear::product_planes`] rounded to bf16, two elements in the memory of one.
     ///
     /// # Safety
     /// As [`Linear::product`].
@@ -410,12 +419,12 @@ impl Linear {
         // SAFETY: as above; a number of bf16 takes half the memory of one of f32.
         unsafe {
             let c = all.add(first * width).cast();
-            self.compute(x, panels, c, width, [width, tokens * width], Finish::Round)
+            self.compute(x, panels, c, width, [width, tokens * width], Epilogue::Round)
         }
     }
 
     /// The products of the prepared rows by a range of panels, written to (or added to) the same rows and columns of
-    /// `out`, from number `first` on, rows of `stride` numbers.
+    /// `out`, from number `first` on, rows of `stride` elements.
     ///
     /// # Safety
     /// No other task uses those rows and columns of `out` meanwhile, and `x` does not overlap them.
@@ -426,7 +435,7 @@ impl Linear {
         out: Shared<f32>,
         first: usize,
         stride: usize,
-        finish: Finish,
+        epilogue: Epilogue,
     ) {
         if x.rows == 0 {
             return;
@@ -434,7 +443,7 @@ impl Linear {
         assert!(stride >= self.outputs && panels.end <= self.panels());
         let c = out.address(first, (x.rows - 1) * stride + self.outputs);
         // SAFETY: the panels' columns are inside `out`; exclusivity is the caller's promise.
-        unsafe { self.compute(x, panels, c, stride, [ALL, 0], finish) }
+        unsafe { self.compute(x, panels, c, stride, [ALL, 0], epilogue) }
     }
 
     /// # Safety
@@ -447,7 +456,7 @@ impl Linear {
         c: *mut f32,
         stride: usize,
         planes: [usize; 2],
-        finish: Finish,
+        epilogue: Epilogue,
     ) {
         if x.rows == 0 {
             return;
@@ -465,7 +474,7 @@ impl Linear {
             c,
             c_stride: stride,
             planes,
-            finish,
+            epilogue,
         };
         // SAFETY: sizes are asserted above, `new` has checked the instructions, exclusivity is the caller's promise.
         unsafe {
@@ -494,8 +503,8 @@ fn pack(
     for (column, row) in weights.chunks_exact(inputs).enumerate() {
         let start = column / columns * columns * steps + column % columns;
         let words = panels[start..].iter_mut().step_by(columns);
-        for (target, numbers) in words.zip(row.chunks(each)) {
-            *target = word(numbers);
+        for (target, elements) in words.zip(row.chunks(each)) {
+            *target = word(elements);
         }
     }
     Ok(panels)

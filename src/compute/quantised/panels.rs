@@ -11,7 +11,7 @@
 //! sixteen a group. Q4_0, Q4_1 and Q8_0 are kept bit by bit; of the blocks of 256 the products of the two scales are
 //! rounded to f16 (at most one part in 2048, where an activation is rounded to one in 254).
 
-use super::activations::{Codes, FINE, GROUP};
+use super::activations::{FINE, GROUP, QuantisedActivations};
 use super::ggml_blocks::{BlockKind, scale_and_minimum};
 use crate::compute::ComputeError;
 use crate::compute::cpu::buffer::{Buffer, Shared};
@@ -55,7 +55,7 @@ struct Group {
 }
 
 impl Quantised {
-    /// Packs rows of blocks; `bytes` holds `outputs` rows of `inputs` numbers each.
+    /// Packs rows of blocks; `bytes` holds `outputs` rows of `inputs` elements each.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the bytes are not that many, [`ComputeError::Memory`] where there is too little.
@@ -147,7 +147,7 @@ impl Quantised {
         (self.words.len() + self.scales.len() + offsets) * 4
     }
 
-    /// The weights of one output, as numbers: a row of an embedding.
+    /// The weights of one output, as elements: a row of an embedding.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] for an output that there is not, or a slice of another length.
@@ -191,75 +191,92 @@ fn put(words: &mut [u32], place: usize, bits: u16) {
     words[place / 2] |= u32::from(bits) << (16 * (place % 2));
 }
 
-/// A group of 32 numbers of a block, as codes above `centre`.
+/// A group of 32 elements of a block, as codes above `centre`.
 fn unpack(kind: BlockKind, block: &[u8], within: usize) -> Group {
-    let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-    let mut codes = [0u8; GROUP];
-    let (scale, offset) = match kind {
-        BlockKind::Q4_0 | BlockKind::Q4_1 | BlockKind::Q5_0 | BlockKind::Q5_1 => {
-            let minimum = matches!(kind, BlockKind::Q4_1 | BlockKind::Q5_1);
-            let five = matches!(kind, BlockKind::Q5_0 | BlockKind::Q5_1);
-            let at = 2 + 2 * usize::from(minimum) + 4 * usize::from(five);
-            let high = match five {
-                true => u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]),
-                false => 0,
-            };
-            for (place, code) in codes.iter_mut().enumerate() {
-                let byte = block[at + place % 16];
-                let nibble = if place < 16 { byte & 15 } else { byte >> 4 };
-                *code = nibble | ((high >> place & 1) as u8) << 4;
-            }
-            let offset = if minimum { half(2) } else { 0.0 };
-            match kind {
-                // Signed codes around 128, as all that have eight bits.
-                BlockKind::Q5_0 => codes.iter_mut().for_each(|code| *code += 128 - 16),
-                BlockKind::Q5_1 => codes.iter_mut().for_each(|code| *code += 128),
-                _ => {}
-            }
-            (half(0), offset)
+    match kind {
+        BlockKind::Q4_0 | BlockKind::Q4_1 | BlockKind::Q5_0 | BlockKind::Q5_1 => unpack_small(kind, block),
+        BlockKind::Q8_0 => Group::even(
+            std::array::from_fn(|place| block[2 + place] ^ 0x80),
+            half(block, 0),
+            0.0,
+        ),
+        BlockKind::Q4_K | BlockKind::Q5_K => unpack_k(kind, block, within),
+        BlockKind::Q6_K => unpack_q6_k(block, within),
+    }
+}
+
+impl Group {
+    /// One scale and offset for the whole group.
+    fn even(codes: [u8; GROUP], scale: f32, offset: f32) -> Group {
+        Group {
+            codes,
+            scale: [scale; 2],
+            offset: [offset; 2],
         }
-        BlockKind::Q8_0 => {
-            for (code, byte) in codes.iter_mut().zip(&block[2..]) {
-                *code = byte ^ 0x80;
-            }
-            (half(0), 0.0)
-        }
-        BlockKind::Q4_K | BlockKind::Q5_K => {
-            let mut packed = [0u8; 12];
-            packed.copy_from_slice(&block[4..16]);
-            let (scale, minimum) = scale_and_minimum(&packed, within);
-            let five = kind == BlockKind::Q5_K;
-            let nibbles = &block[if five { 48 } else { 16 } + within / 2 * 32..];
-            for (place, code) in codes.iter_mut().enumerate() {
-                let byte = nibbles[place];
-                *code = if within.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
-                if five {
-                    *code += 128 + ((block[16 + place] >> within & 1) << 4);
-                }
-            }
-            (half(0) * f32::from(scale), -half(2) * f32::from(minimum))
-        }
-        BlockKind::Q6_K => {
-            let (part, quarter) = (within / 4, within % 4);
-            for (place, code) in codes.iter_mut().enumerate() {
-                let byte = block[64 * part + 32 * (quarter % 2) + place];
-                let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };
-                let pair = block[128 + 32 * part + place] >> (2 * quarter) & 3;
-                *code = (nibble | pair << 4) + (128 - 32);
-            }
-            let scales = [0, 1].map(|half| block[192 + 2 * within + half] as i8);
-            let scale = scales.map(|scale| half(208) * f32::from(scale));
-            return Group {
-                codes,
-                scale,
-                offset: [0.0; 2],
-            };
-        }
+    }
+}
+
+/// The f16 at a byte of a block.
+fn half(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Blocks of 32 with four or five bits.
+fn unpack_small(kind: BlockKind, block: &[u8]) -> Group {
+    let minimum = matches!(kind, BlockKind::Q4_1 | BlockKind::Q5_1);
+    let five = matches!(kind, BlockKind::Q5_0 | BlockKind::Q5_1);
+    let at = 2 + 2 * usize::from(minimum) + 4 * usize::from(five);
+    let high = match five {
+        true => u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]),
+        false => 0,
     };
+    // Signed codes around 128, as all that have eight bits.
+    let shift = match kind {
+        BlockKind::Q5_0 => 128 - 16,
+        BlockKind::Q5_1 => 128,
+        _ => 0,
+    };
+    let codes = std::array::from_fn(|place| {
+        let byte = block[at + place % 16];
+        let nibble = if place < 16 { byte & 15 } else { byte >> 4 };
+        (nibble | ((high >> place & 1) as u8) << 4) + shift
+    });
+    Group::even(codes, half(block, 0), if minimum { half(block, 2) } else { 0.0 })
+}
+
+/// A group of a block of 256 with four or five bits.
+fn unpack_k(kind: BlockKind, block: &[u8], within: usize) -> Group {
+    let mut packed = [0u8; 12];
+    packed.copy_from_slice(&block[4..16]);
+    let (scale, minimum) = scale_and_minimum(&packed, within);
+    let five = kind == BlockKind::Q5_K;
+    let nibbles = &block[if five { 48 } else { 16 } + within / 2 * 32..];
+    let codes = std::array::from_fn(|place| {
+        let byte = nibbles[place];
+        let code = if within.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
+        match five {
+            true => code + 128 + ((block[16 + place] >> within & 1) << 4),
+            false => code,
+        }
+    });
+    let (scale, minimum) = (f32::from(scale), f32::from(minimum));
+    Group::even(codes, half(block, 0) * scale, -half(block, 2) * minimum)
+}
+
+/// A group of a block of 256 with six bits, whose halves have scales of their own.
+fn unpack_q6_k(block: &[u8], within: usize) -> Group {
+    let (part, quarter) = (within / 4, within % 4);
+    let codes = std::array::from_fn(|place| {
+        let byte = block[64 * part + 32 * (quarter % 2) + place];
+        let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };
+        let pair = block[128 + 32 * part + place] >> (2 * quarter) & 3;
+        (nibble | pair << 4) + (128 - 32)
+    });
+    let scales = [0, 1].map(|half| block[192 + 2 * within + half] as i8);
     Group {
         codes,
-        scale: [scale; 2],
-        offset: [offset; 2],
+        scale: scales.map(|scale| half(block, 208) * f32::from(scale)),
+        offset: [0.0; 2],
     }
 }
 
@@ -270,14 +287,14 @@ pub struct Target<'a> {
     pub column: usize,
 }
 
-/// Multiplies the same rows with several layers, in one loop. `out` has rows of `stride` numbers; `add` adds to what
+/// Multiplies the same rows with several layers, in one loop. `out` has rows of `stride` elements; `add` adds to what
 /// stands there. `stop` is asked between tasks.
 ///
 /// # Errors
 /// [`ComputeError::Shape`] where a layer does not fit the codes or `out`; [`ComputeError::Stopped`].
 pub fn products(
     pool: &Pool,
-    x: &Codes,
+    x: &QuantisedActivations,
     targets: &[Target<'_>],
     out: &mut [f32],
     stride: usize,
@@ -344,7 +361,7 @@ impl Kernel {
     unsafe fn panel(
         self,
         layer: &Quantised,
-        x: &Codes,
+        x: &QuantisedActivations,
         panel: usize,
         out: Shared<f32>,
         column: usize,
@@ -372,7 +389,7 @@ impl Kernel {
 }
 
 /// The formula in plain Rust.
-fn portable(layer: &Quantised, x: &Codes, panel: usize, put: &mut dyn FnMut(usize, &[f32; PANEL])) {
+fn portable(layer: &Quantised, x: &QuantisedActivations, panel: usize, put: &mut dyn FnMut(usize, &[f32; PANEL])) {
     let (groups, parts) = (layer.inputs / GROUP, GROUP / layer.group);
     for row in 0..x.rows {
         let mut sums = [0.0f32; PANEL];

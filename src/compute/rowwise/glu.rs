@@ -4,13 +4,13 @@ use super::activation::{Activation, activate, exp};
 use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::simd::Simd;
 
-/// Rows of `2 width` numbers, gates before what they gate, become rows of `width` numbers.
-pub fn gate(level: Level, activation: Activation, rows: &[f32], width: usize, out: &mut [f32]) {
+/// Rows of `2 width` elements, gates before what they gate, become rows of `width` elements.
+pub fn glu(level: Level, activation: Activation, rows: &[f32], width: usize, out: &mut [f32]) {
     // SAFETY: the kernel's rows are whole (`chunks_exact`).
     unsafe {
         dispatch(
             level,
-            Gate {
+            Glu {
                 activation,
                 rows,
                 width,
@@ -20,20 +20,20 @@ pub fn gate(level: Level, activation: Activation, rows: &[f32], width: usize, ou
     }
 }
 
-/// The way back through [`gate`] with SiLU: rows of gates and what they gate become the gradients by them, from the rows `by`
+/// The backward pass of [`glu`] with SiLU: rows of gates and what they gate become the gradients by them, from the rows `by`
 /// of the gradient by what came out. With `s = 1 / (1 + e^-g)`: `dg = d u s (1 + g (1 - s))`, `du = d g s`.
-pub fn gate_back(level: Level, rows: &mut [f32], width: usize, by: &[f32]) {
+pub fn glu_backward(level: Level, rows: &mut [f32], width: usize, by: &[f32]) {
     // SAFETY: the kernel's rows are whole (`chunks_exact`).
-    unsafe { dispatch(level, GateBack { rows, width, by }) }
+    unsafe { dispatch(level, GluBackward { rows, width, by }) }
 }
 
-struct GateBack<'a> {
+struct GluBackward<'a> {
     rows: &'a mut [f32],
     width: usize,
     by: &'a [f32],
 }
 
-impl Kernel for GateBack<'_> {
+impl Kernel for GluBackward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let width = self.width;
@@ -41,7 +41,7 @@ impl Kernel for GateBack<'_> {
             let (gates, values) = row.split_at_mut(width);
             for at in (0..width).step_by(S::LANES) {
                 let lanes = (width - at).min(S::LANES);
-                // SAFETY: `lanes` numbers follow in all three rows.
+                // SAFETY: `lanes` elements follow in all three rows.
                 unsafe {
                     let (gates, values) = (gates.as_mut_ptr().add(at), values.as_mut_ptr().add(at));
                     let (gate, value) = (S::load_first(gates, lanes), S::load_first(values, lanes));
@@ -58,14 +58,14 @@ impl Kernel for GateBack<'_> {
     }
 }
 
-struct Gate<'a> {
+struct Glu<'a> {
     activation: Activation,
     rows: &'a [f32],
     width: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for Gate<'_> {
+impl Kernel for Glu<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let width = self.width;
@@ -73,7 +73,7 @@ impl Kernel for Gate<'_> {
             let (gates, values) = row.split_at(width);
             for at in (0..width).step_by(S::LANES) {
                 let lanes = (width - at).min(S::LANES);
-                // SAFETY: `lanes` numbers follow in all three rows.
+                // SAFETY: `lanes` elements follow in all three rows.
                 unsafe {
                     let gate = S::load_first(gates.as_ptr().add(at), lanes);
                     let value = S::load_first(values.as_ptr().add(at), lanes);
@@ -97,7 +97,7 @@ mod tests {
                     .map(|i| ((i * 53 % 211) as f32 - 100.0) / 8.0)
                     .collect();
                 let mut out = vec![0f32; 2 * width];
-                gate(level, Activation::Silu, &rows, width, &mut out);
+                glu(level, Activation::Silu, &rows, width, &mut out);
                 for (row, out) in rows.chunks(2 * width).zip(out.chunks(width)) {
                     for i in 0..width {
                         let (gate, value) = (row[i] as f64, row[width + i] as f64);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_back_equals_the_formula() {
+    fn the_backward_pass_equals_the_formula() {
         for level in Level::available() {
             for width in [1usize, 7, 64, 100] {
                 let rows: Vec<f32> = (0..2 * 2 * width)
@@ -122,7 +122,7 @@ mod tests {
                     .collect();
                 let by: Vec<f32> = (0..2 * width).map(|i| ((i * 31 % 17) as f32 - 8.0) / 4.0).collect();
                 let mut found = rows.clone();
-                gate_back(level, &mut found, width, &by);
+                glu_backward(level, &mut found, width, &by);
                 for (number, (row, found)) in rows.chunks(2 * width).zip(found.chunks(2 * width)).enumerate() {
                     for i in 0..width {
                         let (gate, value) = (row[i] as f64, row[width + i] as f64);

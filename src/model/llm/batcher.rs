@@ -10,7 +10,7 @@ use super::network::Rows;
 use super::sample::{Sampler, Sampling};
 use super::tokenizer::DecodeStream;
 use crate::compute::memory::{reserve, room_for};
-use crate::compute::{ComputeError, Pool};
+use crate::compute::{Buffer, ComputeError, Pool};
 use crate::model::ModelError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -198,104 +198,138 @@ impl Batcher {
     /// # Errors
     /// [`ModelError::Stopped`]: the step did not happen, and the next call does it. Other errors leave the batch unusable.
     pub fn step(&mut self, stop: &dyn Fn() -> bool, sink: &mut dyn FnMut(u64, Event)) -> Result<bool, ModelError> {
-        while self
-            .waiting
-            .front()
-            .is_some_and(|next| self.used + next.bytes <= self.budget)
-        {
+        self.admit();
+        if self.active.is_empty() {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        let mut plan = self.plan()?;
+        let logits = self.run(&mut plan, stop)?;
+        if let Some(part) = plan.parts.iter().find(|part| Some(part.answer) == plan.reading) {
+            let answer = &mut self.active[part.answer];
+            answer.read += part.tokens;
+            answer.prefill += begun.elapsed();
+        }
+        self.choose(&plan, &logits, sink);
+        Ok(!self.is_idle())
+    }
+
+    /// Begins answers for which there is memory, in the order of arrival.
+    fn admit(&mut self) {
+        let fits = |next: &Answer, used: usize| used + next.bytes <= self.budget;
+        while self.waiting.front().is_some_and(|next| fits(next, self.used)) {
             if let Some(next) = self.waiting.pop_front() {
                 self.used += next.bytes;
                 self.active.push(next);
             }
         }
-        if self.active.is_empty() {
-            return Ok(false);
-        }
-        let begun = Instant::now();
-        let llm = self.llm.clone();
-        let hidden = llm.config().hidden;
-        // Who takes part: all whose prompt was read, and the first whose prompt was not.
-        let mut parts: Vec<(usize, usize)> = Vec::new();
-        let mut unread = self
+    }
+
+    /// Who takes part in a step: all whose prompt was read, and one whose prompt was not.
+    fn plan(&self) -> Result<Plan, ModelError> {
+        let hidden = self.llm.config().hidden;
+        let unread = self
             .active
             .iter()
             .enumerate()
             .filter(|(_, answer)| answer.ids.is_empty());
         // The first of several, but a long prompt lets pass those of which less was read.
-        let reading = unread.by_ref().min_by_key(|(_, answer)| answer.read / TURN_ROWS);
-        let reading = reading.map(|(place, _)| place);
-        let mut vectors = Vec::new();
+        let reading = unread.min_by_key(|(_, answer)| answer.read / TURN_ROWS);
+        let mut plan = Plan {
+            parts: Vec::new(),
+            reading: reading.map(|(place, _)| place),
+            vectors: Vec::new(),
+        };
         for (place, answer) in self.active.iter().enumerate() {
             let inputs = &answer.request.prompt.inputs;
             let new = match answer.ids.last() {
                 Some(id) => &[Input::Token(*id)][..],
-                None if reading != Some(place) => continue,
+                None if plan.reading != Some(place) => continue,
                 None => &inputs[answer.read..inputs.len().min(answer.read + PREFILL_ROWS)],
             };
-            let start = vectors.len();
-            reserve(&mut vectors, new.len() * hidden)?;
-            vectors.resize(start + new.len() * hidden, 0.0);
-            for (input, out) in new.iter().zip(vectors[start..].chunks_exact_mut(hidden)) {
-                llm.input(input, out)?;
+            let start = plan.vectors.len();
+            reserve(&mut plan.vectors, new.len() * hidden)?;
+            plan.vectors.resize(start + new.len() * hidden, 0.0);
+            for (input, out) in new.iter().zip(plan.vectors[start..].chunks_exact_mut(hidden)) {
+                self.llm.input(input, out)?;
             }
-            parts.push((place, new.len()));
+            plan.parts.push(Part {
+                answer: place,
+                tokens: new.len(),
+                chooses: !answer.ids.is_empty() || answer.read + new.len() >= answer.request.prompt.len(),
+            });
         }
-        let counts: Vec<usize> = parts.iter().map(|(_, count)| *count).collect();
-        let mut wanted = Vec::new();
-        let mut chosen = Vec::new();
-        let mut end = 0;
-        for (place, count) in &parts {
-            end += count;
-            let answer = &self.active[*place];
-            if answer.read + count >= answer.request.prompt.len() || !answer.ids.is_empty() {
-                wanted.push(end - 1);
-                chosen.push(*place);
-            }
-        }
+        Ok(plan)
+    }
+
+    /// Runs the new tokens: the logits of those parts that choose a token. Where it fails, the caches are as they were.
+    fn run(&mut self, plan: &mut Plan, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ModelError> {
+        let counts: Vec<usize> = plan.parts.iter().map(|part| part.tokens).collect();
+        let wanted = plan.wanted();
         let before: Vec<usize> = self.active.iter().map(|answer| answer.cache.len()).collect();
-        let takes_part: Vec<bool> = (0..self.active.len())
-            .map(|place| parts.iter().any(|(part, _)| *part == place))
-            .collect();
-        let mut caches: Vec<&mut Cache> = self
-            .active
-            .iter_mut()
-            .zip(&takes_part)
-            .filter(|(_, part)| **part)
-            .map(|(answer, _)| &mut answer.cache)
-            .collect();
-        // What the choice of a token takes: an id and a number for each of the vocabulary.
-        room_for(llm.config().vocabulary * 16)?;
+        let mut parts = plan.parts.iter().peekable();
+        let mut takes_part = |place: usize| parts.next_if(|part| part.answer == place).is_some();
+        let answers = self.active.iter_mut().enumerate();
+        let answers = answers.filter_map(|(place, answer)| takes_part(place).then_some(answer));
+        let mut caches: Vec<&mut Cache> = answers.map(|answer| &mut answer.cache).collect();
+        // What the choice of a token takes: an id and a logit for each of the vocabulary.
+        room_for(self.llm.config().vocabulary * 16)?;
         let rows = Rows {
-            vectors: &mut vectors,
+            vectors: &mut plan.vectors,
             counts: &counts,
             wanted: &wanted,
         };
-        let result = llm
-            .network()
-            .forward(&self.pool, rows, &mut caches, &mut Hooks::default(), stop);
-        let logits = match result {
-            Ok(logits) => logits,
-            Err(error) => {
-                for (answer, before) in self.active.iter_mut().zip(before) {
-                    answer.cache.truncate(before);
-                }
-                return Err(error.into());
+        let network = self.llm.network();
+        let logits = network.forward(&self.pool, rows, &mut caches, &mut Hooks::default(), stop);
+        if logits.is_err() {
+            for (answer, before) in self.active.iter_mut().zip(before) {
+                answer.cache.truncate(before);
             }
-        };
-        if let Some((place, count)) = reading.and_then(|place| parts.iter().find(|(part, _)| *part == place)) {
-            let answer = &mut self.active[*place];
-            answer.read += count;
-            answer.prefill += begun.elapsed();
         }
+        Ok(logits?)
+    }
+
+    /// Chooses a token for each part that has logits, and drops the answers that are over.
+    fn choose(&mut self, plan: &Plan, logits: &[f32], sink: &mut dyn FnMut(u64, Event)) {
+        let llm = self.llm.clone();
         let mut over = Vec::new();
-        for (place, logits) in chosen.iter().zip(logits.chunks_exact(llm.config().vocabulary)) {
-            let answer = &mut self.active[*place];
+        let parts = plan.parts.iter().filter(|part| part.chooses);
+        for (part, logits) in parts.zip(logits.chunks_exact(llm.config().vocabulary)) {
+            let answer = &mut self.active[part.answer];
             if answer.next(&llm, logits, sink) {
                 over.push(answer.key);
             }
         }
         over.into_iter().for_each(|key| self.remove(key));
-        Ok(!self.is_idle())
+    }
+}
+
+/// What a step runs.
+struct Plan {
+    /// In the order of the active answers.
+    parts: Vec<Part>,
+    /// The active answer whose prompt is read.
+    reading: Option<usize>,
+    /// Input vectors of all parts' tokens.
+    vectors: Vec<f32>,
+}
+
+/// An active answer's new tokens.
+struct Part {
+    answer: usize,
+    tokens: usize,
+    /// Whether the token behind them is chosen.
+    chooses: bool,
+}
+
+impl Plan {
+    /// Rows whose logits are wanted: the last of each part that chooses.
+    fn wanted(&self) -> Vec<usize> {
+        let ends = self.parts.iter().scan(0, |end, part| {
+            *end += part.tokens;
+            Some((*end - 1, part.chooses))
+        });
+        ends.filter_map(|(row, chooses)| chooses.then_some(row)).collect()
     }
 }
 
@@ -303,28 +337,7 @@ impl Answer {
     /// Chooses the next token; true where the answer is over.
     fn next(&mut self, llm: &Llm, logits: &[f32], sink: &mut dyn FnMut(u64, Event)) -> bool {
         self.began.get_or_insert_with(Instant::now);
-        let id = match (&mut self.hooks.logits, &mut self.hooks.allowed) {
-            (None, None) => self.sampler.choose(logits),
-            (change, allowed) => {
-                let mut own = logits.to_vec();
-                if let Some(change) = change {
-                    change(&self.ids, &mut own);
-                }
-                if let Some(allowed) = allowed.as_mut().and_then(|allowed| allowed(&self.ids)) {
-                    let kept: Vec<(u32, f32)> = allowed
-                        .iter()
-                        .filter_map(|id| Some((*id, *own.get(*id as usize)?)))
-                        .collect();
-                    own.fill(f32::NEG_INFINITY);
-                    for (id, logit) in kept {
-                        if let Some(place) = own.get_mut(id as usize) {
-                            *place = logit;
-                        }
-                    }
-                }
-                self.sampler.choose(&own)
-            }
-        };
+        let id = self.choose(logits);
         if llm.tokenizer().end().contains(&id) {
             self.finish(llm, Finish::End, sink);
             return true;
@@ -354,6 +367,29 @@ impl Answer {
             return true;
         }
         false
+    }
+
+    /// The next token, by the hooks' logits and among the tokens that they allow.
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        if self.hooks.logits.is_none() && self.hooks.allowed.is_none() {
+            return self.sampler.choose(logits);
+        }
+        let mut own = logits.to_vec();
+        if let Some(change) = &mut self.hooks.logits {
+            change(&self.ids, &mut own);
+        }
+        let allowed = self.hooks.allowed.as_mut();
+        if let Some(allowed) = allowed.and_then(|allowed| allowed(&self.ids)) {
+            let logit = |id: &u32| Some((*id, *own.get(*id as usize)?));
+            let kept: Vec<(u32, f32)> = allowed.iter().filter_map(logit).collect();
+            own.fill(f32::NEG_INFINITY);
+            for (id, logit) in kept {
+                if let Some(place) = own.get_mut(id as usize) {
+                    *place = logit;
+                }
+            }
+        }
+        self.sampler.choose(&own)
     }
 
     /// Bytes at the end of the held text that a stop text may begin with.

@@ -8,8 +8,8 @@ use super::super::ModelError;
 use super::super::files::{State, fingerprint, fingerprint_of_content, states};
 use super::super::gguf::{Gguf, PartName, TensorKind};
 use super::super::weights::{self, Weights};
-use super::config::{self, LlmConfig};
-use super::directory;
+use super::config::LlmConfig;
+use super::{directory, gguf_config};
 pub use crate::compute::BlockKind;
 use crate::compute::memory;
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ impl LlmFiles {
 
     fn open_gguf(path: &Path) -> Result<LlmFiles, ModelError> {
         let file = Gguf::open(path)?;
-        let config = config::gguf(&file)?;
+        let config = gguf_config::config(&file)?;
         let (paths, states): (Vec<PathBuf>, Vec<State>) =
             file.files().map(|(path, state)| (path.to_path_buf(), state)).unzip();
         Ok(LlmFiles {
@@ -206,7 +206,7 @@ impl LlmFiles {
                 TensorData::Blocks { kind, bytes }
             }
             _ => {
-                let mut numbers = floats(file, &stored)?;
+                let mut numbers = file.elements(&stored)?;
                 if numbers.iter().any(|number| !number.is_finite()) {
                     return Err(not_finite());
                 }
@@ -269,26 +269,6 @@ fn matrix(name: &str, shape: &[usize]) -> Result<(usize, usize), ModelError> {
             found: shape.to_vec(),
         }),
     }
-}
-
-/// The numbers of a tensor of a GGUF file, whatever they are stored as.
-pub(super) fn floats(file: &Gguf, name: &str) -> Result<Vec<f32>, ModelError> {
-    let bytes = file.read(name)?;
-    let kind = file.info(name).map(|info| info.kind);
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    Ok(match kind {
-        Some(TensorKind::F16) => memory::collected(halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()))?,
-        Some(TensorKind::Bf16) => memory::collected(halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()))?,
-        Some(TensorKind::Blocks(kind)) => {
-            let mut numbers = memory::zeros(bytes.len() / kind.bytes() * kind.length())?;
-            kind.dequantise(&bytes, &mut numbers);
-            numbers
-        }
-        _ => {
-            let fours = bytes.as_chunks::<4>().0.iter();
-            memory::collected(fours.map(|four| f32::from_le_bytes(*four)))?
-        }
-    })
 }
 
 /// The name in a GGUF file of a tensor with Hugging Face's name.

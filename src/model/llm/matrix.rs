@@ -2,9 +2,9 @@
 
 use super::files::{LlmFiles, Tensor, TensorData};
 use crate::compute::cpu::Level;
-use crate::compute::matmul::apply::Apply;
+use crate::compute::matmul::parallel::Matmul;
 use crate::compute::memory::{spare, zeros};
-use crate::compute::quantised::activations::Codes;
+use crate::compute::quantised::activations::QuantisedActivations;
 use crate::compute::quantised::{Quantised, Target, products};
 use crate::compute::{Buffer, ComputeError, Linear, Pool, Precision};
 use crate::model::ModelError;
@@ -78,8 +78,8 @@ impl Matrix {
 /// Memory for the products of a pass.
 pub struct Products {
     level: Level,
-    codes: Codes,
-    apply: Apply,
+    codes: QuantisedActivations,
+    matmul: Matmul,
     beside: Buffer<f32>,
 }
 
@@ -94,8 +94,8 @@ impl Products {
     ) -> Result<Products, ComputeError> {
         Ok(Products {
             level,
-            codes: Codes::new(rows, widest)?,
-            apply: Apply::new(pool, widest)?,
+            codes: QuantisedActivations::new(rows, widest)?,
+            matmul: Matmul::new(pool, widest)?,
             beside: Buffer::zeroed(rows * outputs)?,
         })
     }
@@ -125,7 +125,7 @@ impl Products {
                         .beside
                         .get_mut(..rows * outputs)
                         .ok_or_else(|| ComputeError::Shape(format!("{rows} rows of {outputs} outputs")))?;
-                    self.apply.run(pool, full, x, beside)?;
+                    self.matmul.run(pool, full, x, beside)?;
                     for (from, to) in beside.chunks_exact(outputs).zip(out.chunks_exact_mut(stride)) {
                         for (from, to) in from.iter().zip(to.iter_mut().skip(column)) {
                             *to = if add { *to + from } else { *from };

@@ -1,5 +1,4 @@
 //! Language models: what their files say and hold, their tokenizers and chat templates.
-use super::ModelError;
 
 mod batcher;
 pub mod cache;
@@ -7,12 +6,14 @@ pub mod chat;
 pub mod config;
 mod directory;
 pub mod files;
+mod gguf_config;
 pub mod gradient;
 pub mod hooks;
 #[allow(clippy::module_inception)] // the model itself, among what it consists of
 mod llm;
 mod matrix;
 pub mod network;
+mod pass;
 pub mod piece;
 pub mod sample;
 mod template;
@@ -26,11 +27,6 @@ pub use llm::{Description, Llm, PREFILL_ROWS, Prompt, describe};
 pub use matrix::Packing;
 pub use piece::Piece;
 pub use tokenizer::{DecodeStream, LlmTokenizer};
-
-fn unsupported(what: &'static str, found: &str, supported: &'static str) -> ModelError {
-    let found = found.to_string();
-    ModelError::Unsupported { what, found, supported }
-}
 
 #[cfg(test)]
 mod tests;

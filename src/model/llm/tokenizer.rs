@@ -194,7 +194,7 @@ fn pre_tokenizer(name: &str) -> Result<serde_json::Value, ModelError> {
         "qwen2" | "deepseek-r1-qwen" => split(words("\\p{N}")),
         "gpt-2" | "default" => bytes(true),
         other => {
-            return Err(super::unsupported(
+            return Err(ModelError::unsupported(
                 "pre-tokenizer",
                 other,
                 "smollm, llama-bpe, qwen2, gpt-2, default",
@@ -217,89 +217,123 @@ fn room_for_json(file: &Gguf) -> Result<(), ModelError> {
 
 /// The tokenizer.json of a GGUF file's vocabulary.
 fn of_gguf(file: &Gguf) -> Result<serde_json::Value, ModelError> {
-    let missing = |key: &str| ModelError::Invalid {
-        path: file.path().to_path_buf(),
-        what: format!("key \"{key}\" is missing, or of another type"),
-    };
-    let texts = |key: &str| match file.value(key) {
-        Some(Value::Texts(texts)) => Ok(texts),
-        _ => Err(missing(key)),
-    };
-    let text = |key: &str| match file.value(key) {
-        Some(Value::Text(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let flag = |key: &str, default: bool| match file.value(key) {
-        Some(Value::Bool(flag)) => *flag,
-        _ => default,
-    };
-    let tokens = texts("tokenizer.ggml.tokens")?;
-    let types = match file.value("tokenizer.ggml.token_type") {
-        Some(Value::Integers(types)) => types.as_slice(),
-        _ => &[],
+    let source = GgufVocabulary {
+        file,
+        tokens: texts(file, "tokenizer.ggml.tokens")?,
+        types: match file.value("tokenizer.ggml.token_type") {
+            Some(Value::Integers(types)) => types.as_slice(),
+            _ => &[],
+        },
     };
     room_for_json(file)?;
-    let mut vocabulary = serde_json::Map::new();
-    for (id, token) in tokens.iter().enumerate() {
-        vocabulary.entry(token.clone()).or_insert(json!(id));
+    match text(file, "tokenizer.ggml.model").ok_or_else(|| missing(file, "tokenizer.ggml.model"))? {
+        "gpt2" => source.byte_level(),
+        "llama" => source.sentence_piece(),
+        other => Err(ModelError::unsupported("tokenizer", other, "gpt2, llama")),
     }
-    let mut added = Vec::new();
-    for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
-        if [CONTROL, USER_DEFINED].contains(kind) && !token.is_empty() {
-            added.push(
-                json!({"id": id, "content": token, "special": *kind == CONTROL, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false}),
-            );
-        }
+}
+
+fn missing(file: &Gguf, key: &str) -> ModelError {
+    ModelError::Invalid {
+        path: file.path().to_path_buf(),
+        what: format!("key \"{key}\" is missing, or of another type"),
     }
-    let model = text("tokenizer.ggml.model").ok_or_else(|| missing("tokenizer.ggml.model"))?;
-    match model {
-        "gpt2" => {
-            let pre = text("tokenizer.ggml.pre").unwrap_or("default");
-            let mut merges = Vec::new();
-            for merge in texts("tokenizer.ggml.merges")? {
-                let (left, right) = merge.split_once(' ').ok_or_else(|| missing("tokenizer.ggml.merges"))?;
-                merges.push(json!([left, right]));
-            }
-            let whole_words = pre.starts_with("llama");
-            Ok(json!({
-                "version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": pre_tokenizer(pre)?,
-                "post_processor": null,
-                "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-                "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                    "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
-                    "vocab": vocabulary, "merges": merges}}))
+}
+
+fn texts<'a>(file: &'a Gguf, key: &str) -> Result<&'a [String], ModelError> {
+    match file.value(key) {
+        Some(Value::Texts(texts)) => Ok(texts),
+        _ => Err(missing(file, key)),
+    }
+}
+
+fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
+    match file.value(key) {
+        Some(Value::Text(text)) => Some(text.as_str()),
+        _ => None,
+    }
+}
+
+/// The vocabulary of a GGUF file.
+struct GgufVocabulary<'a> {
+    file: &'a Gguf,
+    tokens: &'a [String],
+    /// What each token is; shorter where the file does not say.
+    types: &'a [i64],
+}
+
+impl GgufVocabulary<'_> {
+    /// Ids by token, the first of those that are equal.
+    fn vocabulary(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut vocabulary = serde_json::Map::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            vocabulary.entry(token.clone()).or_insert(json!(id));
         }
-        "llama" => {
-            let scores = match file.value("tokenizer.ggml.scores") {
-                Some(Value::Floats(scores)) if scores.len() == tokens.len() => scores,
-                _ => return Err(missing("tokenizer.ggml.scores")),
-            };
-            let prefix = flag("tokenizer.ggml.add_space_prefix", true);
-            let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
-            let normalizer = match prefix {
-                true => {
-                    json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]})
-                }
-                false => replace,
-            };
-            let mut decoders = vec![
-                json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
-                json!({"type": "ByteFallback"}),
-                json!({"type": "Fuse"}),
-            ];
-            if prefix {
-                decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-            }
-            let unknown = tokens.first().map_or("<unk>", String::as_str);
-            Ok(json!({
-                "version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": null,
-                "post_processor": null, "decoder": {"type": "Sequence", "decoders": decoders},
-                "model": {"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-                    "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                    "vocab": vocabulary, "merges": merges_by_score(tokens, scores, types)}}))
+        vocabulary
+    }
+
+    /// The tokens that are found in a text before it is split.
+    fn added(&self) -> Vec<serde_json::Value> {
+        let tokens = self.tokens.iter().zip(self.types).enumerate();
+        let added = tokens.filter(|(_, (token, kind))| [CONTROL, USER_DEFINED].contains(kind) && !token.is_empty());
+        let entry = |(id, (token, kind)): (usize, (&String, &i64))| {
+            json!({"id": id, "content": token, "special": *kind == CONTROL, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false})
+        };
+        added.map(entry).collect()
+    }
+
+    /// A byte-level BPE.
+    fn byte_level(&self) -> Result<serde_json::Value, ModelError> {
+        const MERGES: &str = "tokenizer.ggml.merges";
+        let pre = text(self.file, "tokenizer.ggml.pre").unwrap_or("default");
+        let mut merges = Vec::new();
+        for merge in texts(self.file, MERGES)? {
+            let (left, right) = merge.split_once(' ').ok_or_else(|| missing(self.file, MERGES))?;
+            merges.push(json!([left, right]));
         }
-        other => Err(super::unsupported("tokenizer", other, "gpt2, llama")),
+        let whole_words = pre.starts_with("llama");
+        Ok(json!({
+            "version": "1.0", "added_tokens": self.added(), "normalizer": null, "pre_tokenizer": pre_tokenizer(pre)?,
+            "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+                "vocab": self.vocabulary(), "merges": merges}}))
+    }
+
+    /// SentencePiece's BPE.
+    fn sentence_piece(&self) -> Result<serde_json::Value, ModelError> {
+        let scores = match self.file.value("tokenizer.ggml.scores") {
+            Some(Value::Floats(scores)) if scores.len() == self.tokens.len() => scores,
+            _ => return Err(missing(self.file, "tokenizer.ggml.scores")),
+        };
+        let prefix = match self.file.value("tokenizer.ggml.add_space_prefix") {
+            Some(Value::Bool(flag)) => *flag,
+            _ => true,
+        };
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+        let normalizer = match prefix {
+            true => {
+                json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]})
+            }
+            false => replace,
+        };
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        if prefix {
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        }
+        let unknown = self.tokens.first().map_or("<unk>", String::as_str);
+        Ok(json!({
+            "version": "1.0", "added_tokens": self.added(), "normalizer": normalizer, "pre_tokenizer": null,
+            "post_processor": null, "decoder": {"type": "Sequence", "decoders": decoders},
+            "model": {"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": self.vocabulary(), "merges": merges_by_score(self.tokens, scores, self.types)}}))
     }
 }
 

@@ -68,7 +68,7 @@ fn a_tensor_larger_than_all_memory_is_an_error() {
     file.write_all(header.as_bytes()).unwrap();
     // A sparse file: it takes no room on the disk.
     file.set_len(8 + header.len() as u64 + bytes).unwrap();
-    let weights = Weights::open_files([path]).unwrap();
+    let weights = crate::model::tensors::Tensors::open([path]).unwrap();
     let read = || weights.read("huge", &[NUMBERS as usize]);
     assert_eq!(refused(&[64 << 10, 1 << 30], read), 2);
 }

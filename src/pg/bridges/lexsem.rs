@@ -11,7 +11,7 @@ use crate::compute::memory::copied;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
-use crate::pg::service::{Lane, readings};
+use crate::pg::service::{Lane, token_features};
 use pgrx::{FromDatum, pg_sys};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -159,19 +159,19 @@ fn read(fixed: &Fixed, model: &ModelRef, text: &str) -> Result<Read, BridgeError
                     "its masked language model is not the one that it was trained over",
                 ));
             }
-            let weights = readings::vocabulary(&mlm, Lane::Query, &one, options.vocabulary_top).or_raise();
+            let weights = token_features::vocabulary(&mlm, Lane::Query, &one, options.vocabulary_top).or_raise();
             found.vocabulary = weights.into_iter().next().unwrap_or_default();
         }
         Scheme::Llr => {
-            let states = readings::states(model, Lane::Query, &one).or_raise();
+            let states = token_features::states(model, Lane::Query, &one).or_raise();
             let states = states.into_iter().next().unwrap_or_default();
             (found.ids, found.states) = (states.ids, states.values);
         }
         Scheme::LlrPaper => {
-            found.states = readings::first_state(model, Lane::Query, text).or_raise();
+            found.states = token_features::first_state(model, Lane::Query, text).or_raise();
         }
         Scheme::Bag | Scheme::Slr | Scheme::SlrPaper => {
-            let tokens = readings::tokens(model, Lane::Query, &one).or_raise();
+            let tokens = token_features::tokens(model, Lane::Query, &one).or_raise();
             found.ids = tokens.into_iter().next().unwrap_or_default();
         }
     }

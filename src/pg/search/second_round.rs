@@ -16,7 +16,7 @@ use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
-use crate::pg::service::{Kind, Lane, ServiceError, readings};
+use crate::pg::service::{Kind, Lane, ServiceError, token_features};
 use crate::pg::settings;
 use crate::serve::encoder::models::resolve;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -186,7 +186,7 @@ fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
         .map(String::as_str)
         .collect();
     let asked = [(query, passages)];
-    let ask = || readings::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
+    let ask = || token_features::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
     let mut vectors = ask();
     if let (Err(ServiceError::Failed(failure)), Some((bridge, base))) = (&vectors, &reader.copied)
         && failure.kind == Kind::MissingFile

@@ -14,7 +14,7 @@ use crate::pg::ereport::{fail, fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::client;
 use crate::pg::service::model_ref::ModelRef;
-use crate::pg::service::{Lane, ServiceError, process, readings};
+use crate::pg::service::{Lane, ServiceError, process, token_features};
 use crate::pg::settings;
 use crate::serve::encoder::models::resolve;
 use crate::serve::llm::runtime::{describe, training_bytes};
@@ -54,16 +54,16 @@ impl Encode for Service {
     }
 
     fn tokens(&mut self, texts: &[&str]) -> Result<Vec<Vec<u32>>, BridgeError> {
-        Ok(readings::tokens(&self.model, Lane::Bulk, texts).or_raise())
+        Ok(token_features::tokens(&self.model, Lane::Bulk, texts).or_raise())
     }
 
     fn states(&mut self, texts: &[&str]) -> Result<Vec<TokenStates>, BridgeError> {
-        Ok(readings::states(&self.model, Lane::Bulk, texts).or_raise())
+        Ok(token_features::states(&self.model, Lane::Bulk, texts).or_raise())
     }
 
     fn vocabulary(&mut self, texts: &[&str]) -> Result<Vec<Vec<(u32, f32)>>, BridgeError> {
         let (mlm, most) = self.mlm.as_ref().ok_or(BridgeError::NoReading("vocabulary weights"))?;
-        Ok(readings::vocabulary(mlm, Lane::Bulk, texts, *most).or_raise())
+        Ok(token_features::vocabulary(mlm, Lane::Bulk, texts, *most).or_raise())
     }
 
     fn language_model(&mut self, name: &str) -> Result<PathBuf, BridgeError> {

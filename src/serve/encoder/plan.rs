@@ -8,7 +8,7 @@ use crate::compute::memory::{spare, with_room};
 use crate::model::{Encoder, ModelError, Read, Role, Sequence, calibrate};
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::wire::{Item, Passage, Reply, Report};
-use crate::text;
+use crate::text::{self, Place};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -56,62 +56,14 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
     }
     let planned = guarded(|| match item {
         Item::Embed { role, text } => Ok(Ok(Planned::One(encoder.text(*role, text)?))),
-        Item::Situate {
-            title,
-            place,
-            text,
-            options,
-            chunks,
-        } => {
-            let title = title.as_deref();
-            let plan = match chunks.is_empty() {
-                true => situate::plan(encoder, title, place, text, options),
-                false => situate::plan_chunks(encoder, title, text, chunks, options),
-            };
-            let plan = plan.map_err(|error| Failure::from(&error))?;
-            Ok(match plan.sequences.is_empty() {
-                true => Err(Reply::Passages(Vec::new())),
-                false => Ok(Planned::Document(plan)),
-            })
-        }
+        Item::Situate { .. } => plan_document(encoder, item),
         Item::Chunks {
             place,
             text,
             chunk_tokens,
-        } => {
-            let tokens = encoder.tokenize(text)?;
-            let chunks = text::chunks(text, place, *chunk_tokens as usize, &tokens.spans);
-            let passages = chunks.into_iter().map(|chunk| Passage {
-                span: chunk.span,
-                tokens: chunk.tokens,
-                vector: Vec::new(),
-            });
-            Ok(Err(Reply::Passages(passages.collect())))
-        }
-        Item::Tokens { texts, continues } => {
-            let ids = texts.iter().enumerate().map(|(number, text)| {
-                let behind = *continues && number == 0;
-                let tokens = if behind {
-                    encoder.tokenize_behind(text)
-                } else {
-                    encoder.tokenize(text)
-                };
-                Ok(tokens?.ids)
-            });
-            let ids: Result<Vec<_>, ModelError> = ids.collect();
-            Ok(Err(Reply::Tokens(ids?)))
-        }
-        Item::States { text } => {
-            let planned = readings::sequence(encoder, text);
-            let (sequence, ids) = planned.map_err(|error| Failure::from(&error))?;
-            Ok(match ids.is_empty() {
-                true => Err(Reply::States {
-                    ids,
-                    values: Vec::new(),
-                }),
-                false => Ok(Planned::States(sequence, ids)),
-            })
-        }
+        } => Ok(Err(chunks(encoder, place, text, *chunk_tokens as usize)?)),
+        Item::Tokens { texts, continues } => Ok(Err(tokens(encoder, texts, *continues)?)),
+        Item::States { text } => plan_states(encoder, text),
         Item::FirstState { text } => {
             let sequence = first_state(encoder, text)?;
             let first = sequence.ids.first().copied();
@@ -141,6 +93,73 @@ pub fn plan(encoder: &Encoder, item: &Item) -> Result<Planned, Reply> {
         Ok(planned) => planned,
         Err(failure) => Err(Reply::Failed(failure)),
     }
+}
+
+/// What has to be encoded, or the answer where nothing has to be.
+type PlannedOrReply = Result<Result<Planned, Reply>, Failure>;
+
+/// Passages of a document in their place.
+fn plan_document(encoder: &Encoder, item: &Item) -> PlannedOrReply {
+    let Item::Situate {
+        title,
+        place,
+        text,
+        options,
+        chunks,
+    } = item
+    else {
+        return Err(Failure::new(Kind::Internal, "an item that is no document"));
+    };
+    let title = title.as_deref();
+    let plan = match chunks.is_empty() {
+        true => situate::plan(encoder, title, place, text, options),
+        false => situate::plan_chunks(encoder, title, text, chunks, options),
+    };
+    let plan = plan.map_err(|error| Failure::from(&error))?;
+    Ok(match plan.sequences.is_empty() {
+        true => Err(Reply::Passages(Vec::new())),
+        false => Ok(Planned::Document(plan)),
+    })
+}
+
+/// Passages without vectors.
+fn chunks(encoder: &Encoder, place: &Place, text: &str, chunk_tokens: usize) -> Result<Reply, Failure> {
+    let tokens = encoder.tokenize(text)?;
+    let chunks = text::chunks(text, place, chunk_tokens, &tokens.spans);
+    let passages = chunks.into_iter().map(|chunk| Passage {
+        span: chunk.span,
+        tokens: chunk.tokens,
+        vector: Vec::new(),
+    });
+    Ok(Reply::Passages(passages.collect()))
+}
+
+/// The ids of texts, of which the first may continue what is before it.
+fn tokens(encoder: &Encoder, texts: &[String], continues: bool) -> Result<Reply, Failure> {
+    let ids = texts.iter().enumerate().map(|(number, text)| {
+        let behind = continues && number == 0;
+        let tokens = if behind {
+            encoder.tokenize_behind(text)
+        } else {
+            encoder.tokenize(text)
+        };
+        Ok(tokens?.ids)
+    });
+    let ids: Result<Vec<_>, ModelError> = ids.collect();
+    Ok(Reply::Tokens(ids?))
+}
+
+/// The states of a text's tokens.
+fn plan_states(encoder: &Encoder, text: &str) -> PlannedOrReply {
+    let planned = readings::sequence(encoder, text);
+    let (sequence, ids) = planned.map_err(|error| Failure::from(&error))?;
+    Ok(match ids.is_empty() {
+        true => Err(Reply::States {
+            ids,
+            values: Vec::new(),
+        }),
+        false => Ok(Planned::States(sequence, ids)),
+    })
 }
 
 /// The sequence of a query of which the first token's state is read.

@@ -124,67 +124,47 @@ fn without_key(message: &str, key: Option<&str>) -> String {
     }
 }
 
-/// One attempt. `Ok(false)`: nothing was said yet, and another attempt may do better.
+/// How an attempt failed, and whether another one may do better, because nothing was said yet.
+type Attempted = (bool, EndpointError);
+
+fn failed(error: std::io::Error, again: bool) -> Attempted {
+    match error.kind() {
+        std::io::ErrorKind::TimedOut => (false, EndpointError::Timeout),
+        _ => (again, EndpointError::Unreachable(error.to_string())),
+    }
+}
+
+/// One attempt.
 fn attempt(
     endpoint: &Endpoint,
     (path, body): (&str, &[u8]),
     limits: &Limits<'_>,
     to: &Sender<Result<Piece, EndpointError>>,
-) -> Result<(), (bool, EndpointError)> {
+) -> Result<(), Attempted> {
     let since = Instant::now();
-    let failed = |error: std::io::Error, again: bool| match error.kind() {
-        std::io::ErrorKind::TimedOut => (false, EndpointError::Timeout),
-        _ => (again, EndpointError::Unreachable(error.to_string())),
-    };
     let key = endpoint.key.as_deref();
-    let (status, reply) =
-        http::post(&endpoint.address, path, key, body, limits).map_err(|error| failed(error, true))?;
+    let posted = http::post(&endpoint.address, path, key, body, limits);
+    let (status, reply) = posted.map_err(|error| failed(error, true))?;
     let mut reply = BufReader::new(reply.take(MOST_BYTES));
     if status != 200 {
         let mut text = Vec::new();
         let _ = reply.take(4096).read_to_end(&mut text);
         let message = without_key(String::from_utf8_lossy(&text).trim(), key);
-        return Err((
-            status == 429 || status >= 500,
-            EndpointError::Refused { status, message },
-        ));
+        let again = status == 429 || status >= 500;
+        return Err((again, EndpointError::Refused { status, message }));
     }
     let mut figures = Figures::default();
     let mut first = None;
-    loop {
-        let mut line = String::new();
-        let count = reply
-            .read_line(&mut line)
-            .map_err(|error| failed(error, first.is_none()))?;
-        let data = line.trim().strip_prefix("data:").map(str::trim);
-        match data {
-            _ if count == 0 => {
-                return Err((
-                    first.is_none(),
-                    EndpointError::Malformed("it ends too early".to_owned()),
-                ));
-            }
-            None => continue,
-            Some("[DONE]") => break,
-            Some(data) => {
-                let event: Value =
-                    serde_json::from_str(data).map_err(|error| (false, EndpointError::Malformed(error.to_string())))?;
-                if let Some(error) = event.get("error") {
-                    return Err((
-                        false,
-                        EndpointError::Refused {
-                            status,
-                            message: without_key(&error.to_string(), key),
-                        },
-                    ));
-                }
-                let text = read_event(&event, &mut figures);
-                if !text.is_empty() {
-                    first.get_or_insert_with(Instant::now);
-                    if to.send(Ok(Piece::Text(text))).is_err() {
-                        return Ok(());
-                    }
-                }
+    while let Some(event) = next_event(&mut reply, first.is_none())? {
+        if let Some(error) = event.get("error") {
+            let message = without_key(&error.to_string(), key);
+            return Err((false, EndpointError::Refused { status, message }));
+        }
+        let text = read_event(&event, &mut figures);
+        if !text.is_empty() {
+            first.get_or_insert_with(Instant::now);
+            if to.send(Ok(Piece::Text(text))).is_err() {
+                return Ok(());
             }
         }
     }
@@ -196,6 +176,25 @@ fn attempt(
     }
     let _ = to.send(Ok(Piece::Done(figures)));
     Ok(())
+}
+
+/// The next event of a stream; none at its end. `again` says what an error means for another attempt.
+fn next_event(reply: &mut impl BufRead, again: bool) -> Result<Option<Value>, Attempted> {
+    loop {
+        let mut line = String::new();
+        if reply.read_line(&mut line).map_err(|error| failed(error, again))? == 0 {
+            return Err((again, EndpointError::Malformed("it ends too early".to_owned())));
+        }
+        match line.trim().strip_prefix("data:").map(str::trim) {
+            None => {}
+            Some("[DONE]") => return Ok(None),
+            Some(data) => {
+                let event = serde_json::from_str(data);
+                let event = event.map_err(|error| (false, EndpointError::Malformed(error.to_string())))?;
+                return Ok(Some(event));
+            }
+        }
+    }
 }
 
 fn run(

@@ -39,10 +39,10 @@ pub fn expected(shape: Shape, qkv: &[f32], start: usize, length: usize, head: us
 }
 
 fn run(level: Level, threads: usize, shape: Shape, qkv: &[f32], starts: &[usize]) -> Vec<f32> {
-    run_in(level, threads, shape, Numbers::F32(qkv), shape.by_rows(), starts)
+    run_in(level, threads, shape, Elements::F32(qkv), shape.by_rows(), starts)
 }
 
-pub fn run_in(level: Level, threads: usize, shape: Shape, qkv: Numbers, places: Places, starts: &[usize]) -> Vec<f32> {
+pub fn run_in(level: Level, threads: usize, shape: Shape, qkv: Elements, places: Places, starts: &[usize]) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
     let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
     let scratches: Vec<Mutex<Scratch>> = (0..threads)

@@ -46,7 +46,7 @@ fn expected(
 }
 
 #[test]
-fn both_ways_equal_the_formulas_in_f64() {
+fn forward_and_backward_equal_the_formulas_in_f64() {
     for (heads, key_heads, width, window, lengths) in [
         (4, 2, 8, None, vec![(0, 5), (3, 1), (7, 70)]),
         (3, 1, 12, Some(9), vec![(20, 30), (0, 60)]),
@@ -93,7 +93,7 @@ fn both_ways_equal_the_formulas_in_f64() {
             };
             let mut out = vec![f32::NAN; rows * shape.out_row()];
             let mut dqkv = vec![f32::NAN; qkv.len()];
-            attention.back(&pool, &dout, &mut dqkv).unwrap();
+            attention.backward(&pool, &dout, &mut dqkv).unwrap();
             attention.forward(&pool, &mut out).unwrap();
             let close = |found: &[f32], want: &[f64], what: &str| {
                 for (found, want) in found.iter().zip(want) {
@@ -170,7 +170,7 @@ fn what_does_not_fit_is_an_error() {
             spans: &[Span { first: 0, rows, past }],
             memories: &memories,
         };
-        attention.back(&pool, &vec![0.0; dout], &mut vec![0.0; 4 * shape.row()])
+        attention.backward(&pool, &vec![0.0; dout], &mut vec![0.0; 4 * shape.row()])
     };
     assert!(run(4, &[], 4 * 8).is_ok());
     assert!(run(5, &[], 5 * 8).is_err());

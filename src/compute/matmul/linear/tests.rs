@@ -11,13 +11,13 @@ fn numbers(count: usize, mut seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn run(layer: &Linear, x: &[f32], finish: Finish, start: &[f32]) -> Vec<f32> {
+fn run(layer: &Linear, x: &[f32], epilogue: Epilogue, start: &[f32]) -> Vec<f32> {
     let mut out = start.to_vec();
     let mut rows = Rows::new(x.len() / layer.inputs(), layer.inputs()).unwrap();
     let prepared = layer.prepare(x, &mut rows);
     let outputs = layer.outputs();
     // SAFETY: one task, and `x` is another slice.
-    unsafe { layer.product(prepared, 0..layer.panels(), Shared::new(&mut out), 0, outputs, finish) };
+    unsafe { layer.product(prepared, 0..layer.panels(), Shared::new(&mut out), 0, outputs, epilogue) };
     out
 }
 
@@ -50,9 +50,9 @@ fn products_equal_sums_in_f64() {
                     Precision::Bf16 => 0.012 * (inputs as f64).sqrt(),
                     Precision::Int8 => 0.012 * (inputs as f64).sqrt(),
                 };
-                let plain = run(&layer, &x, Finish::Bias, &start);
-                let relu = run(&layer, &x, Finish::Activate(crate::compute::Activation::Relu), &start);
-                let added = run(&layer, &x, Finish::Residual, &start);
+                let plain = run(&layer, &x, Epilogue::Bias, &start);
+                let relu = run(&layer, &x, Epilogue::Activate(crate::compute::Activation::Relu), &start);
+                let added = run(&layer, &x, Epilogue::Residual, &start);
                 for row in 0..rows {
                     for column in 0..outputs {
                         let products = x[row * inputs..][..inputs].iter().zip(&weights[column * inputs..]);
@@ -82,9 +82,9 @@ fn a_row_is_bit_equal_alone_and_among_others() {
             }
             let (x, weights, bias) = (numbers(40 * 100, 1), numbers(50 * 100, 2), numbers(50, 3));
             let layer = Linear::new(level, precision, &weights, &bias, 100).unwrap();
-            let all = run(&layer, &x, Finish::Bias, &vec![0.0; 40 * 50]);
+            let all = run(&layer, &x, Epilogue::Bias, &vec![0.0; 40 * 50]);
             for row in 0..40 {
-                let alone = run(&layer, &x[row * 100..][..100], Finish::Bias, &[0.0; 50]);
+                let alone = run(&layer, &x[row * 100..][..100], Epilogue::Bias, &[0.0; 50]);
                 assert_eq!(alone, all[row * 50..][..50], "{level:?} {precision:?} row {row}");
             }
         }
@@ -98,8 +98,8 @@ fn constant_and_zero_rows_are_quantised() {
     }
     let weights = numbers(8 * 10, 2);
     let layer = Linear::new(Level::detect(), Precision::Int8, &weights, &[0.5; 8], 10).unwrap();
-    assert_eq!(run(&layer, &[0.0; 10], Finish::Bias, &[0.0; 8]), [0.5; 8]);
-    let ones = run(&layer, &[1.0; 10], Finish::Bias, &[0.0; 8]);
+    assert_eq!(run(&layer, &[0.0; 10], Epilogue::Bias, &[0.0; 8]), [0.5; 8]);
+    let ones = run(&layer, &[1.0; 10], Epilogue::Bias, &[0.0; 8]);
     for (column, y) in ones.into_iter().enumerate() {
         let expected: f32 = weights[column * 10..][..10].iter().sum::<f32>() + 0.5;
         assert!((y - expected).abs() < 0.05, "{y} {expected}");
@@ -127,7 +127,7 @@ fn parts_columns_and_planes_hold_the_same_numbers() {
                 let peaks = numbers(inputs, 5);
                 let layer = Linear::calibrated(level, precision, &weights, &numbers(outputs, 3), inputs, Some(&peaks));
                 let layer = layer.unwrap();
-                let whole = run(&layer, &x, Finish::Bias, &vec![0.0; rows * outputs]);
+                let whole = run(&layer, &x, Epilogue::Bias, &vec![0.0; rows * outputs]);
                 let what = format!("{level:?} {precision:?} {rows} x {inputs} x {outputs}");
                 let mut memory = Rows::new(rows, inputs).unwrap();
                 if let Some(part) = layer.part() {
@@ -145,7 +145,7 @@ fn parts_columns_and_planes_hold_the_same_numbers() {
                 // Two panels of columns by themselves.
                 let width = 2 * layer.panel_columns();
                 let mut some = vec![f32::NAN; rows * width];
-                layer.columns(input, 0..2, &mut some, Finish::Bias);
+                layer.columns(input, 0..2, &mut some, Epilogue::Bias);
                 for (some, whole) in some.chunks(width).zip(whole.chunks(outputs)) {
                     assert_eq!(*some, whole[..width], "{what}");
                 }

@@ -52,7 +52,7 @@ fn kernels() -> Vec<Kernel> {
 }
 
 /// The activation at a place, as it was rounded.
-fn rounded(codes: &Codes, place: usize) -> f64 {
+fn rounded(codes: &QuantisedActivations, place: usize) -> f64 {
     let [q, r] = [&codes.words, &codes.fine].map(|words| f64::from(words[place / 4].to_le_bytes()[place % 4] as i8));
     f64::from(codes.scales[place / GROUP]) * (q + r / 254.0)
 }
@@ -68,7 +68,7 @@ fn products_are_sums_over_the_dequantised_numbers() {
         let layer = Quantised::new(kind, outputs, inputs, &bytes).unwrap();
         for rows in [1, 3, 4, 13] {
             let x = activations(rows * inputs);
-            let mut codes = Codes::new(rows, inputs).unwrap();
+            let mut codes = QuantisedActivations::new(rows, inputs).unwrap();
             codes.fill(&pool, Level::detect(), &x, inputs).unwrap();
             for kernel in kernels() {
                 let mut out = vec![0.0f32; rows * outputs];
@@ -104,7 +104,7 @@ fn activations_are_rounded_to_a_part_in_60000_of_the_largest_of_a_group() {
     let pool = Pool::new(1).unwrap();
     let x: Vec<f32> = activations(64 * 20);
     for level in Level::available() {
-        let mut codes = Codes::new(20, 64).unwrap();
+        let mut codes = QuantisedActivations::new(20, 64).unwrap();
         codes.fill(&pool, level, &x, 64).unwrap();
         for (i, x) in x.iter().enumerate() {
             let a = f64::from(codes.scales[i / GROUP]);
@@ -114,7 +114,7 @@ fn activations_are_rounded_to_a_part_in_60000_of_the_largest_of_a_group() {
             );
         }
     }
-    let mut codes = Codes::new(1, 32).unwrap();
+    let mut codes = QuantisedActivations::new(1, 32).unwrap();
     codes.fill(&pool, Level::detect(), &[0.0; 32], 32).unwrap();
     assert!(codes.words.iter().all(|word| *word == 0) && codes.scales[0] == 0.0);
     assert!(codes.fill(&pool, Level::detect(), &[0.0; 33], 33).is_err());
@@ -127,7 +127,7 @@ fn several_layers_share_a_loop_and_add() {
     let (kind, inputs) = (BlockKind::Q4_1, 64);
     let layers = [20, 16, 1].map(|outputs| Quantised::new(kind, outputs, inputs, &blocks(kind, outputs * 2)).unwrap());
     let x = activations(5 * inputs);
-    let mut codes = Codes::new(5, inputs).unwrap();
+    let mut codes = QuantisedActivations::new(5, inputs).unwrap();
     codes.fill(&pool, Level::detect(), &x, inputs).unwrap();
     let stride = 40;
     let targets = [(0, 1), (1, 21), (2, 39)].map(|(layer, column)| Target {

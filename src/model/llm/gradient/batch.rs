@@ -1,6 +1,6 @@
 //! What a pass is given, and what it gives.
 
-/// What sequences begin with, read: keys, turned already, and values of every layer.
+/// What sequences begin with, read: keys, rotated already, and values of every layer.
 pub struct Past {
     pub(super) rows: usize,
     /// For each layer rows of the keys, then the values, of all heads.

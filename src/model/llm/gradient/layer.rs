@@ -1,14 +1,16 @@
-//! One layer of a decoder, forward and back.
+//! One layer of a decoder, forward and backward.
 
-use super::memory::sized;
+use super::sized::sized;
 use super::{Both, vector};
 use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
-use crate::compute::gate;
+use crate::compute::glu;
 use crate::compute::gradient::attention::{Attention, Memory, Span};
 use crate::compute::gradient::each_block;
-use crate::compute::matmul::apply::Apply;
-use crate::compute::{Activation, ComputeError, Pool, Precision, RmsNorm, Turn, TurnBack, Turns, gate_back};
+use crate::compute::matmul::parallel::Matmul;
+use crate::compute::{
+    Activation, ComputeError, Pool, Precision, RmsNorm, Rotate, RotateBackward, Rotations, glu_backward,
+};
 use crate::model::ModelError;
 use crate::model::llm::files::LlmFiles;
 use parking_lot::Mutex;
@@ -39,7 +41,7 @@ pub(super) struct Kept {
 /// What layers share.
 #[derive(Default)]
 pub(super) struct Work {
-    pub apply: Option<Apply>,
+    pub matmul: Option<Matmul>,
     normed: Vec<f32>,
     context: Vec<f32>,
     gated: Vec<f32>,
@@ -54,7 +56,7 @@ pub(super) struct Pass<'a> {
     pub spans: &'a [Span<'a>],
     /// Position of each row.
     pub places: &'a [u32],
-    pub turns: &'a Turns,
+    pub rotations: &'a Rotations,
     pub attention: &'a [Mutex<Memory>],
 }
 
@@ -117,10 +119,10 @@ impl Pass<'_> {
         })
     }
 
-    fn normalise_back(&self, norm: &RmsNorm, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Result<(), ComputeError> {
+    fn normalise_backward(&self, norm: &RmsNorm, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Result<(), ComputeError> {
         let width = norm.width();
         each_block(self.pool, dx, width, |first, dx| {
-            norm.add_back(self.level, &x[first * width..], &dy[first * width..], dx);
+            norm.add_backward(self.level, &x[first * width..], &dy[first * width..], dx);
         })
     }
 
@@ -129,7 +131,7 @@ impl Pass<'_> {
         let (pool, level, rows) = (self.pool, self.level, self.places.len());
         let (row, wide) = (self.shape.row(), layer.down.forward.inputs());
         let Work {
-            apply: Some(apply),
+            matmul: Some(matmul),
             normed,
             context,
             gated,
@@ -143,16 +145,16 @@ impl Pass<'_> {
         let normed = sized(normed, x.len());
         self.normalise(&layer.attention_norm, before, normed)?;
         let qkv = sized(&mut kept.qkv, rows * row);
-        apply.run(pool, &layer.qkv.forward, normed, qkv)?;
+        matmul.run(pool, &layer.qkv.forward, normed, qkv)?;
         if layer.head_norms.is_some() {
             sized(&mut kept.plain, qkv.len()).copy_from_slice(qkv);
         }
         let [query_norm, key_norm] = [0, 1].map(|at| layer.head_norms.as_ref().map(|norms| &norms[at]));
         each_block(pool, qkv, row, |first, rows| {
-            Turn {
+            Rotate {
                 shape: self.shape,
                 positions: &self.places[first..],
-                turns: self.turns,
+                rotations: self.rotations,
                 query_norm,
                 key_norm,
                 rows,
@@ -161,25 +163,31 @@ impl Pass<'_> {
         })?;
         let context = sized(context, rows * self.shape.out_row());
         self.attention(qkv).forward(pool, context)?;
-        apply.add(pool, &layer.output.forward, context, x)?;
+        matmul.add(pool, &layer.output.forward, context, x)?;
         let between = sized(&mut kept.between, x.len());
         between.copy_from_slice(x);
         self.normalise(&layer.feed_norm, between, normed)?;
         let gate_up = sized(&mut kept.gate_up, rows * 2 * wide);
-        apply.run(pool, &layer.gate_up.forward, normed, gate_up)?;
+        matmul.run(pool, &layer.gate_up.forward, normed, gate_up)?;
         let gated = sized(gated, rows * wide);
         each_block(pool, gated, wide, |first, out| {
-            gate(level, Activation::Silu, &gate_up[first * 2 * wide..], wide, out);
+            glu(level, Activation::Silu, &gate_up[first * 2 * wide..], wide, out);
         })?;
-        apply.add(pool, &layer.down.forward, gated, x)
+        matmul.add(pool, &layer.down.forward, gated, x)
     }
 
-    /// Turns the gradient by what the layer gave into that by what it was given. What was kept is used up.
-    pub fn back(&self, layer: &Layer, kept: &mut Kept, dx: &mut [f32], work: &mut Work) -> Result<(), ComputeError> {
+    /// Rotations the gradient by what the layer gave into that by what it was given. What was kept is used up.
+    pub fn backward(
+        &self,
+        layer: &Layer,
+        kept: &mut Kept,
+        dx: &mut [f32],
+        work: &mut Work,
+    ) -> Result<(), ComputeError> {
         let (pool, level, rows) = (self.pool, self.level, self.places.len());
         let (row, wide) = (self.shape.row(), layer.down.forward.inputs());
         let Work {
-            apply: Some(apply),
+            matmul: Some(matmul),
             normed,
             context,
             gated,
@@ -189,30 +197,30 @@ impl Pass<'_> {
             return Err(ComputeError::Shape("a layer runs without memory".to_owned()));
         };
         let gated = sized(gated, rows * wide);
-        apply.run(pool, &layer.down.back, dx, gated)?;
+        matmul.run(pool, &layer.down.backward, dx, gated)?;
         let gate_up = sized(&mut kept.gate_up, rows * 2 * wide);
         each_block(pool, gate_up, 2 * wide, |first, rows| {
-            gate_back(level, rows, wide, &gated[first * wide..]);
+            glu_backward(level, rows, wide, &gated[first * wide..]);
         })?;
         let dnormed = sized(normed, dx.len());
-        apply.run(pool, &layer.gate_up.back, gate_up, dnormed)?;
-        self.normalise_back(&layer.feed_norm, &kept.between, dnormed, dx)?;
+        matmul.run(pool, &layer.gate_up.backward, gate_up, dnormed)?;
+        self.normalise_backward(&layer.feed_norm, &kept.between, dnormed, dx)?;
         let dcontext = sized(context, rows * self.shape.out_row());
-        apply.run(pool, &layer.output.back, dx, dcontext)?;
+        matmul.run(pool, &layer.output.backward, dx, dcontext)?;
         let dqkv = sized(dqkv, rows * row);
-        self.attention(&kept.qkv[..rows * row]).back(pool, dcontext, dqkv)?;
+        self.attention(&kept.qkv[..rows * row]).backward(pool, dcontext, dqkv)?;
         each_block(pool, dqkv, row, |first, rows| {
             let plain = layer.head_norms.as_ref();
-            TurnBack {
+            RotateBackward {
                 shape: self.shape,
                 positions: &self.places[first..],
-                turns: self.turns,
+                rotations: self.rotations,
                 norms: plain.map(|[query, key]| (&kept.plain[first * row..], query, key)),
                 rows,
             }
             .run_on(level);
         })?;
-        apply.run(pool, &layer.qkv.back, dqkv, dnormed)?;
-        self.normalise_back(&layer.attention_norm, &kept.before, dnormed, dx)
+        matmul.run(pool, &layer.qkv.backward, dqkv, dnormed)?;
+        self.normalise_backward(&layer.attention_norm, &kept.before, dnormed, dx)
     }
 }

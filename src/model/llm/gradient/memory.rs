@@ -1,6 +1,6 @@
 //! Memory of passes: taken once, grown where a pass is larger, used by one after another.
 
-use super::Apply;
+use super::Matmul;
 use super::layer::{Kept, Work};
 use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;
@@ -35,8 +35,8 @@ impl Memory {
         length: usize,
     ) -> Result<(), ComputeError> {
         let threads = pool.threads();
-        if self.work.apply.is_none() || threads > self.holds.0 {
-            self.work.apply = Some(Apply::new(pool, widest)?);
+        if self.work.matmul.is_none() || threads > self.holds.0 {
+            self.work.matmul = Some(Matmul::new(pool, widest)?);
             self.head.clear();
         }
         if threads > self.holds.0 || length > self.holds.1 {
@@ -55,12 +55,4 @@ impl Memory {
         }
         Ok(&self.head)
     }
-}
-
-/// The first `count` numbers of a vector that is at least as long afterwards.
-pub(super) fn sized(numbers: &mut Vec<f32>, count: usize) -> &mut [f32] {
-    if numbers.len() < count {
-        numbers.resize(count, 0.0);
-    }
-    &mut numbers[..count]
 }

@@ -1,6 +1,6 @@
 //! Gradients through a frozen decoder, to its input vectors: what a projector is trained by.
 //!
-//! Whole sequences, packed one behind the other, run forward with what the way back needs kept for every layer; the way
+//! Whole sequences, packed one behind the other, run forward with what the backward pass needs kept for every layer; the way
 //! back gives the gradient of the loss by the input vectors alone. Weights are packed twice, as they are and transposed.
 //! The loss is the cross entropy of chosen positions, `-log softmax(logits)[id]`, and where a position has a teacher,
 //! `KL(teacher || softmax(logits))` besides.
@@ -10,6 +10,7 @@
 mod batch;
 mod layer;
 mod memory;
+mod sized;
 
 use super::config::LlmConfig;
 use super::files::LlmFiles;
@@ -18,19 +19,20 @@ use crate::compute::cpu::Level;
 use crate::compute::gradient::attention::Span;
 use crate::compute::gradient::each_block;
 use crate::compute::gradient::head::{Head, Losses, Wanted};
-use crate::compute::matmul::apply::{Apply, transposed};
+use crate::compute::matmul::parallel::{Matmul, transposed};
 use crate::compute::memory::zeros;
 use crate::compute::{ComputeError, Linear, Pool, Precision, RmsNorm, Rope};
 use crate::model::ModelError;
 pub use batch::{Batch, Loss, Past, Sequence, Target};
 use layer::{Layer, Pass};
-use memory::{Memory, sized};
+use memory::Memory;
 use parking_lot::Mutex;
+use sized::sized;
 
 /// A linear layer and its transpose.
 struct Both {
     forward: Linear,
-    back: Linear,
+    backward: Linear,
 }
 
 impl Both {
@@ -40,7 +42,7 @@ impl Both {
         let bias = bias.unwrap_or(&none[..outputs]);
         Ok(Both {
             forward: Linear::new(level, precision, weights, bias, inputs)?,
-            back: Linear::new(
+            backward: Linear::new(
                 level,
                 precision,
                 &transposed(weights, inputs)?,
@@ -190,14 +192,14 @@ impl Differentiable {
         let rows = batch.vectors.len() / self.config.hidden;
         let mut dx = std::mem::take(&mut memory.gradient);
         let places = self.places(batch);
-        let turns = self.rope.turns(pool, batch.longest(), &|| false)?;
+        let rotations = self.rope.rotations(pool, batch.longest(), &|| false)?;
         let Memory {
             kept, work, attention, ..
         } = memory;
         for (number, (layer, kept)) in self.layers.iter().zip(kept).enumerate().rev() {
             let spans = self.spans(batch, number);
-            let pass = self.pass(pool, &spans, &places, &turns, attention);
-            pass.back(layer, kept, &mut dx[..rows * self.config.hidden], work)?;
+            let pass = self.pass(pool, &spans, &places, &rotations, attention);
+            pass.backward(layer, kept, &mut dx[..rows * self.config.hidden], work)?;
             if stop() {
                 return Err(ComputeError::Stopped);
             }
@@ -292,7 +294,7 @@ impl Differentiable {
         pool: &'p Pool,
         spans: &'p [Span<'p>],
         places: &'p [u32],
-        turns: &'p crate::compute::Turns,
+        rotations: &'p crate::compute::Rotations,
         attention: &'p [Mutex<crate::compute::gradient::attention::Memory>],
     ) -> Pass<'p> {
         Pass {
@@ -301,7 +303,7 @@ impl Differentiable {
             shape: self.shape,
             spans,
             places,
-            turns,
+            rotations,
             attention,
         }
     }
@@ -354,7 +356,7 @@ impl Differentiable {
             .kept
             .resize_with(kept_layers.max(memory.kept.len()), Default::default);
         let places = self.places(batch);
-        let turns = self.rope.turns(pool, batch.longest(), &|| false)?;
+        let rotations = self.rope.rotations(pool, batch.longest(), &|| false)?;
         let Memory {
             x,
             kept,
@@ -367,7 +369,7 @@ impl Differentiable {
         for (number, layer) in self.layers.iter().enumerate() {
             let spans = self.spans(batch, number);
             let kept = &mut kept[if keep { number } else { 0 }];
-            self.pass(pool, &spans, &places, &turns, attention)
+            self.pass(pool, &spans, &places, &rotations, attention)
                 .forward(layer, kept, x, work)?;
             see(number, &kept.qkv[..rows * self.shape.row()]);
             if stop() {
@@ -389,19 +391,19 @@ impl Differentiable {
         (states, normed)
     }
 
-    /// The losses of the targets; with `back` the gradient by the last layer's states is left in `memory.gradient`.
+    /// The losses of the targets; with `backward` the gradient by the last layer's states is left in `memory.gradient`.
     fn head(
         &self,
         pool: &Pool,
         batch: &Batch<'_>,
         memory: &mut Memory,
         [weight, pull]: [f32; 2],
-        back: bool,
+        backward: bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<Loss, ComputeError> {
         let hidden = self.config.hidden;
         let mut loss = Loss::default();
-        sized(&mut memory.gradient, if back { batch.vectors.len() } else { 0 }).fill(0.0);
+        sized(&mut memory.gradient, if backward { batch.vectors.len() } else { 0 }).fill(0.0);
         for targets in batch.targets.chunks(self.head.rows(pool)) {
             let (states, normed) = self.states(&memory.x, targets);
             let wanted: Vec<Wanted> = targets
@@ -417,7 +419,7 @@ impl Differentiable {
                 pull,
             };
             let mut found = vec![0.0f32; targets.len() * 2];
-            let mut dnormed = vec![0.0f32; if back { states.len() } else { 0 }];
+            let mut dnormed = vec![0.0f32; if backward { states.len() } else { 0 }];
             let heads = memory.heads(&self.head, pool)?;
             self.head
                 .losses(pool, heads, &normed, &losses, &mut found, &mut dnormed)?;
@@ -425,11 +427,11 @@ impl Differentiable {
                 loss.nats.push(pair[0]);
                 loss.divergence.push(pair[1]);
             }
-            if back {
+            if backward {
                 let mut dstates = vec![0.0f32; states.len()];
                 each_block(pool, &mut dstates, hidden, |first, d| {
                     let (x, dy) = (&states[first * hidden..], &dnormed[first * hidden..]);
-                    self.norm.add_back(self.level, x, dy, d);
+                    self.norm.add_backward(self.level, x, dy, d);
                 })?;
                 for (target, from) in targets.iter().zip(dstates.chunks_exact(hidden)) {
                     let to = &mut memory.gradient[target.row * hidden..][..hidden];

@@ -29,14 +29,14 @@ impl Sender {
     }
 
     /// A sequence of it goes into a batch. What `progress` says belongs to the slot's next owner once this one has left.
-    pub fn runs(&self) {
+    pub fn started(&self) {
         if !self.has_left() {
             self.progress.running.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The batch is over.
-    pub fn ran(&self) {
+    pub fn finished(&self) {
         if !self.has_left() {
             let less = |running: u32| running.checked_sub(1);
             let _ = self

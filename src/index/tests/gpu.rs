@@ -1,11 +1,11 @@
-//! Clustering and coding on a card (or the emulated one) against the processor's.
+//! Clustering and coding on a GPU (or the emulated one) against the processor's.
 
-use crate::compute::cuda::coding::Coder;
+use crate::compute::cuda::rabitq::Coder;
 use crate::compute::cuda::testing::bench;
 use crate::compute::vectors::fastscan::put_row;
 use crate::compute::vectors::nearest_centroid::Panels;
 use crate::compute::vectors::rotation::Rotation;
-use crate::index::code::{Centroid, encode};
+use crate::index::rabitq::{Centroid, encode};
 use crate::index::types::Metric;
 use crate::random::splitmix64;
 

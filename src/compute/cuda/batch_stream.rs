@@ -1,28 +1,28 @@
 //! One of the streams that batches run on: its memory, the packed batch in it, and the graphs of short batches.
 
 use super::super::ComputeError;
-use super::card::{Graph, Memory, Pinned, Stream};
 use super::engine::Engine;
+use super::gpu::{Graph, Memory, Pinned, Stream};
 use super::matmul::SCRATCH;
-use super::runner::Request;
+use super::request::Request;
 use half::bf16;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Batches up to that many tokens are replayed from a graph: their kernels are shorter than their launches.
 const GRAPH_TOKENS: usize = 1024;
-/// Most graphs that a lane keeps.
+/// Most graphs that a stream keeps.
 const GRAPHS: usize = 32;
 /// Sequences from that length on are cut into tiles of 128 query rows instead of 64.
 const LONG: usize = 256;
 
-/// A model's forward pass over a packed batch, put on a lane's stream.
+/// A model's forward pass over a packed batch, put on a stream.
 pub trait Network: Send + Sync {
-    /// bf16 numbers a token of each buffer that the pass needs; the first one holds the token vectors at the end.
+    /// bf16 elements a token of each buffer that the pass needs; the first one holds the token vectors at the end.
     fn widths(&self) -> &[usize];
-    /// f32 numbers a token that it needs for a residual stream.
+    /// f32 elements a token that it needs for a residual stream.
     fn residual_width(&self) -> usize;
-    /// Numbers of a token vector.
+    /// Elements of a token vector.
     fn hidden(&self) -> usize;
     /// Rows of the word table, and the longest sequence.
     fn limits(&self) -> (usize, usize);
@@ -67,7 +67,7 @@ struct Host {
 }
 
 /// A stream with its memory. At most one batch at a time.
-pub struct Lane {
+pub struct BatchStream {
     engine: Arc<Engine>,
     stream: Stream,
     memory: Option<(Buffers, Host)>,
@@ -77,11 +77,11 @@ pub struct Lane {
     vectors: usize,
 }
 
-impl Lane {
-    pub fn new(engine: &Arc<Engine>) -> Result<Lane, ComputeError> {
-        Ok(Lane {
+impl BatchStream {
+    pub fn new(engine: &Arc<Engine>) -> Result<BatchStream, ComputeError> {
+        Ok(BatchStream {
             engine: engine.clone(),
-            stream: Stream::new(&engine.card)?,
+            stream: Stream::new(&engine.gpu)?,
             memory: None,
             graphs: HashMap::new(),
             vectors: 0,
@@ -105,53 +105,40 @@ impl Lane {
             return Ok(());
         }
         self.release();
-        let card = &self.engine.card;
-        let states = network.widths().iter().map(|width| Memory::new(card, tokens * width));
+        let gpu = &self.engine.gpu;
+        let states = network.widths().iter().map(|width| Memory::new(gpu, tokens * width));
         let buffers = Buffers {
             tokens,
             vectors,
-            ids: Memory::new(card, tokens)?,
-            places: Memory::new(card, tokens)?,
-            tiles: Memory::new(card, tokens)?,
-            spans: Memory::new(card, vectors)?,
+            ids: Memory::new(gpu, tokens)?,
+            places: Memory::new(gpu, tokens)?,
+            tiles: Memory::new(gpu, tokens)?,
+            spans: Memory::new(gpu, vectors)?,
             states: states.collect::<Result<_, _>>()?,
-            residual: Memory::new(card, tokens * network.residual_width())?,
-            scratch: Memory::new(card, SCRATCH)?,
-            out: Memory::new(card, vectors * network.hidden())?,
+            residual: Memory::new(gpu, tokens * network.residual_width())?,
+            scratch: Memory::new(gpu, SCRATCH)?,
+            out: Memory::new(gpu, vectors * network.hidden())?,
         };
         let host = Host {
-            ids: Pinned::new(card, tokens)?,
-            places: Pinned::new(card, tokens)?,
-            tiles: Pinned::new(card, tokens)?,
-            spans: Pinned::new(card, vectors)?,
-            out: Pinned::new(card, vectors * network.hidden())?,
+            ids: Pinned::new(gpu, tokens)?,
+            places: Pinned::new(gpu, tokens)?,
+            tiles: Pinned::new(gpu, tokens)?,
+            spans: Pinned::new(gpu, vectors)?,
+            out: Pinned::new(gpu, vectors * network.hidden())?,
         };
         self.memory = Some((buffers, host));
         Ok(())
     }
 
-    /// Packs a batch and starts it. The lane has none under way.
+    /// Packs a batch and starts it. The stream has none under way.
     pub fn start(&mut self, network: &dyn Network, batch: &[Request]) -> Result<(), ComputeError> {
         let tokens: usize = batch.iter().map(|request| request.ids.len()).sum();
         let vectors: usize = batch.iter().map(|request| request.ranges.len()).sum();
-        let longest = batch.iter().map(|request| request.ids.len()).max().unwrap_or(0);
-        let warps = if longest >= LONG { 8 } else { 4 };
-        let tiles: usize = batch.iter().map(|request| request.ids.len().div_ceil(warps * 16)).sum();
         if tokens == 0 || vectors == 0 {
             return Err(ComputeError::Shape("an empty batch".to_string()));
         }
         let short = tokens <= GRAPH_TOKENS;
-        let shape = if short {
-            // Few shapes, so that few graphs are made: what is added is computed and never read.
-            let tokens = tokens.next_power_of_two().max(16);
-            Shape {
-                tokens,
-                tiles: tiles.next_power_of_two(),
-                warps,
-            }
-        } else {
-            Shape { tokens, tiles, warps }
-        };
+        let shape = shape_of(batch, tokens, short);
         let room = if short {
             GRAPH_TOKENS
         } else {
@@ -159,18 +146,15 @@ impl Lane {
         };
         self.reserve(network, room, vectors.next_power_of_two().max(64))?;
         let Some((buffers, host)) = &mut self.memory else {
-            return Err(ComputeError::Shape("a lane without memory".to_string()));
+            return Err(ComputeError::Shape("a stream without memory".to_string()));
         };
         pack(host, batch, shape, network.first_place());
-        buffers.ids.write(&self.stream, &host.ids.as_slice()[..shape.tokens])?;
-        buffers
-            .places
-            .write(&self.stream, &host.places.as_slice()[..shape.tokens])?;
-        buffers
-            .tiles
-            .write(&self.stream, &host.tiles.as_slice()[..shape.tiles])?;
-        buffers.spans.write(&self.stream, &host.spans.as_slice()[..vectors])?;
-        let (engine, stream) = (&*self.engine, &self.stream);
+        let stream = &self.stream;
+        buffers.ids.write(stream, &host.ids.as_slice()[..shape.tokens])?;
+        buffers.places.write(stream, &host.places.as_slice()[..shape.tokens])?;
+        buffers.tiles.write(stream, &host.tiles.as_slice()[..shape.tiles])?;
+        buffers.spans.write(stream, &host.spans.as_slice()[..vectors])?;
+        let engine = &*self.engine;
         let run = || network.start(engine, stream, buffers, shape);
         match self.graphs.get(&shape) {
             Some(Some(graph)) => graph.launch(stream)?,
@@ -212,6 +196,22 @@ impl Lane {
             .chunks_exact(network.hidden().max(1))
             .take(self.vectors);
         Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// The shape of a batch of so many tokens. A short one has one of few shapes, so that few graphs are made: what is added is
+/// computed and never read.
+fn shape_of(batch: &[Request], tokens: usize, short: bool) -> Shape {
+    let longest = batch.iter().map(|request| request.ids.len()).max().unwrap_or(0);
+    let warps = if longest >= LONG { 8 } else { 4 };
+    let tiles: usize = batch.iter().map(|request| request.ids.len().div_ceil(warps * 16)).sum();
+    match short {
+        true => Shape {
+            tokens: tokens.next_power_of_two().max(16),
+            tiles: tiles.next_power_of_two(),
+            warps,
+        },
+        false => Shape { tokens, tiles, warps },
     }
 }
 

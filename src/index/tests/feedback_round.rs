@@ -16,12 +16,12 @@ fn rest(mut scan: Scan<MemoryStore>) -> Vec<Hit> {
 }
 
 /// Gives out the next `keep` rows.
-fn give(scan: &mut Scan<MemoryStore>, keep: usize) -> Vec<Lead> {
+fn give(scan: &mut Scan<MemoryStore>, keep: usize) -> Vec<RankedRow> {
     (0..keep).map(|_| scan.lead().unwrap().unwrap()).collect()
 }
 
 /// What was given out, and all rows behind it.
-fn behind(front: &[Lead], scan: Scan<MemoryStore>) -> Vec<Hit> {
+fn behind(front: &[RankedRow], scan: Scan<MemoryStore>) -> Vec<Hit> {
     let mut hits: Vec<Hit> = front.iter().map(|lead| lead.hit).collect();
     hits.extend(rest(scan));
     hits
@@ -37,7 +37,7 @@ fn each_once(hits: &[Hit], rows: usize) {
 }
 
 /// `q + 0.3 mean(the first two) - 0.3 mean(the others)`.
-fn moved(scan: &mut Scan<MemoryStore>, query: &[f32], leads: &[Lead]) -> Vec<f32> {
+fn moved(scan: &mut Scan<MemoryStore>, query: &[f32], leads: &[RankedRow]) -> Vec<f32> {
     let vectors = scan.vectors(leads).unwrap();
     let query = scan.mixed(query);
     let (near, far) = vectors.split_at(2);
@@ -146,7 +146,7 @@ fn a_row_found_late_is_reported_at_its_distance_to_the_first_query() {
     let leads = scan.leading(10, 42).unwrap();
     let target = moved(&mut scan, &query, &leads);
     // As if the second and third row had been missed.
-    let front: Vec<Lead> = give(&mut scan, 10)
+    let front: Vec<RankedRow> = give(&mut scan, 10)
         .into_iter()
         .enumerate()
         .filter(|(at, _)| ![1, 2].contains(at))

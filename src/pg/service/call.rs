@@ -16,7 +16,7 @@ const WORTH: usize = 8 << 10;
 const AGAIN: u64 = 64;
 
 /// A call in progress.
-pub(super) struct Line {
+pub(super) struct Call {
     /// Never empty.
     channels: Vec<Channel>,
     key: ModelKey,
@@ -32,15 +32,15 @@ pub(super) struct Line {
     next_poll: usize,
 }
 
-impl Line {
+impl Call {
     /// Waits for a slot of the device that has the least to do (cancellable) and holds it until drop.
-    pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Line, ServiceError> {
-        Ok(Line::on(model, lane, Channel::open(lane, &model.name)?))
+    pub(super) fn open(model: &ModelRef, lane: Lane) -> Result<Call, ServiceError> {
+        Ok(Call::on(model, lane, Channel::open(lane, &model.name)?))
     }
 
     /// A call on a slot that is there.
-    pub(super) fn on(model: &ModelRef, lane: Lane, channel: Channel) -> Line {
-        Line {
+    pub(super) fn on(model: &ModelRef, lane: Lane, channel: Channel) -> Call {
+        Call {
             channels: vec![channel],
             key: model.key(),
             model: model.name.clone(),

@@ -4,7 +4,7 @@
 //! of a transaction finds all of them.
 
 use super::ServiceError;
-use super::shared::{self, ACTIVE, CLAIMED, FREE, LEFT, Shared};
+use super::shared::{self, ABANDONED, ACTIVE, CLAIMED, FREE, Shared};
 use crate::pg::settings;
 use crate::serve::ipc::wire::Lane;
 use parking_lot::Mutex;
@@ -44,7 +44,7 @@ fn choices(shared: &'static Shared) -> Result<Vec<usize>, ServiceError> {
         let speed = Some(speed(device)).filter(|speed| *speed > 0).unwrap_or(most);
         (
             !devices[*device].worker_runs(),
-            devices[*device].is_unproved(),
+            devices[*device].is_on_probation(),
             bytes.saturating_mul(1000) / speed,
             senders,
         )
@@ -80,12 +80,12 @@ fn has_its_share(shared: &'static Shared) -> Result<bool, ServiceError> {
 }
 
 /// Claims a slot of the device that has the least to do and a slot free.
-pub fn claim_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, ServiceError> {
+pub fn allocate_any(shared: &'static Shared, lane: Lane) -> Result<Option<usize>, ServiceError> {
     if has_its_share(shared)? {
         return Ok(None);
     }
     let choices = choices(shared)?;
-    Ok(choices.into_iter().find_map(|device| claim(shared, device, lane)))
+    Ok(choices.into_iter().find_map(|device| allocate(shared, device, lane)))
 }
 
 /// Slots of `count` that bulk senders may have: some are kept for the query lane, so that they can never keep queries out.
@@ -94,7 +94,7 @@ fn bulk_share(count: usize) -> usize {
 }
 
 /// Claims one of the first half of a device's bulk slots.
-pub fn claim_beside(shared: &'static Shared, device: usize) -> Option<usize> {
+pub fn allocate_beside(shared: &'static Shared, device: usize) -> Option<usize> {
     let slots = shared.slots_of(device);
     let half = bulk_share(slots.len()) / 2;
     let own = slots.into_iter().take(half).find(|number| take(shared, *number))?;
@@ -102,7 +102,7 @@ pub fn claim_beside(shared: &'static Shared, device: usize) -> Option<usize> {
 }
 
 /// Claims a free slot of a device and of the lane's share.
-pub fn claim(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
+pub fn allocate(shared: &'static Shared, device: usize, lane: Lane) -> Option<usize> {
     let mut slots = shared.slots_of(device);
     let share = bulk_share(slots.len());
     let own = match lane {
@@ -173,7 +173,7 @@ pub(super) fn release(shared: &'static Shared, number: usize, clean: bool) {
         slot.state.store(FREE, Ordering::SeqCst);
         shared.slot_freed();
     } else {
-        slot.state.store(LEFT, Ordering::SeqCst);
+        slot.state.store(ABANDONED, Ordering::SeqCst);
         let device = shared.device_of(number);
         device.wake_worker();
         if !device.worker_runs() {

@@ -18,7 +18,7 @@
 
 use super::IndexError;
 use super::memory_limit::{collected, reserve, with_room};
-use super::page::Place;
+use super::page::RecordPtr;
 use super::scan::{Scan, Waiting};
 use super::store::PageStore;
 use super::types::{Hit, Metric, Tid};
@@ -27,10 +27,10 @@ use std::collections::HashSet;
 
 /// A row that a round found, not yet given out.
 #[derive(Clone, Copy, Debug)]
-pub struct Lead {
+pub struct RankedRow {
     /// The row with its distance to the round's query.
     pub hit: Hit,
-    place: Place,
+    place: RecordPtr,
 }
 
 /// How rows behind those in front are reported.
@@ -43,7 +43,7 @@ pub(super) struct Behind {
 
 impl Behind {
     /// None where nothing is in front.
-    fn those(front: &[Lead]) -> Option<Behind> {
+    fn those(front: &[RankedRow]) -> Option<Behind> {
         let last = front.iter().map(|lead| lead.hit.distance).reduce(f64::max)?;
         Some(Behind { last, raise: None })
     }
@@ -66,7 +66,7 @@ fn above(x: f64) -> f64 {
 
 impl<S: PageStore> Scan<S> {
     /// The next row, as [`Scan::next`] gives it, with its place.
-    pub fn lead(&mut self) -> Result<Option<Lead>, IndexError> {
+    pub fn lead(&mut self) -> Result<Option<RankedRow>, IndexError> {
         if let Some(lead) = self.ahead.pop_front() {
             return Ok(Some(lead));
         }
@@ -74,11 +74,11 @@ impl<S: PageStore> Scan<S> {
             return Ok(None);
         };
         hit.distance = self.reported(hit, place)?;
-        Ok(Some(Lead { hit, place }))
+        Ok(Some(RankedRow { hit, place }))
     }
 
     /// What is reported of a row of the walk.
-    fn reported(&mut self, hit: Hit, place: Place) -> Result<f64, IndexError> {
+    fn reported(&mut self, hit: Hit, place: RecordPtr) -> Result<f64, IndexError> {
         let Some((first, behind)) = &mut self.behind else {
             return Ok(hit.distance.max(self.floor));
         };
@@ -88,18 +88,18 @@ impl<S: PageStore> Scan<S> {
 
     /// Up to `total` of the rows that come next, each once: the first `certain` as [`Scan::next`] would give them, the
     /// rest by exact distance among what has been read so far. Nothing is given out by it.
-    pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<Lead>, IndexError> {
+    pub fn leading(&mut self, certain: usize, total: usize) -> Result<Vec<RankedRow>, IndexError> {
         // An exact walk finds rows in their order alone.
         let certain = if self.walk.is_some() { total } else { certain };
-        let mut leads: Vec<Lead> = collected(self.ahead.iter().copied().take(total))?;
+        let mut leads: Vec<RankedRow> = collected(self.ahead.iter().copied().take(total))?;
         while leads.len() < certain.min(total) {
             let Some(Waiting { hit, place, .. }) = self.next_waiting()? else {
                 break;
             };
             reserve(&mut self.ahead, 1)?;
             reserve(&mut leads, 1)?;
-            self.ahead.push_back(Lead { hit, place });
-            leads.push(Lead { hit, place });
+            self.ahead.push_back(RankedRow { hit, place });
+            leads.push(RankedRow { hit, place });
         }
         let certain = leads.len();
         let mut rest = Vec::new();
@@ -131,7 +131,7 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// The rows that wait, nearest first, each once and none that has come out.
-    fn waiting_rows(&self) -> Result<Vec<Lead>, IndexError> {
+    fn waiting_rows(&self) -> Result<Vec<RankedRow>, IndexError> {
         let mut rows: Vec<Waiting> = collected(self.waiting.iter().copied())?;
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let mut seen: HashSet<Tid> = HashSet::new();
@@ -143,15 +143,18 @@ impl<S: PageStore> Scan<S> {
                 .is_some_and(|returned| returned.contains(&row.hit.tid));
             !out && seen.insert(row.hit.tid)
         });
-        collected(rows.into_iter().map(|Waiting { hit, place, .. }| Lead { hit, place }))
+        collected(
+            rows.into_iter()
+                .map(|Waiting { hit, place, .. }| RankedRow { hit, place }),
+        )
     }
 
     /// The vectors of these rows as they are stored, under cosine their directions. A row that was deleted meanwhile is
     /// left out.
-    pub fn vectors(&mut self, leads: &[Lead]) -> Result<Vec<Vec<f32>>, IndexError> {
+    pub fn vectors(&mut self, leads: &[RankedRow]) -> Result<Vec<Vec<f32>>, IndexError> {
         let (metric, element) = (self.meta.options.metric, self.meta.options.element);
         let mut vectors = with_room(leads.len())?;
-        for Lead { hit, place } in leads {
+        for RankedRow { hit, place } in leads {
             if let Some(vector) = Exact::read(&mut self.reader, &self.layout, element, *place, hit)? {
                 vectors.push(direction(vector, metric));
             }
@@ -172,7 +175,7 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// Starts the last round, by the query that `first` became. `front` has been given out.
-    pub fn follow(&mut self, first: &[f32], moved: &[f32], front: &[Lead]) -> Result<(), IndexError> {
+    pub fn follow(&mut self, first: &[f32], moved: &[f32], front: &[RankedRow]) -> Result<(), IndexError> {
         self.again(moved)?;
         if let Some(behind) = Behind::those(front) {
             // A row of an index over vectors has one entry, so that its address keeps it from coming twice there as well.
@@ -187,14 +190,20 @@ impl<S: PageStore> Scan<S> {
 
     /// Ranks `leads` (what [`Scan::leading`] found certain after `front`, which has been given out) by the moved query;
     /// `rest` (which was found certain after them) and the rows after it follow as before.
-    pub fn reorder(&mut self, moved: &[f32], front: &[Lead], leads: &[Lead], rest: &[Lead]) -> Result<(), IndexError> {
+    pub fn reorder(
+        &mut self,
+        moved: &[f32],
+        front: &[RankedRow],
+        leads: &[RankedRow],
+        rest: &[RankedRow],
+    ) -> Result<(), IndexError> {
         let first = leads.iter().map(|lead| lead.hit.distance);
-        let mut rows: Vec<(Lead, f64)> = self.at_distance_to(moved, leads)?.into_iter().zip(first).collect();
+        let mut rows: Vec<(RankedRow, f64)> = self.at_distance_to(moved, leads)?.into_iter().zip(first).collect();
         rows.sort_by(|(a, _), (b, _)| a.hit.distance.total_cmp(&b.hit.distance));
-        let mut rows: Vec<Lead> = match Behind::those(front) {
+        let mut rows: Vec<RankedRow> = match Behind::those(front) {
             None => rows.into_iter().map(|(lead, _)| lead).collect(),
             Some(mut behind) => {
-                let reported = |(mut lead, first): (Lead, f64)| {
+                let reported = |(mut lead, first): (RankedRow, f64)| {
                     lead.hit.distance = behind.reported(Some(first), lead.hit.distance);
                     lead
                 };
@@ -203,16 +212,16 @@ impl<S: PageStore> Scan<S> {
         };
         rows.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
         self.floor = rows.last().map_or(f64::NEG_INFINITY, |lead| lead.hit.distance);
-        rows.extend(rest.iter().map(|&Lead { mut hit, place }| {
+        rows.extend(rest.iter().map(|&RankedRow { mut hit, place }| {
             hit.distance = hit.distance.max(self.floor);
-            Lead { hit, place }
+            RankedRow { hit, place }
         }));
         self.ahead = rows.into();
         Ok(())
     }
 
     /// `leads` in the order of their distance to another query; the scan stays where it is.
-    pub fn sorted(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Lead>, IndexError> {
+    pub fn sorted(&mut self, query: &[f32], leads: &[RankedRow]) -> Result<Vec<RankedRow>, IndexError> {
         let mut sorted = self.at_distance_to(query, leads)?;
         sorted.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
         Ok(sorted)
@@ -220,13 +229,13 @@ impl<S: PageStore> Scan<S> {
 
     /// These rows at their distance to another query; of a row with several entries, the entry that was found. A row that
     /// was deleted meanwhile keeps its old distance.
-    fn at_distance_to(&mut self, query: &[f32], leads: &[Lead]) -> Result<Vec<Lead>, IndexError> {
+    fn at_distance_to(&mut self, query: &[f32], leads: &[RankedRow]) -> Result<Vec<RankedRow>, IndexError> {
         let mut other = Exact::new(query, self.meta.options.metric, self.meta.options.element);
         let mut moved = with_room(leads.len())?;
-        for &Lead { hit, place } in leads {
+        for &RankedRow { hit, place } in leads {
             let found = other.fetch(&mut self.reader, &self.layout, place, hit.tid, hit.ordinal)?;
             let hit = found.map_or(hit, |(hit, _)| hit);
-            moved.push(Lead { hit, place });
+            moved.push(RankedRow { hit, place });
         }
         Ok(moved)
     }

@@ -1,16 +1,16 @@
 //! One LLM in memory and the answers that it works on.
 
-use super::inbox::{Desk, Job};
+use super::inbox::{Inbox, Job};
 use super::pending::Pending;
 use super::planner::{Made, Planner, Prepared};
 use super::runtime::{Batcher, Event, Llm, Message, Piece, Prompt, Request};
 use super::wire::{Figures, Item, Part, PromptForm, Reply, Sampling};
 use crate::compute::memory::room_for;
 use crate::model::ModelError;
-use crate::serve::ipc::exchange::Sender;
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::memory::GivesBack;
-use crate::serve::ipc::statistics::add;
+use crate::serve::ipc::queues::Sender;
+use crate::serve::ipc::statistics::{Counters, add};
 use crate::serve::ipc::wire::MAX_MESSAGE;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct Active {
 }
 
 /// An LLM, its batch, and whose answers are in that.
-pub struct Loaded {
+pub struct Session {
     llm: Arc<Llm>,
     batcher: Batcher,
     active: HashMap<u64, Active>,
@@ -42,10 +42,10 @@ pub struct Loaded {
     _memory: GivesBack,
 }
 
-impl Loaded {
+impl Session {
     /// `threads` as the batcher takes them; `cache` bytes for the keys and values of all answers.
-    pub fn new(llm: Arc<Llm>, threads: usize, cache: usize) -> Result<Loaded, ModelError> {
-        Ok(Loaded {
+    pub fn new(llm: Arc<Llm>, threads: usize, cache: usize) -> Result<Session, ModelError> {
+        Ok(Session {
             batcher: Batcher::new(llm.clone(), threads, cache)?,
             llm,
             active: HashMap::new(),
@@ -175,74 +175,83 @@ impl Loaded {
     }
 
     /// One step of all answers. Stops between layers where the process ends, or all senders have left.
-    pub fn step(&mut self, desk: &Desk) {
+    pub fn step(&mut self, inbox: &Inbox) {
         if !self.has_steps() {
             return;
         }
         self.used = Instant::now();
-        let counters = &desk.outbox.account.counters;
+        let counters = &inbox.outbox.account.counters;
         let mut replies = Vec::new();
         self.admit(&mut replies);
         let mut over = Vec::new();
         let active = &self.active;
         let stop = || {
-            desk.stop.load(Ordering::Relaxed)
-                || desk.news.load(Ordering::Relaxed) && active.values().all(|active| active.sender.has_left())
+            inbox.stop.load(Ordering::Relaxed)
+                || inbox.news.load(Ordering::Relaxed) && active.values().all(|active| active.sender.has_left())
         };
         let mut sink = |key: u64, event: Event| {
             let Some(to) = active.get(&key) else { return };
-            let reply = match event {
-                Event::Token { id, text } => {
-                    add(&counters.tokens, 1);
-                    if !to.sender.has_left() {
-                        add(&to.sender.progress.tokens, 1);
-                    }
-                    Reply::Token { id: Some(id), text }
-                }
-                Event::Rest(text) => Reply::Token { id: None, text },
-                Event::Done {
-                    prompt_tokens,
-                    tokens,
-                    prefill_ms,
-                    decode_ms,
-                    reason: _,
-                } => {
-                    over.push(key);
-                    add(&counters.filled, prompt_tokens as u64);
-                    Reply::Done(Figures {
-                        prompt_tokens: prompt_tokens as u32,
-                        tokens: tokens as u32,
-                        prefill_ms,
-                        decode_ms,
-                    })
-                }
-                Event::Failed(error) => {
-                    over.push(key);
-                    Reply::Failed(fail(error))
-                }
-            };
-            replies.push((to.sender.clone(), to.number, reply));
+            if matches!(event, Event::Done { .. } | Event::Failed(_)) {
+                over.push(key);
+            }
+            replies.push((to.sender.clone(), to.number, to.reply(event, counters)));
         };
         let result = self.batcher.step(&stop, &mut sink);
         for key in over {
             self.active.remove(&key);
             self.pending.release(key);
         }
-        match result {
-            Ok(_) | Err(ModelError::Stopped) => {}
-            Err(error) => {
-                // What the batch holds is not known any more: its answers end, and the next ones get a new one.
-                let failure = fail(error);
-                for (key, active) in self.active.drain() {
-                    self.pending.release(key);
-                    replies.push((active.sender, active.number, Reply::Failed(failure.clone())));
-                }
-                if let Ok(batcher) = Batcher::new(self.llm.clone(), self.threads, self.cache) {
-                    self.batcher = batcher;
-                }
-            }
+        if let Err(error) = result
+            && !matches!(error, ModelError::Stopped)
+        {
+            self.begin_anew(error, &mut replies);
         }
-        desk.reply(replies);
+        inbox.reply(replies);
+    }
+
+    /// After an error of a step: what the batch holds is not known any more, so its answers end, and the next ones get a new
+    /// one.
+    fn begin_anew(&mut self, error: ModelError, replies: &mut Vec<(Arc<Sender>, u64, Reply)>) {
+        let failure = fail(error);
+        for (key, active) in self.active.drain() {
+            self.pending.release(key);
+            replies.push((active.sender, active.number, Reply::Failed(failure.clone())));
+        }
+        if let Ok(batcher) = Batcher::new(self.llm.clone(), self.threads, self.cache) {
+            self.batcher = batcher;
+        }
+    }
+}
+
+impl Active {
+    /// What the sender is told of an event, which is counted.
+    fn reply(&self, event: Event, counters: &Counters) -> Reply {
+        match event {
+            Event::Token { id, text } => {
+                add(&counters.tokens, 1);
+                if !self.sender.has_left() {
+                    add(&self.sender.progress.tokens, 1);
+                }
+                Reply::Token { id: Some(id), text }
+            }
+            Event::Rest(text) => Reply::Token { id: None, text },
+            Event::Done {
+                prompt_tokens,
+                tokens,
+                prefill_ms,
+                decode_ms,
+                reason: _,
+            } => {
+                add(&counters.filled, prompt_tokens as u64);
+                Reply::Done(Figures {
+                    prompt_tokens: prompt_tokens as u32,
+                    tokens: tokens as u32,
+                    prefill_ms,
+                    decode_ms,
+                })
+            }
+            Event::Failed(error) => Reply::Failed(fail(error)),
+        }
     }
 }
 

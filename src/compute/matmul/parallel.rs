@@ -1,6 +1,6 @@
 //! One product by itself, divided between the threads of a pool as the forward pass divides its own.
 
-use super::gemm::Finish;
+use super::gemm::Epilogue;
 use super::linear::{Linear, Rows};
 use crate::compute::ComputeError;
 use crate::compute::cpu::buffer::Shared;
@@ -15,7 +15,7 @@ const LARGEST_TILE: usize = 16;
 /// Fewest rows of a block, below which the columns are divided instead.
 const FEWEST_ROWS: usize = 28;
 
-/// `A^T`: `columns` rows from rows of `columns` numbers.
+/// `A^T`: `columns` rows from rows of `columns` elements.
 ///
 /// # Errors
 /// [`ComputeError::Memory`] where there is too little.
@@ -31,38 +31,38 @@ pub fn transposed(a: &[f32], columns: usize) -> Result<Vec<f32>, ComputeError> {
 }
 
 /// Memory for products of one size, used again and again.
-pub struct Apply {
+pub struct Matmul {
     rows: Vec<Mutex<Rows>>,
 }
 
-impl Apply {
-    /// Memory for products of any number of rows of up to `inputs` numbers on the threads of `pool`.
-    pub fn new(pool: &Pool, inputs: usize) -> Result<Apply, ComputeError> {
+impl Matmul {
+    /// Memory for products of any number of rows of up to `inputs` elements on the threads of `pool`.
+    pub fn new(pool: &Pool, inputs: usize) -> Result<Matmul, ComputeError> {
         // Undivided rows are prepared at once, by the caller's thread; others a block at a time.
         let rows = (BLOCK_ROWS + LARGEST_TILE).max(pool.threads() * FEWEST_ROWS);
         let each = (0..pool.threads()).map(|_| Ok(Mutex::new(Rows::new(rows, inputs)?)));
-        Ok(Apply {
+        Ok(Matmul {
             rows: each.collect::<Result<_, ComputeError>>()?,
         })
     }
 
-    /// `out = x W^T + b`: rows of `linear.inputs()` numbers to rows of `linear.outputs()`.
+    /// `out = x W^T + b`: rows of `linear.inputs()` elements to rows of `linear.outputs()`.
     pub fn run(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
-        self.finish(pool, linear, x, out, Finish::Bias)
+        self.with_epilogue(pool, linear, x, out, Epilogue::Bias)
     }
 
     /// `out = out + x W^T + b`.
     pub fn add(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
-        self.finish(pool, linear, x, out, Finish::Residual)
+        self.with_epilogue(pool, linear, x, out, Epilogue::Residual)
     }
 
-    fn finish(
+    fn with_epilogue(
         &self,
         pool: &Pool,
         linear: &Linear,
         x: &[f32],
         out: &mut [f32],
-        finish: Finish,
+        epilogue: Epilogue,
     ) -> Result<(), ComputeError> {
         let (inputs, outputs) = (linear.inputs(), linear.outputs());
         let rows = x.len() / inputs;
@@ -80,7 +80,7 @@ impl Apply {
             return pool.run(tasks, |task| {
                 let range = panels * task / tasks..panels * (task + 1) / tasks;
                 // SAFETY: each task has columns of its own, and `x` is another slice than `out`.
-                unsafe { linear.product(input, range, out, 0, outputs, finish) }
+                unsafe { linear.product(input, range, out, 0, outputs, epilogue) }
             });
         }
         // As many blocks for each thread, of as many rows, so that none waits long for the last one.
@@ -92,7 +92,7 @@ impl Apply {
             let mut memory = self.rows[thread].lock();
             let input = linear.prepare(&x[first * inputs..][..count * inputs], &mut memory);
             // SAFETY: each task has rows of its own, and `x` is another slice than `out`.
-            unsafe { linear.product(input, 0..panels, out, first * outputs, outputs, finish) }
+            unsafe { linear.product(input, 0..panels, out, first * outputs, outputs, epilogue) }
         })
     }
 }

@@ -11,7 +11,7 @@
 //! with `f = |r|^2 / <r, s>`, `e` the deviation above without `|y|`. The lower bound is
 //! `add + list's part + scale * <s, q> - EPSILON * error * |y|`.
 
-use super::page::{Lane, Layout, Place};
+use super::page::{Lane, Layout, RecordPtr};
 use super::store::PageBytes;
 use super::types::Metric;
 use crate::compute::vectors::fastscan::{BLOCK, Slices, Table, put_block, put_row};
@@ -134,7 +134,7 @@ pub fn put(layout: &Layout, page: &mut PageBytes, lane: usize, value: &Lane, res
 }
 
 /// A lane from its parts.
-pub fn lane(factors: Factors, tid: u64, ordinal: u32, place: Place) -> Lane {
+pub fn lane(factors: Factors, tid: u64, ordinal: u32, place: RecordPtr) -> Lane {
     Lane {
         add: factors.add,
         scale: factors.scale,
@@ -321,7 +321,7 @@ mod tests {
                             &layout,
                             &mut page,
                             i,
-                            &lane(factors, 1, 0, Place { block: 1, slot: 0 }),
+                            &lane(factors, 1, 0, RecordPtr { block: 1, slot: 0 }),
                             &residual,
                         );
                     }

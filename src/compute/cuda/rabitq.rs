@@ -1,13 +1,13 @@
-//! Index builds on a card: nearest centroids, the rotation, 1-bit codes. From and to host memory, in pieces.
+//! Index builds on a gpu: nearest centroids, the rotation, 1-bit codes. From and to host memory, in pieces.
 
 use super::super::ComputeError;
-use super::card::{Memory, Stream};
 use super::engine::Engine;
+use super::gpu::{Memory, Stream};
 use crate::compute::cpu::memory::{collected, with_room};
 use crate::compute::vectors::rotation::Rotation;
 use std::sync::Arc;
 
-/// Numbers of a piece: enough to fill a card, and some hundred MB with what is computed from it.
+/// Elements of a piece: enough to fill a GPU, and some hundred MB with what is computed from it.
 const PIECE: usize = 1 << 25;
 
 /// A stream for the work of an index build.
@@ -16,7 +16,7 @@ pub struct Coder {
     stream: Stream,
 }
 
-/// Centroids on the card, as [`Coder::nearest`] and [`Coder::encode`] read them.
+/// Centroids on the GPU, as [`Coder::nearest`] and [`Coder::encode`] read them.
 pub struct Centroids {
     values: Memory<f32>,
     half_norms: Memory<f32>,
@@ -35,7 +35,7 @@ impl Coder {
     pub fn new(engine: &Arc<Engine>) -> Result<Coder, ComputeError> {
         Ok(Coder {
             engine: engine.clone(),
-            stream: Stream::new(&engine.card)?,
+            stream: Stream::new(&engine.gpu)?,
         })
     }
 
@@ -62,8 +62,8 @@ impl Coder {
         for piece in rows.chunks(PIECE.next_multiple_of(dimensions)) {
             let count = piece.len() / dimensions;
             let from = Memory::from_slice(&self.stream, piece)?;
-            let places = Memory::new(&self.engine.card, count)?;
-            let distances = Memory::new(&self.engine.card, count)?;
+            let places = Memory::new(&self.engine.gpu, count)?;
+            let distances = Memory::new(&self.engine.gpu, count)?;
             let Centroids { values, half_norms, .. } = centroids;
             let launch = self.engine.on(&self.stream);
             launch.nearest_centroid(&from, values, half_norms, &places, &distances, count, dimensions)?;
@@ -86,7 +86,7 @@ impl Coder {
         for piece in vectors.chunks(PIECE.next_multiple_of(dimensions)) {
             let count = piece.len() / dimensions;
             let from = Memory::from_slice(&self.stream, piece)?;
-            let out = Memory::new(&self.engine.card, count * padded)?;
+            let out = Memory::new(&self.engine.gpu, count * padded)?;
             self.engine
                 .on(&self.stream)
                 .rotate(&from, &signs, &out, count, dimensions, padded)?;
@@ -122,10 +122,10 @@ impl Coder {
         let rows = (PIECE / padded).max(1);
         for (piece, lists) in rotated.chunks(rows * padded).zip(lists.chunks(rows)) {
             let count = lists.len();
-            let (card, stream) = (&self.engine.card, &self.stream);
+            let (gpu, stream) = (&self.engine.gpu, &self.stream);
             let from = Memory::from_slice(stream, piece)?;
             let places = Memory::from_slice(stream, lists)?;
-            let (factors, words) = (Memory::new(card, count * 3)?, Memory::new(card, count * padded / 32)?);
+            let (factors, words) = (Memory::new(gpu, count * 3)?, Memory::new(gpu, count * padded / 32)?);
             let launch = self.engine.on(stream);
             launch.encode(
                 &from,
@@ -146,11 +146,11 @@ impl Coder {
     }
 }
 
-fn whole(numbers: &[f32], width: usize) -> Result<(), ComputeError> {
-    if width == 0 || !numbers.len().is_multiple_of(width) {
+fn whole(elements: &[f32], width: usize) -> Result<(), ComputeError> {
+    if width == 0 || !elements.len().is_multiple_of(width) {
         return Err(ComputeError::Shape(format!(
             "{} numbers in rows of {width}",
-            numbers.len()
+            elements.len()
         )));
     }
     Ok(())

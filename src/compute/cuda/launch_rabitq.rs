@@ -1,11 +1,9 @@
 //! The launches of index builds: nearest centroids, rotation, codes. Like `launch.rs`, which has those of the passes.
 
 use super::super::ComputeError;
-use super::card::Memory;
+use super::gpu::Memory;
 use super::launch::{Launch, count, fits, number, parameters};
-
-/// Most components of a vector that is rotated on a card.
-pub const ROTATED: usize = 16_384;
+use super::shared_memory::ROTATED;
 
 impl Launch<'_> {
     /// The nearest of `half_norms.len()` centroids of each row, and the squared distance to it.
@@ -50,7 +48,7 @@ impl Launch<'_> {
         )
     }
 
-    /// Vectors of `dimensions` numbers to rotated ones of `padded`; `signs` are those of the rotation.
+    /// Vectors of `dimensions` elements to rotated ones of `padded`; `signs` are those of the rotation.
     pub fn rotate(
         &self,
         vectors: &Memory<f32>,
@@ -60,7 +58,7 @@ impl Launch<'_> {
         dimensions: usize,
         padded: usize,
     ) -> Result<(), ComputeError> {
-        let limit = ROTATED.min(self.stream.card.shared_memory / size_of::<f32>());
+        let limit = ROTATED.min(self.stream.gpu.shared_memory / size_of::<f32>());
         if padded == 0 || dimensions > padded || padded > limit {
             return Err(ComputeError::Shape(format!(
                 "rotation of {dimensions} in {padded} numbers, at most {limit}"

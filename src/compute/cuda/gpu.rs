@@ -1,8 +1,8 @@
-//! One card: its context, memory, streams, events and graphs, with the driver's errors sorted into kinds.
+//! One gpu: its context, memory, streams, events and graphs, with the driver's errors sorted into kinds.
 //!
-//! Every call makes the card's primary context current in the calling thread first, so any thread may call. Values of this
-//! file keep their card alive and give back what they hold when they are dropped; a failure to give back is ignored,
-//! because it only happens when the card is gone.
+//! Every call makes the GPU's primary context current in the calling thread first, so any thread may call. Values of this
+//! file keep their GPU alive and give back what they hold when they are dropped; a failure to give back is ignored,
+//! because it only happens when the GPU is gone.
 
 use super::super::ComputeError;
 use super::library;
@@ -11,9 +11,9 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// What can be known of a card without using it.
+/// What can be known of a GPU without using it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CardInfo {
+pub struct GpuInfo {
     pub ordinal: u32,
     pub name: String,
     /// Bytes of device memory.
@@ -22,19 +22,19 @@ pub struct CardInfo {
     pub capability: (u32, u32),
 }
 
-/// An open card.
-pub struct Card {
-    pub info: CardInfo,
+/// An open GPU.
+pub struct Gpu {
+    pub info: GpuInfo,
     /// Bytes of shared memory that a block may ask for.
     pub shared_memory: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
 }
 
-// SAFETY: the driver's handles may be used from any thread once the context is current there (`Card::enter`).
-unsafe impl Send for Card {}
+// SAFETY: the driver's handles may be used from any thread once the context is current there (`Gpu::enter`).
+unsafe impl Send for Gpu {}
 // SAFETY: as above; the driver synchronises its own state.
-unsafe impl Sync for Card {}
+unsafe impl Sync for Gpu {}
 
 /// An error of the driver as ours. `bytes` is what an allocation asked for.
 pub(super) fn sorted(call: &'static str, error: result::DriverError, bytes: usize) -> ComputeError {
@@ -51,7 +51,7 @@ pub(super) fn sorted(call: &'static str, error: result::DriverError, bytes: usiz
     };
     match error.0 {
         CUDA_ERROR_OUT_OF_MEMORY => ComputeError::DeviceMemory { bytes },
-        // The context cannot be used again after any of these; some mean a broken kernel, some a broken card.
+        // The context cannot be used again after any of these; some mean a broken kernel, some a broken GPU.
         CUDA_ERROR_DEINITIALIZED
         | CUDA_ERROR_DEVICE_UNAVAILABLE
         | CUDA_ERROR_NO_DEVICE
@@ -78,8 +78,8 @@ pub(super) fn check(call: &'static str, status: sys::CUresult) -> Result<(), Com
     status.result().map_err(|error| sorted(call, error, 0))
 }
 
-/// The cards of this machine; none where CUDA is missing or no card answers. Starts CUDA in this process.
-pub fn cards() -> Vec<CardInfo> {
+/// The GPUs of this machine; none where CUDA is missing or no GPU answers. Starts CUDA in this process.
+pub fn gpus() -> Vec<GpuInfo> {
     if !library::has_driver() || result::init().is_err() {
         return Vec::new();
     }
@@ -90,14 +90,14 @@ pub fn cards() -> Vec<CardInfo> {
         .collect()
 }
 
-fn describe(ordinal: i32) -> Result<(CardInfo, sys::CUdevice), ComputeError> {
+fn describe(ordinal: i32) -> Result<(GpuInfo, sys::CUdevice), ComputeError> {
     use sys::CUdevice_attribute_enum::*;
     let failed = |error| sorted("cuDeviceGet", error, 0);
     let device = result::device::get(ordinal).map_err(failed)?;
     // SAFETY: the device was just given by the driver.
     unsafe {
         let attribute = |which| result::device::get_attribute(device, which).map_err(failed);
-        let info = CardInfo {
+        let info = GpuInfo {
             ordinal: ordinal as u32,
             name: result::device::get_name(device).map_err(failed)?,
             memory: result::device::total_mem(device).map_err(failed)? as u64,
@@ -110,10 +110,10 @@ fn describe(ordinal: i32) -> Result<(CardInfo, sys::CUdevice), ComputeError> {
     }
 }
 
-impl Card {
-    /// Opens the card of that number. Fails where CUDA is missing, no such card is there, or it is too old (compute
+impl Gpu {
+    /// Opens the GPU of that number. Fails where CUDA is missing, no such GPU is there, or it is too old (compute
     /// capability 8.0 brought what the kernels need).
-    pub fn open(ordinal: u32) -> Result<Arc<Card>, ComputeError> {
+    pub fn open(ordinal: u32) -> Result<Arc<Gpu>, ComputeError> {
         library::require_all()?;
         result::init().map_err(|error| sorted("cuInit", error, 0))?;
         let count = result::device::get_count().map_err(|error| sorted("cuDeviceGetCount", error, 0))?;
@@ -137,17 +137,17 @@ impl Card {
                 result::primary_ctx::retain(device).map_err(|error| sorted("cuDevicePrimaryCtxRetain", error, 0))?,
             )
         };
-        let card = Card {
+        let gpu = Gpu {
             info,
             shared_memory: shared_memory.max(0) as usize,
             device,
             context,
         };
-        card.enter()?;
-        Ok(Arc::new(card))
+        gpu.enter()?;
+        Ok(Arc::new(gpu))
     }
 
-    /// Makes the card's context current in this thread.
+    /// Makes the GPU's context current in this thread.
     pub(super) fn enter(&self) -> Result<(), ComputeError> {
         // SAFETY: the context is retained for the life of `self`.
         unsafe { result::ctx::set_current(self.context) }.map_err(|error| sorted("cuCtxSetCurrent", error, 0))
@@ -160,14 +160,14 @@ impl Card {
     }
 }
 
-impl Drop for Card {
+impl Drop for Gpu {
     fn drop(&mut self) {
         // SAFETY: retained in `open`, released once.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }
 
-/// Numbers whose every bit pattern is a value, in the same layout on both sides.
+/// Elements whose every bit pattern is a value, in the same layout on both sides.
 pub trait Plain: Copy + Default + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for u16 {}
@@ -176,23 +176,23 @@ impl Plain for f32 {}
 impl Plain for half::bf16 {}
 impl Plain for [u32; 4] {}
 
-/// Device memory of `length` numbers, not initialised.
+/// Device memory of `length` elements, not initialised.
 pub struct Memory<T: Plain> {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     address: sys::CUdeviceptr,
     length: usize,
     kind: PhantomData<T>,
 }
 
 impl<T: Plain> Memory<T> {
-    /// Allocates; [`ComputeError::DeviceMemory`] where the card has not that much left.
-    pub fn new(card: &Arc<Card>, length: usize) -> Result<Memory<T>, ComputeError> {
-        card.enter()?;
+    /// Allocates; [`ComputeError::DeviceMemory`] where the GPU has not that much left.
+    pub fn new(gpu: &Arc<Gpu>, length: usize) -> Result<Memory<T>, ComputeError> {
+        gpu.enter()?;
         let bytes = length.max(1).saturating_mul(size_of::<T>());
         // SAFETY: the memory is owned by the value that is returned, and freed once.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| sorted("cuMemAlloc", error, bytes))?;
         Ok(Memory {
-            card: card.clone(),
+            gpu: gpu.clone(),
             address,
             length,
             kind: PhantomData,
@@ -200,9 +200,9 @@ impl<T: Plain> Memory<T> {
     }
 
     /// Allocates and copies; ends when the copy is done.
-    pub fn from_slice(stream: &Stream, numbers: &[T]) -> Result<Memory<T>, ComputeError> {
-        let memory = Memory::new(&stream.card, numbers.len())?;
-        memory.write(stream, numbers)?;
+    pub fn from_slice(stream: &Stream, elements: &[T]) -> Result<Memory<T>, ComputeError> {
+        let memory = Memory::new(&stream.gpu, elements.len())?;
+        memory.write(stream, elements)?;
         stream.wait()?;
         Ok(memory)
     }
@@ -224,33 +224,33 @@ impl<T: Plain> Memory<T> {
         self.address
     }
 
-    /// Starts to copy numbers to the front. `numbers` must stay as they are until the stream has been waited for, unless
+    /// Starts to copy elements to the front. `elements` must stay as they are until the stream has been waited for, unless
     /// the memory is pageable: then they are copied before this returns.
-    pub(super) fn write(&self, stream: &Stream, numbers: &[T]) -> Result<(), ComputeError> {
-        if numbers.len() > self.length {
+    pub(super) fn write(&self, stream: &Stream, elements: &[T]) -> Result<(), ComputeError> {
+        if elements.len() > self.length {
             return Err(ComputeError::Shape(format!(
                 "{} numbers into device memory of {}",
-                numbers.len(),
+                elements.len(),
                 self.length
             )));
         }
-        if numbers.is_empty() {
+        if elements.is_empty() {
             return Ok(());
         }
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: the range fits (just checked) and `T` is plain.
         let status = unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 self.address,
-                numbers.as_ptr().cast(),
-                size_of_val(numbers),
+                elements.as_ptr().cast(),
+                size_of_val(elements),
                 stream.handle,
             )
         };
         check("cuMemcpyHtoDAsync", status)
     }
 
-    /// Starts to copy numbers from the front into pinned memory.
+    /// Starts to copy elements from the front into pinned memory.
     pub(super) fn read_into(&self, stream: &Stream, to: &mut Pinned<T>, count: usize) -> Result<(), ComputeError> {
         if count > self.length || count > to.length {
             return Err(ComputeError::Shape(format!(
@@ -261,7 +261,7 @@ impl<T: Plain> Memory<T> {
         if count == 0 {
             return Ok(());
         }
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: both ranges fit (just checked); pinned memory may be written while the host goes on, and its owner reads
         // it after waiting for the stream.
         let status =
@@ -269,9 +269,9 @@ impl<T: Plain> Memory<T> {
         check("cuMemcpyDtoHAsync", status)
     }
 
-    /// All numbers; waits for the stream.
+    /// All elements; waits for the stream.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>, ComputeError> {
-        let mut pinned = Pinned::new(&self.card, self.length)?;
+        let mut pinned = Pinned::new(&self.gpu, self.length)?;
         self.read_into(stream, &mut pinned, self.length)?;
         stream.wait()?;
         Ok(pinned.as_slice().to_vec())
@@ -280,16 +280,16 @@ impl<T: Plain> Memory<T> {
 
 impl<T: Plain> Drop for Memory<T> {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: allocated in `new`, freed once. The driver waits for the work that uses it.
             let _ = unsafe { result::free_sync(self.address) };
         }
     }
 }
 
-/// Host memory that the card copies from and to by itself.
+/// Host memory that the GPU copies from and to by itself.
 pub struct Pinned<T: Plain> {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     memory: *mut T,
     length: usize,
 }
@@ -298,9 +298,9 @@ pub struct Pinned<T: Plain> {
 unsafe impl<T: Plain> Send for Pinned<T> {}
 
 impl<T: Plain> Pinned<T> {
-    /// Memory for `length` numbers, set to zero.
-    pub fn new(card: &Arc<Card>, length: usize) -> Result<Pinned<T>, ComputeError> {
-        card.enter()?;
+    /// Memory for `length` elements, set to zero.
+    pub fn new(gpu: &Arc<Gpu>, length: usize) -> Result<Pinned<T>, ComputeError> {
+        gpu.enter()?;
         let bytes = length.max(1).saturating_mul(size_of::<T>());
         // SAFETY: the memory is owned by the value that is returned; it is written before it is ever read.
         let memory: *mut T = unsafe { result::malloc_host(bytes, 0) }
@@ -312,14 +312,14 @@ impl<T: Plain> Pinned<T> {
         // SAFETY: `bytes` bytes were just allocated, and zero is a value of every plain number.
         unsafe { memory.cast::<u8>().write_bytes(0, bytes) };
         Ok(Pinned {
-            card: card.clone(),
+            gpu: gpu.clone(),
             memory,
             length,
         })
     }
 
     pub fn as_slice(&self) -> &[T] {
-        // SAFETY: initialised memory of `length` numbers.
+        // SAFETY: initialised memory of `length` elements.
         unsafe { std::slice::from_raw_parts(self.memory, self.length) }
     }
 
@@ -331,16 +331,16 @@ impl<T: Plain> Pinned<T> {
 
 impl<T: Plain> Drop for Pinned<T> {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
         }
     }
 }
 
-/// A queue of work on the card.
+/// A queue of work on the GPU.
 pub struct Stream {
-    pub(super) card: Arc<Card>,
+    pub(super) gpu: Arc<Gpu>,
     pub(super) handle: sys::CUstream,
 }
 
@@ -350,26 +350,26 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    pub fn new(card: &Arc<Card>) -> Result<Stream, ComputeError> {
-        card.enter()?;
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Stream, ComputeError> {
+        gpu.enter()?;
         let handle = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| sorted("cuStreamCreate", error, 0))?;
         Ok(Stream {
-            card: card.clone(),
+            gpu: gpu.clone(),
             handle,
         })
     }
 
     /// Waits until all work so far is done.
     pub fn wait(&self) -> Result<(), ComputeError> {
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.handle) }.map_err(|error| sorted("cuStreamSynchronize", error, 0))
     }
 
     /// Records what `work` puts on this stream instead of running it.
     pub fn capture(&self, work: impl FnOnce() -> Result<(), ComputeError>) -> Result<Graph, ComputeError> {
-        self.card.enter()?;
+        self.gpu.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives as long as `self`; a capture that was begun is ended below in every case.
         unsafe { result::stream::begin_capture(self.handle, mode) }
@@ -387,7 +387,7 @@ impl Stream {
             executable.map_err(|error| sorted("cuGraphInstantiate", error, 0))?
         };
         Ok(Graph {
-            card: self.card.clone(),
+            gpu: self.gpu.clone(),
             executable,
         })
     }
@@ -395,7 +395,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: created in `new`, destroyed once.
             let _ = unsafe { result::stream::destroy(self.handle) };
         }
@@ -404,7 +404,7 @@ impl Drop for Stream {
 
 /// Work that was recorded, with the addresses it was recorded with.
 pub struct Graph {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     executable: sys::CUgraphExec,
 }
 
@@ -414,7 +414,7 @@ unsafe impl Send for Graph {}
 impl Graph {
     /// Runs the work on a stream. The memory that it was recorded with is still allocated.
     pub fn launch(&self, stream: &Stream) -> Result<(), ComputeError> {
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: graph and stream live as long as the borrowed values.
         unsafe { result::graph::launch(self.executable, stream.handle) }
             .map_err(|error| sorted("cuGraphLaunch", error, 0))
@@ -423,7 +423,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: instantiated in `capture`, destroyed once.
             let _ = unsafe { result::graph::exec_destroy(self.executable) };
         }
@@ -432,7 +432,7 @@ impl Drop for Graph {
 
 /// A point in a stream, with its time.
 pub struct Event {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     handle: sys::CUevent,
 }
 
@@ -440,26 +440,26 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
-    pub fn new(card: &Arc<Card>) -> Result<Event, ComputeError> {
-        card.enter()?;
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Event, ComputeError> {
+        gpu.enter()?;
         let handle = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
             .map_err(|error| sorted("cuEventCreate", error, 0))?;
         Ok(Event {
-            card: card.clone(),
+            gpu: gpu.clone(),
             handle,
         })
     }
 
     /// Marks the end of the stream's work so far.
     pub fn record(&self, stream: &Stream) -> Result<(), ComputeError> {
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: event and stream live as long as the borrowed values.
         unsafe { result::event::record(self.handle, stream.handle) }.map_err(|error| sorted("cuEventRecord", error, 0))
     }
 
-    /// Seconds on the card between two recorded events that have passed.
+    /// Seconds on the GPU between two recorded events that have passed.
     pub fn seconds_since(&self, earlier: &Event) -> Result<f64, ComputeError> {
-        self.card.enter()?;
+        self.gpu.enter()?;
         // SAFETY: both events live.
         unsafe { result::event::elapsed(earlier.handle, self.handle) }
             .map(|milliseconds| f64::from(milliseconds) / 1e3)
@@ -469,7 +469,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: created in `new`, destroyed once.
             let _ = unsafe { result::event::destroy(self.handle) };
         }

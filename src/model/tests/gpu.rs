@@ -1,4 +1,4 @@
-//! A real model on a card (or the emulated one) against the same model on the processor.
+//! A real model on a GPU (or the emulated one) against the same model on the processor.
 
 use super::families::{Sizes, mistral, modern_bert, qwen3};
 use crate::compute::cuda::testing::bench;
@@ -24,8 +24,8 @@ fn minilm_on_a_card_is_close_to_f32() {
     let Some(_bench) = bench() else { return };
     let cpu = Encoder::open(&dir).unwrap();
     let cache = tempfile::tempdir().unwrap();
-    let card = Encoder::open_on(&dir, Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
-    assert_eq!(card.precision(), Precision::Bf16);
+    let gpu = Encoder::open_on(&dir, Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
+    assert_eq!(gpu.precision(), Precision::Bf16);
     let pool = Pool::new(2).unwrap();
     let mut batch: Vec<Sequence> = TEXTS.iter().map(|text| cpu.text(Role::Plain, text).unwrap()).collect();
     let spans = Read::Spans(vec![0..3, 2..9, 1..2]);
@@ -37,14 +37,14 @@ fn minilm_on_a_card_is_close_to_f32() {
         ids: batch[0].ids.clone(),
         read: Read::Spans(Vec::new()),
     });
-    let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), card.encode(&pool, &batch).unwrap());
+    let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), gpu.encode(&pool, &batch).unwrap());
     assert_eq!(expected.len(), found.len());
     for (expected, found) in expected.iter().zip(&found) {
         let cosine = cosine(expected, found);
         println!("cosine to f32: {cosine:.6}");
         assert!(cosine >= 0.9995, "{cosine}");
     }
-    let alone = card.encode(&pool, &batch[2..3]).unwrap();
+    let alone = gpu.encode(&pool, &batch[2..3]).unwrap();
     assert!(
         alone[0] == found[2],
         "a text's vector has the same bits alone and in a batch"
@@ -53,7 +53,7 @@ fn minilm_on_a_card_is_close_to_f32() {
     assert!(matches!(missing, Err(ModelError::Compute(ComputeError::Device(_)))));
 }
 
-/// Heads of 32 numbers, as the card's kernels need; more query heads than the hidden size holds, as Qwen3 has.
+/// Heads of 32 numbers, as the GPU's kernels need; more query heads than the hidden size holds, as Qwen3 has.
 const SIZES: Sizes = Sizes {
     hidden: 64,
     heads: 4,
@@ -89,14 +89,14 @@ fn decoders_on_a_card_are_close_to_f32() {
     ] {
         let dir = maker.write();
         let cpu = Encoder::open(dir.path()).unwrap();
-        let card = Encoder::open_on(dir.path(), Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
-        assert!(card.memory() > 0);
+        let gpu = Encoder::open_on(dir.path(), Device::Cuda(0), Precision::F32, Some(cache.path())).unwrap();
+        assert!(gpu.memory() > 0);
         let batch = sequences(&cpu);
         assert!(
             batch.iter().any(|sequence| sequence.ids.len() > 40),
             "longer than the window"
         );
-        let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), card.encode(&pool, &batch).unwrap());
+        let (expected, found) = (cpu.encode(&pool, &batch).unwrap(), gpu.encode(&pool, &batch).unwrap());
         assert_eq!(expected.len(), found.len());
         let least = expected
             .iter()
@@ -106,7 +106,7 @@ fn decoders_on_a_card_are_close_to_f32() {
         println!("{name}: least cosine to f32 {least:.6}");
         assert!(least >= 0.9995, "{name}: {least}");
         assert!(
-            card.encode(&pool, &batch[1..2]).unwrap()[0] == found[1],
+            gpu.encode(&pool, &batch[1..2]).unwrap()[0] == found[1],
             "{name}: alone and in a batch"
         );
     }

@@ -7,12 +7,15 @@ pub mod evidence;
 pub mod feedback;
 pub mod file;
 pub mod gate;
+pub mod kind;
 pub mod lexsem;
 pub mod situate;
 pub mod text_feedback;
 pub mod train;
 pub mod whiten;
 pub mod xrag;
+
+pub use kind::{Bridge, BridgeKind};
 
 /// What can go wrong in a bridge.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@
 //! Parameters are one row of numbers, in the order of [`Shape::ranges`], matrices row-major.
 
 use super::linear::{add_scaled, apply, dot, unit};
-use crate::bridge::{BridgeError, file};
+use crate::bridge::{BridgeError, BridgeKind, file};
 use serde_json::{Map, Value};
 use std::ops::Range;
 
@@ -19,8 +19,8 @@ use std::ops::Range;
 const REACH: usize = 3;
 /// Neighbours and the document's mean.
 pub const SOURCES: usize = 2 * REACH + 1;
-/// What the file and the registry call it.
-pub const KIND: &str = "situate";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::Situate;
 const NAMES: [&str; 5] = ["map", "values", "query", "key", "bias"];
 
 /// Dimensions of vectors, and of the space in which chunk and source meet.

@@ -11,11 +11,12 @@ pub use train::{TextFeedbackOptions, train};
 
 use super::BridgeError;
 use super::file::{self, Tensors};
+use super::kind::BridgeKind;
 use crate::model::overlay::Replaced;
 use serde_json::{Map, Value, json};
 
-/// The name of this kind of bridge.
-pub const KIND: &str = "feedback";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::TextFeedback;
 /// Most passages that are read with a query.
 pub const MOST_PASSAGES: usize = 20;
 
@@ -45,6 +46,7 @@ impl Reading {
 }
 
 /// A bridge's file, read.
+#[derive(Debug)]
 pub struct TextFeedback {
     pub reading: Reading,
     /// What takes the place of the model's own tensors.

@@ -5,14 +5,14 @@
 //! `projector.projector.2.weight` (F32, tokens * width x hidden), `.2.bias`. The metadata may say `llm` (the fingerprint of
 //! the LLM) and `normalized` (whether it was trained on vectors of length 1).
 
-use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
+use crate::bridge::{BridgeError, BridgeKind};
 use crate::compute::memory::collected;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-/// The name of this kind of bridge.
-pub const KIND: &str = "xrag";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::Xrag;
 
 /// One affine map, `outputs` rows of weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -282,7 +282,7 @@ mod tests {
         let other: [(&str, Vec<usize>, &[f32]); 1] = [("map", vec![1], &[1.0])];
         let bad = file::write(KIND, 1, Map::new(), &other).expect("written");
         assert!(matches!(Projector::read(&bad), Err(BridgeError::File(_))));
-        let adapter = file::write("adapter", 1, Map::new(), &other).expect("written");
+        let adapter = file::write(BridgeKind::Adapter, 1, Map::new(), &other).expect("written");
         assert!(matches!(Projector::read(&adapter), Err(BridgeError::File(_))));
         let whole = bytes(Map::new());
         for cut in 0..whole.len() {

@@ -3,10 +3,11 @@
 //! The registry's row is read under the statement's snapshot, whoever asks: an index's own rows must not depend on the
 //! privileges of whoever inserts. What was read is kept by the backend under the hash of the weights.
 
-use crate::bridge::BridgeError;
+use super::registry::kind_of;
 use crate::bridge::adapter::{Adapter, Side};
-use crate::bridge::situate::bridge::{Bridge, KIND};
+use crate::bridge::situate::bridge::Bridge as SituateBridge;
 use crate::bridge::train::judged::Verdict;
+use crate::bridge::{Bridge, BridgeError};
 use crate::pg::catalog::read::room_for_copy;
 use crate::pg::ereport::fail_full;
 use crate::pg::error::OrRaise;
@@ -23,11 +24,12 @@ const KEPT: usize = 4;
 pub struct PassageBridge {
     /// Hash of its weights.
     pub hash: String,
-    kind: Kind,
+    change: Change,
 }
 
-enum Kind {
-    Situate(Bridge),
+/// What it does to vectors.
+enum Change {
+    Situate(SituateBridge),
     Adapter(Adapter),
 }
 
@@ -142,27 +144,22 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
         Vec::<u8>::from_datum(row.weights, false)
     };
     let bytes = bytes.unwrap_or_default();
-    let kind = match kind.as_str() {
-        KIND => Bridge::read(&bytes).map(Kind::Situate),
-        "adapter" => Adapter::read(&bytes).map(Kind::Adapter),
-        other => Err(BridgeError::File(format!(
-            "bridges of kind \"{other}\" do not change passages"
-        ))),
-    };
-    if let Ok(Kind::Adapter(adapter)) = &kind
-        && adapter.side != Side::Passage
-    {
-        fail_full(
+    let read = kind_of(&kind).and_then(|kind| kind.read(&bytes)).or_raise();
+    let change = match read {
+        Bridge::Situate(bridge) => Change::Situate(bridge),
+        Bridge::Adapter(adapter) if adapter.side == Side::Passage => Change::Adapter(adapter),
+        Bridge::Adapter(_) => fail_full(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("bridge \"{name}\" changes questions, not passages"),
             "It is an adapter of the query's side.".into(),
             "Give it to situ.query, or train one with side => 'passage'.".into(),
-        )
-    }
-    let bridge = Rc::new(PassageBridge {
-        hash,
-        kind: kind.or_raise(),
-    });
+        ),
+        Bridge::LexSem(_) | Bridge::TextFeedback(_) | Bridge::Xrag(_) => Err(BridgeError::File(format!(
+            "bridges of kind \"{kind}\" do not change passages"
+        )))
+        .or_raise(),
+    };
+    let bridge = Rc::new(PassageBridge { hash, change });
     RECENT.with_borrow_mut(|recent| {
         if recent.len() >= KEPT {
             recent.remove(0);
@@ -175,23 +172,23 @@ pub fn open(name: &str, model: &ModelRef) -> Rc<PassageBridge> {
 impl PassageBridge {
     /// What the encoder mixes into a chunk's vector beforehand.
     pub fn share(&self) -> f32 {
-        match &self.kind {
-            Kind::Situate(bridge) => bridge.share,
-            Kind::Adapter(_) => 0.0,
+        match &self.change {
+            Change::Situate(bridge) => bridge.share,
+            Change::Adapter(_) => 0.0,
         }
     }
 
     /// Changes the vectors of all passages of a document, in order.
     pub fn apply(&self, passages: &mut [SituatedPassage]) {
-        match &self.kind {
-            Kind::Situate(bridge) => {
+        match &self.change {
+            Change::Situate(bridge) => {
                 let vectors: Vec<&[f32]> = passages.iter().map(|passage| passage.vector.as_slice()).collect();
                 let vectors = bridge.apply(&vectors).or_raise();
                 for (passage, vector) in passages.iter_mut().zip(vectors) {
                     passage.vector = vector;
                 }
             }
-            Kind::Adapter(adapter) => {
+            Change::Adapter(adapter) => {
                 for passage in passages {
                     adapter.apply(&mut passage.vector).or_raise();
                 }

@@ -5,12 +5,9 @@
 //! weights; the row is looked up each time, so a bridge that was replaced or dropped is never used from memory.
 
 use super::lexsem;
-use crate::bridge::adapter::{self, Adapter, Side};
-use crate::bridge::file;
-use crate::bridge::text_feedback::{self, TextFeedback};
+use crate::bridge::adapter::{Adapter, Side};
 use crate::bridge::train::judged::Verdict;
-use crate::bridge::xrag::projector::{self, Projector};
-use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
+use crate::bridge::{BridgeError, BridgeKind, file, kind};
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::owner::as_owner;
 use crate::pg::catalog::owner::{current_user, has_rights_of, table};
@@ -38,7 +35,7 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Registered {
     pub name: String,
-    pub kind: String,
+    pub kind: BridgeKind,
     pub model: String,
     pub fingerprint: String,
     pub verdict: Verdict,
@@ -75,7 +72,7 @@ pub fn find(name: &str) -> Registered {
     let owner = row.get("owner").and_then(Value::as_u64).unwrap_or_default();
     Registered {
         name: name.to_owned(),
-        kind: text("kind"),
+        kind: kind_of(&text("kind")).or_raise(),
         model: text("model"),
         fingerprint: text("fingerprint"),
         verdict: Verdict::from_name(&text("state")).unwrap_or(Verdict::Rejected),
@@ -144,21 +141,9 @@ pub fn check_trained_over(bridge: &Registered, model: &ModelRef) {
     }
 }
 
-/// Reads the whole file of a bridge, so that what is stored can be used.
-///
-/// # Errors
-/// [`BridgeError::File`] for bytes that are no bridge of a known kind.
-pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
-    let description = file::describe(bytes)?;
-    match description.kind.as_str() {
-        adapter::KIND => Adapter::read(bytes).map(drop)?,
-        "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
-        projector::KIND => Projector::read(bytes).map(drop)?,
-        situate::bridge::KIND => situate::bridge::Bridge::read(bytes).map(drop)?,
-        text_feedback::KIND => TextFeedback::read(bytes).map(drop)?,
-        other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),
-    }
-    Ok(description)
+/// The kind of a row of the registry.
+pub(super) fn kind_of(name: &str) -> Result<BridgeKind, BridgeError> {
+    BridgeKind::parse(name).ok_or_else(|| BridgeError::File(format!("kind \"{name}\" is not known")))
 }
 
 /// Bytes that a bridge counts at least: rows and their entries in indexes take room too.
@@ -199,7 +184,7 @@ fn check_space(name: &str, bytes: usize) {
 }
 
 /// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user owns it.
-pub fn store(entry: Entry<'_>, replace: bool) -> String {
+pub fn store(entry: Entry<'_>, replace: bool) -> BridgeKind {
     if entry.name.is_empty() {
         fail(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -207,7 +192,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
         )
     }
     check_space(entry.name, entry.weights.len());
-    let description = check_file(entry.weights).or_raise();
+    let description = kind::check(entry.weights).or_raise();
     if description.dimensions != entry.model.dimensions {
         Err(BridgeError::Vectors {
             expected: entry.model.dimensions,
@@ -228,7 +213,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
          RETURNING kind";
     let arguments = [
         entry.name.into(),
-        description.kind.as_str().into(),
+        description.kind.name().into(),
         entry.model.name.as_str().into(),
         entry.model.fingerprint.as_str().into(),
         (entry.model.dimensions as i32).into(),
@@ -320,8 +305,8 @@ fn no_words(name: &str) -> ! {
 
 fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f32], side: Option<Side>) -> Vec<f32> {
     check_usable(bridge, model);
-    match bridge.kind.as_str() {
-        adapter::KIND => {
+    match bridge.kind {
+        BridgeKind::Adapter => {
             let adapter = adapter(bridge);
             if side.is_some_and(|side| side != adapter.side) {
                 fail_with_hint(
@@ -334,22 +319,27 @@ fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f3
             adapter.apply(&mut mapped).or_raise();
             mapped
         }
-        "lexsem" => {
+        BridgeKind::LexSem => {
             let text = text.unwrap_or_else(|| no_words(&bridge.name));
             lexsem::apply(&bridge.name, model, text, vector).or_raise()
         }
-        other => fail_with_hint(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!(
-                "bridge \"{}\" of kind {other} does not change a query's vector",
-                bridge.name
-            ),
-            match other {
-                text_feedback::KIND => "Name it as what it is: feedback => 'text', feedback_model => the bridge.",
-                _ => "Bridges of kind adapter and lexsem do.",
-            },
+        BridgeKind::TextFeedback => changes_no_query(
+            bridge,
+            "Name it as what it is: feedback => 'text', feedback_model => the bridge.",
         ),
+        BridgeKind::Situate | BridgeKind::Xrag => changes_no_query(bridge, "Bridges of kind adapter and lexsem do."),
     }
+}
+
+fn changes_no_query(bridge: &Registered, hint: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!(
+            "bridge \"{}\" of kind {} does not change a query's vector",
+            bridge.name, bridge.kind
+        ),
+        hint,
+    )
 }
 
 /// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the encoder of

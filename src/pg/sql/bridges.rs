@@ -1,5 +1,6 @@
 //! The registry of bridges in SQL: `situ.import_bridge`, `situ.export_bridge`, `situ.drop_bridge`, `situ.apply_bridge`.
 
+use crate::bridge::kind::check;
 use crate::bridge::train::judged::Verdict;
 use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::bridges::registry::{self, Entry};
@@ -61,7 +62,7 @@ fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
 
 /// Stores a bridge whose file says itself what it is for.
 pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, replace: Option<bool>) -> String {
-    let description = registry::check_file(weights).or_raise();
+    let description = check(weights).or_raise();
     let said = |field: &str| description.metadata.get(field).cloned();
     let model = model_by_name(model).or_raise();
     if let Some(Value::String(fingerprint)) = said("fingerprint")
@@ -86,7 +87,7 @@ pub(super) fn import_described(name: &str, weights: &[u8], model: Option<&str>, 
         imported: true,
         weights,
     };
-    registry::store(entry, replace.unwrap_or(false))
+    registry::store(entry, replace.unwrap_or(false)).to_string()
 }
 
 /// `situ.export_bridge(name)`.

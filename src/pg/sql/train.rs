@@ -66,7 +66,7 @@ fn file_training(
             "CALL situ.train('adapter', 'a name', ...).",
         )
     };
-    run::trainer(kind);
+    run::kind_of(kind);
     // SAFETY: the current user of a running statement.
     start::check_role(unsafe { pg_sys::GetUserId() });
     start::check_place();

@@ -5,6 +5,7 @@ use super::bridges::import_described;
 use super::generate::Options;
 use super::prompt::{Prompt, PromptPiece};
 use super::template;
+use crate::bridge::BridgeKind;
 use crate::bridge::file::describe;
 use crate::bridge::train::judged::Verdict;
 use crate::bridge::xrag::projector::{self, Projector};
@@ -95,7 +96,7 @@ fn import(weights: &[u8], import: Import<'_>) -> String {
         imported: true,
         weights: &weights,
     };
-    registry::store(entry, import.replace.unwrap_or(false))
+    registry::store(entry, import.replace.unwrap_or(false)).to_string()
 }
 
 /// `situ.import_xrag(name, weights, model, llm, normalized, replace)`.
@@ -146,8 +147,9 @@ fn import_bridge_file(
             "Put the file below situ.model_dir, readable by the server's operating-system user.",
         )
     });
+    let wanted = BridgeKind::parse(kind);
     match published::read(&mut file).or_raise() {
-        Found::Projector(weights) if kind == projector::KIND => {
+        Found::Projector(weights) if wanted == Some(BridgeKind::Xrag) => {
             let what = Import {
                 name: &name,
                 model,
@@ -157,7 +159,7 @@ fn import_bridge_file(
             };
             import(&weights, what)
         }
-        Found::Bridge(weights) if describe(&weights).or_raise().kind == kind => {
+        Found::Bridge(weights) if wanted == Some(describe(&weights).or_raise().kind) => {
             import_described(&name, &weights, model, replace)
         }
         Found::Projector(_) | Found::Bridge(_) => fail_with_hint(

@@ -6,9 +6,9 @@ use super::material::{
 };
 use super::stored::{Stored, index_passages};
 use super::watch::{Row, transaction};
-use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
+use crate::bridge::train::data::{Pair, Passage};
 use crate::bridge::train::judged::Verdict;
-use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
+use crate::bridge::{BridgeError, BridgeKind, file};
 use crate::pg::bridges::registry::{self, Entry};
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::names::name_of;
@@ -31,23 +31,14 @@ pub enum Over {
     Nothing,
 }
 
-/// A kind's trainer.
-pub type Trainer =
-    fn(&[Passage], &[Pair], &Value, &mut dyn Encode, &mut dyn Watch, Option<&[u8]>) -> Result<Trained, BridgeError>;
-
-/// The trainer of a kind; an error for a kind that has none.
-pub fn trainer(kind: &str) -> Trainer {
-    match kind {
-        adapter::KIND => adapter::train,
-        "lexsem" => lexsem::train,
-        situate::bridge::KIND => situate::train,
-        text_feedback::KIND => text_feedback::train,
-        xrag::KIND => xrag::train,
-        other => bad(
-            format!("there is no training of kind \"{other}\""),
-            "Use adapter, lexsem, situate, feedback or xrag.",
-        ),
-    }
+/// The kind of that name; an error where there is none.
+pub fn kind_of(name: &str) -> BridgeKind {
+    BridgeKind::parse(name).unwrap_or_else(|| {
+        bad(
+            format!("there is no training of kind \"{name}\""),
+            &format!("Use {}.", BridgeKind::names()),
+        )
+    })
 }
 
 /// What was read for a training.
@@ -60,16 +51,6 @@ struct Material {
     /// Pairs before some were left out for memory.
     pairs_found: usize,
     index: Option<String>,
-}
-
-/// Whether what a kind trains is used against the vectors that an index stores: a bridge of queries is. One that changes
-/// passages changes the chunk's own vector, and a projector is given the vector of the passage alone (`situ.rag`).
-fn meets_stored_vectors(kind: &str, options: &Value) -> bool {
-    match kind {
-        adapter::KIND => options.get("side").and_then(Value::as_str) != Some("passage"),
-        "lexsem" | text_feedback::KIND => true,
-        _ => false,
-    }
 }
 
 /// A relation among a job's arguments.
@@ -86,9 +67,9 @@ fn read(job: &Job) -> Material {
         memory: settings::training_memory(),
         seed: options.get("seed").and_then(Value::as_u64).unwrap_or(1),
     };
-    let stored = meets_stored_vectors(&job.kind, &options);
+    let reads = kind_of(&job.kind).reads(&options);
     let of_index = |index| {
-        let found = index_passages(index, stored, bounds);
+        let found = index_passages(index, reads.stored_vectors, bounds);
         if text("model").is_some_and(|name| name != found.model.name) {
             bad(
                 format!("index \"{}\" has model \"{}\"", name_of(index), found.model.name),
@@ -108,7 +89,7 @@ fn read(job: &Job) -> Material {
             let (passages, out) = relation_passages(passages, model.dimensions, bounds);
             (model, passages, Vec::new(), out)
         }
-        (Some(index), Some(passages)) if job.kind == adapter::KIND => {
+        (Some(index), Some(passages)) if reads.index_beside_passages => {
             let Stored {
                 model,
                 passages: searched,
@@ -134,12 +115,9 @@ fn read(job: &Job) -> Material {
         registry::weights(name)
     });
     let mut service = Service { model, mlm, start };
-    // The other trainers take the passages of a relation as they are.
-    let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
-    let cut = cuts && relation(job, "passages").is_some();
+    let cut = reads.chunks && relation(job, "passages").is_some();
     let mut passages = passages;
-    if job.kind == situate::bridge::KIND {
-        // It encodes the bodies, whatever vectors they came with.
+    if !reads.given_vectors {
         passages.iter_mut().for_each(|passage| passage.vector = None);
     }
     let passages = if cut {
@@ -200,7 +178,7 @@ pub fn run(id: i64) -> Over {
         .unwrap_or_else(|error| pgrx::error!("{error}"));
         read(&job)
     });
-    let trainer = trainer(&job.kind);
+    let trainer = kind_of(&job.kind).trainer();
     let options = job.arguments.get("options").cloned().unwrap_or_else(|| json!({}));
     let recipe = json!({
         "kind": job.kind, "options": options, "index": index, "pairs": pairs.as_ref().map(Vec::len),

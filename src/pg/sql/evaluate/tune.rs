@@ -267,9 +267,9 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
+    use crate::bridge::BridgeKind;
     use crate::bridge::evidence;
     use crate::bridge::feedback::{Method, Options};
-    use crate::bridge::text_feedback;
     use crate::pg::search::index_search::model_of;
     use pgrx::spi::SpiError;
     use serde_json::Value;
@@ -277,7 +277,7 @@ mod candidates {
     /// An accepted bridge.
     pub struct Bridge {
         name: String,
-        kind: String,
+        kind: BridgeKind,
         /// What its training here measured on held-out queries; nothing of one that was imported, whose figures say what its
         /// importer wrote.
         figures: Value,
@@ -285,7 +285,7 @@ mod candidates {
 
     impl Bridge {
         fn reads_texts(&self) -> bool {
-            self.kind == text_feedback::KIND
+            self.kind == BridgeKind::TextFeedback
         }
 
         /// The query with this bridge alone; none for a reader of texts, which is feedback.
@@ -334,13 +334,16 @@ mod candidates {
         };
         let statement = "SELECT name, kind, CASE origin WHEN 'trained' THEN figures END FROM situ.bridges \
                          WHERE state <> 'rejected' AND fingerprint = $1 \
-                         AND kind IN ('adapter', 'lexsem', 'feedback') \
-                         AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
+                         AND kind = ANY ($2) AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
+        let kinds = BridgeKind::ALL.iter().filter(|kind| kind.serves_queries());
+        let kinds: Vec<&str> = kinds.map(|kind| kind.name()).collect();
         let bridges = Spi::connect(|client| {
-            let table = client.select(statement, None, &[model.fingerprint.as_str().into()])?;
+            let arguments = [model.fingerprint.as_str().into(), kinds.into()];
+            let table = client.select(statement, None, &arguments)?;
             let mut bridges = Vec::new();
             for row in table {
-                if let (Some(name), Some(kind)) = (row.get(1)?, row.get(2)?) {
+                let kind = row.get::<String>(2)?.and_then(|kind| BridgeKind::parse(&kind));
+                if let (Some(name), Some(kind)) = (row.get(1)?, kind) {
                     let figures = row.get::<pgrx::JsonB>(3)?.map_or(Value::Null, |figures| figures.0);
                     bridges.push(Bridge { name, kind, figures });
                 }

@@ -10,7 +10,8 @@ use super::lexsem::{self, LexSem};
 use super::situate;
 use super::situate::bridge::Bridge as SituateBridge;
 use super::text_feedback::{self, TextFeedback};
-use super::train::data::{Encode, Pair, Passage, Trained, Watch};
+use super::train::data::Trained;
+use super::train::run::Run;
 use super::xrag;
 use super::xrag::projector::Projector;
 use serde_json::Value;
@@ -53,8 +54,7 @@ kinds! {
 }
 
 /// A kind's trainer.
-pub type Trainer =
-    fn(&[Passage], &[Pair], &Value, &mut dyn Encode, &mut dyn Watch, Option<&[u8]>) -> Result<Trained, BridgeError>;
+pub type Trainer = fn(Run<'_>) -> Result<Trained, BridgeError>;
 
 /// What a kind's trainer reads of the caller's material.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

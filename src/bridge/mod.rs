@@ -2,17 +2,14 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
-mod eigen;
-pub mod evidence;
 pub mod feedback;
 pub mod file;
-pub mod gate;
 pub mod kind;
 pub mod lexsem;
+pub mod prior;
 pub mod situate;
 pub mod text_feedback;
 pub mod train;
-pub mod whiten;
 pub mod xrag;
 
 pub use kind::{Bridge, BridgeKind};

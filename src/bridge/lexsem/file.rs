@@ -14,7 +14,7 @@
 
 use super::{Fusion, Gate, LexSem, Scheme};
 use crate::bridge::file::little_endian;
-use crate::bridge::whiten;
+use crate::bridge::train::whiten;
 use crate::bridge::{BridgeError, BridgeKind};
 use crate::compute::memory::{collected, copied, room_for};
 use safetensors::Dtype;

@@ -22,7 +22,8 @@ pub use fuse::Fusion;
 pub use options::Options;
 pub use train::train;
 
-use super::{BridgeError, whiten};
+use super::BridgeError;
+use super::train::whiten;
 use crate::compute::rowwise::pooling::normalize;
 use serde::{Deserialize, Serialize};
 

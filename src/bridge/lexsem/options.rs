@@ -50,20 +50,21 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// Share of the documents that is left out, and how far a query goes, where only made queries can judge.
-const UNSEEN_OF_MADE: f64 = 0.2;
-const STRENGTH_OF_MADE: f32 = 0.5;
+/// Share of the documents that is left out, and how far a query goes, where only synthetic queries can judge.
+const UNSEEN_OF_SYNTHETIC: f64 = 0.2;
+const STRENGTH_OF_SYNTHETIC: f32 = 0.5;
 
 impl Options {
-    /// Share of the documents that training does not see. `made`: no pairs judge.
-    pub fn unseen(&self, made: bool) -> f64 {
-        self.unseen.unwrap_or(if made { UNSEEN_OF_MADE } else { 0.0 })
+    /// Share of the documents that training does not see. `synthetic`: no pairs judge.
+    pub fn unseen(&self, synthetic: bool) -> f64 {
+        self.unseen.unwrap_or(if synthetic { UNSEEN_OF_SYNTHETIC } else { 0.0 })
     }
 
-    /// How far a query goes to what the bridge makes of it. Of what made queries gain half is believed
-    /// (`bridge/evidence.rs`), so half the way is gone.
-    pub fn strength(&self, made: bool) -> f32 {
-        self.strength.unwrap_or(if made { STRENGTH_OF_MADE } else { 1.0 })
+    /// How far a query goes to what the bridge makes of it. Of what synthetic queries gain half is believed
+    /// (`bridge/prior.rs`), so half the way is gone.
+    pub fn strength(&self, synthetic: bool) -> f32 {
+        self.strength
+            .unwrap_or(if synthetic { STRENGTH_OF_SYNTHETIC } else { 1.0 })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `bridge`: a trained residual over the vectors that a frozen encoder gives to the chunks of a document.
 //!
-//! With `b_i` the chunk's own vector (mixed with that of its place, see `place.rs`) and `x_s` those of its sources (three chunks before and three behind it, and the
+//! With `b_i` the chunk's own vector (mixed with that of its place, see `context_header.rs`) and `x_s` those of its sources (three chunks before and three behind it, and the
 //! mean of the document's chunks with unit length):
 //!
 //! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty one,
@@ -52,7 +52,7 @@ impl Shape {
 pub struct Bridge {
     pub shape: Shape,
     pub numbers: Vec<f32>,
-    /// Share of the place in the chunk's vector, see `place.rs`; 0 where the encoder reads the chunk alone.
+    /// Share of the place in the chunk's vector, see `context_header.rs`; 0 where the encoder reads the chunk alone.
     pub share: f32,
 }
 

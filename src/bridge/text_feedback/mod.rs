@@ -5,9 +5,11 @@
 //! how many `passages` are read, and how many tokens of each (`passage_tokens`, 0 for all).
 
 mod fit;
+mod options;
 mod train;
 
-pub use train::{TextFeedbackOptions, train};
+pub use options::TextFeedbackOptions;
+pub use train::train;
 
 use super::BridgeError;
 use super::file::{self, Tensors};

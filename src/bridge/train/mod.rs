@@ -1,8 +1,14 @@
 //! Training of bridges: what trainers are given, and what they share.
+pub mod acceptance;
 pub mod adam;
 pub mod data;
 pub mod drawn;
-pub mod judged;
+pub mod early_stopping;
+pub mod eigen;
+pub mod encode;
 pub mod loss;
 pub mod matrix;
-pub mod parts;
+pub mod run;
+pub mod split;
+pub mod synthetic;
+pub mod whiten;

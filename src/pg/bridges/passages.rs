@@ -6,7 +6,7 @@
 use super::registry::kind_of;
 use crate::bridge::adapter::{Adapter, Side};
 use crate::bridge::situate::bridge::Bridge as SituateBridge;
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::{Bridge, BridgeError};
 use crate::pg::catalog::read::room_for_copy;
 use crate::pg::ereport::fail_full;

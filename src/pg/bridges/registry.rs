@@ -6,7 +6,7 @@
 
 use super::lexsem;
 use crate::bridge::adapter::{Adapter, Side};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::{BridgeError, BridgeKind, file, kind};
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::owner::as_owner;
@@ -244,7 +244,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> BridgeKind {
     description.kind
 }
 
-/// Takes back what made queries had accepted, since judged questions show that the bridge loses; `judged` is what they showed.
+/// Takes back what synthetic queries had accepted, since judged questions show that the bridge loses; `judged` is what they showed.
 /// A row that has been replaced meanwhile is left alone.
 pub fn overturn(bridge: &Registered, judged: Value) {
     let mark = Map::from_iter([("accepted".to_owned(), Value::Bool(false))]);

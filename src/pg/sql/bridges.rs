@@ -1,7 +1,7 @@
 //! The registry of bridges in SQL: `situ.import_bridge`, `situ.export_bridge`, `situ.drop_bridge`, `situ.apply_bridge`.
 
 use crate::bridge::kind::check;
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::bridges::registry::{self, Entry};
 use crate::pg::catalog::model_registry::model_by_name;
@@ -53,9 +53,9 @@ fn import_bridge(name: Option<&str>, weights: Option<&[u8]>, model: Option<&str>
 
 /// The verdict that a file carries; one that carries none is accepted, on its importer's word.
 fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
-    match (said("accepted"), said("made_queries")) {
+    match (said("accepted"), said("synthetic_queries")) {
         (Some(Value::Bool(false)), _) => Verdict::Rejected,
-        (_, Some(Value::Bool(true))) => Verdict::AcceptedMade,
+        (_, Some(Value::Bool(true))) => Verdict::AcceptedSynthetic,
         _ => Verdict::Accepted,
     }
 }

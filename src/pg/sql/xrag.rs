@@ -7,7 +7,7 @@ use super::prompt::{Prompt, PromptPiece};
 use super::template;
 use crate::bridge::BridgeKind;
 use crate::bridge::file::describe;
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::xrag::projector::{self, Projector};
 use crate::bridge::xrag::published::{self, Found};
 use crate::compute::memory::room_for;

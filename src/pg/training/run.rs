@@ -4,10 +4,11 @@ use super::jobs::{self, Job};
 use super::material::{
     Bounds, Service, bad, beside, bounded, cut_long, each_key_once, read_pairs, relation_passages, unknown,
 };
+use super::monitor::{JobMonitor, transaction};
 use super::stored::{Stored, index_passages};
-use super::watch::{Row, transaction};
+use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::train::data::{Pair, Passage};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::run::Run;
 use crate::bridge::{BridgeError, BridgeKind, file};
 use crate::pg::bridges::registry::{self, Entry};
 use crate::pg::catalog::model_registry::model_by_name;
@@ -21,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum Outcome {
     Accepted,
     Rejected,
     Cancelled,
@@ -158,11 +159,11 @@ fn vectors_of(passages: &[Passage], index: bool) -> &'static str {
 }
 
 /// Reads, trains and stores. Errors are raised.
-pub fn run(id: i64) -> Over {
+pub fn run(id: i64) -> Outcome {
     let begun = transaction(|| jobs::begin(id));
     // In a transaction of its own, whose snapshot sees what the one before may have waited for.
     let job = begun.then(|| transaction(|| jobs::load(id, true)));
-    let Some(job) = job else { return Over::Nothing };
+    let Some(job) = job else { return Outcome::Nothing };
     let Material {
         mut service,
         passages,
@@ -187,11 +188,12 @@ pub fn run(id: i64) -> Over {
     });
     let model = service.model.clone();
     let pairs = pairs.unwrap_or_default();
-    let mut watch = Row::new(id);
+    let mut monitor = JobMonitor::new(id);
     let checkpoint = job.checkpoint.as_deref();
-    let mut trained = match trainer(&passages, &pairs, &options, &mut service, &mut watch, checkpoint) {
-        Err(BridgeError::Stopped) if watch.paused => return Over::Paused,
-        Err(BridgeError::Stopped) => return Over::Cancelled,
+    let begun = Run::new(&passages, &pairs, &options, &mut service, &mut monitor, checkpoint);
+    let mut trained = match trainer(begun) {
+        Err(BridgeError::Stopped) if monitor.paused => return Outcome::Paused,
+        Err(BridgeError::Stopped) => return Outcome::Cancelled,
         result => result.or_raise(),
     };
     if let Some(figures) = trained.figures.as_object_mut() {
@@ -207,8 +209,8 @@ pub fn run(id: i64) -> Over {
         ("model".to_owned(), json!(model.name)),
         ("accepted".to_owned(), json!(trained.verdict.accepts())),
         (
-            "made_queries".to_owned(),
-            json!(trained.verdict == Verdict::AcceptedMade),
+            "synthetic_queries".to_owned(),
+            json!(trained.verdict == Verdict::AcceptedSynthetic),
         ),
         ("recipe".to_owned(), recipe.clone()),
         ("figures".to_owned(), trained.figures.clone()),
@@ -228,7 +230,7 @@ pub fn run(id: i64) -> Over {
         registry::store(entry, replace);
     });
     match trained.verdict.accepts() {
-        true => Over::Accepted,
-        false => Over::Rejected,
+        true => Outcome::Accepted,
+        false => Outcome::Rejected,
     }
 }

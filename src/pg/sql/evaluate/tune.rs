@@ -1,6 +1,6 @@
 //! `situ.tune`: which options of `situ.query` serve an index best, chosen by the judged queries and stored as a profile.
 //!
-//! The rule and the figure are those of `eval/choice.rs`: a part is added where the evidence says that it helps, and the figure is of
+//! The rule and the figure are those of `eval/selection.rs`: a part is added where the evidence says that it helps, and the figure is of
 //! queries that did not choose. The profile is stored where that figure is above plain search: otherwise the profile
 //! is plain search.
 //!
@@ -10,10 +10,10 @@
 use super::ranking::{answers, judged};
 use super::relations::{Asked, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{Judgements, draws};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::eval::bootstrap::Draws;
-use crate::eval::choice::{Candidates, Prior, Step, cross_fit};
 use crate::eval::report::{Compared, Measure, compared, values};
+use crate::eval::selection::{Candidates, Prior, Step, cross_fit};
 use crate::pg::bridges::registry;
 use crate::pg::catalog::names;
 use crate::pg::ereport::{fail, fail_with_hint};
@@ -213,7 +213,7 @@ fn tune(
     rows(tuning.tried, chosen, confirmed, plain, found)
 }
 
-/// Rejects each bridge that was accepted by made queries alone and that loses on these, by more than chance.
+/// Rejects each bridge that was accepted by synthetic queries alone and that loses on these, by more than chance.
 fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
     for tried in &tuning.tried {
         let Some(name) = &tried.options.bridge else { continue };
@@ -226,7 +226,7 @@ fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
             continue;
         };
         let bridge = registry::find(name);
-        if tried.options != alone || bridge.verdict != Verdict::AcceptedMade {
+        if tried.options != alone || bridge.verdict != Verdict::AcceptedSynthetic {
             continue;
         }
         let difference = found.difference;
@@ -235,7 +235,7 @@ fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
             "plain": mean(tuning.values_of(0)), "bridge": mean(&tried.values),
             "difference": difference.value, "low": difference.interval.low, "high": difference.interval.high,
         });
-        let lost = format!("bridge \"{name}\", which made queries had accepted, loses on these questions");
+        let lost = format!("bridge \"{name}\", which synthetic queries had accepted, loses on these questions");
         if registry::owns(&bridge) {
             registry::overturn(&bridge, judged);
             warning!("{lost}: it is rejected now");
@@ -268,8 +268,8 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 mod candidates {
     use super::*;
     use crate::bridge::BridgeKind;
-    use crate::bridge::evidence;
     use crate::bridge::feedback::{Method, Options};
+    use crate::bridge::prior;
     use crate::pg::search::index_search::model_of;
     use pgrx::spi::SpiError;
     use serde_json::Value;
@@ -320,7 +320,7 @@ mod candidates {
         pub fn prior(&self, measure: Measure, plain: f64) -> Option<Prior> {
             match measure {
                 Measure::Recall(_) => None,
-                _ => evidence::prior(&self.figures, plain),
+                _ => prior::prior(&self.figures, plain),
             }
         }
     }

@@ -5,8 +5,8 @@
 //! A query that is a piece of a passage differs from it mostly along the directions in which all passages differ; at power
 //! 1/2 the passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
 
-use super::BridgeError;
 use super::eigen::{self, Ask};
+use crate::bridge::BridgeError;
 use crate::compute::memory::zeros;
 use crate::compute::rowwise::pooling::normalize;
 
@@ -136,7 +136,7 @@ pub fn apply(metric: &[f32], vector: &[f32]) -> Vec<f32> {
 }
 
 /// Checks that a metric has the dimensions' shape.
-pub(super) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError> {
+pub(in crate::bridge) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError> {
     match metric.len() == dimensions * dimensions {
         true => Ok(()),
         false => Err(BridgeError::Vectors {

@@ -1,4 +1,4 @@
-//! Choosing among candidates by few queries, and what the choice is worth on queries that did not make it.
+//! Choosing among candidates by few queries, and what the selection is worth on queries that did not make it.
 //!
 //! Candidates come in stages, each built on what the stage before chose; the first is plain search. A stage's best
 //! candidate is taken only where the evidence says that it is better than what it is built on, so that a part that may be chance is not
@@ -7,7 +7,7 @@
 //! of one quantity (Cochran 1954; the posterior mean of a normal prior and a normal likelihood).
 //!
 //! The figure is cross-fitted (Stone 1974): the queries are parted into folds, each fold is answered by what all other
-//! queries choose, and the answers together are compared with plain search. The final choice is made by all queries; the figure
+//! queries choose, and the answers together are compared with plain search. The final selection is made by all queries; the figure
 //! is that of choosing so, not of the candidate that happened to be chosen, and no query has a say in its own answer.
 
 /// Folds of [`cross_fit`].
@@ -117,7 +117,7 @@ pub fn choose(candidates: &mut impl Candidates, places: &[usize]) -> usize {
     chosen
 }
 
-/// A choice, and what choosing so is worth.
+/// A selection, and what selecting so is worth.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossFitted {
     /// What all queries choose.

@@ -7,7 +7,7 @@
 //! is safe, ten rows are always kept: some hundred queries say little of so small gains, and on four judged sets they
 //! are gains (docs/FEEDBACK.md). Only where the whole interval of a measure lies below 0, or where nothing gains, feedback is off.
 
-use super::feedback::Gate;
+use super::Gate;
 use crate::eval::bootstrap::{Draws, of_mean};
 
 /// Betas (and gammas) that are tried.

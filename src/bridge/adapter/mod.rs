@@ -5,9 +5,11 @@
 //! The file has one tensor: `map` (F32, dimensions x dimensions, a row an input); the metadata says the `side`.
 
 mod fit;
+mod options;
 mod train;
 
-pub use train::{AdapterOptions, train};
+pub use options::AdapterOptions;
+pub use train::train;
 
 use super::BridgeError;
 use super::file::{self, Tensors};

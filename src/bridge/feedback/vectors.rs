@@ -11,8 +11,8 @@
 //! for no more rows has no second round), and the gate, which keeps fewer of them where the first round was sharp
 //! ([`sharpness`]).
 
-use super::BridgeError;
-use super::text_feedback::MOST_PASSAGES;
+use crate::bridge::BridgeError;
+use crate::bridge::text_feedback::MOST_PASSAGES;
 use serde::{Deserialize, Serialize};
 
 /// Most rows of a first round that are looked at.

@@ -3,7 +3,7 @@
 //! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson 1968,
 //! "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
 
-use super::BridgeError;
+use crate::bridge::BridgeError;
 
 /// Fails where the work is to stop.
 pub type Ask<'a> = &'a mut dyn FnMut() -> Result<(), BridgeError>;

@@ -1,9 +1,9 @@
-//! What the figures of a training say of a bridge's gain, as evidence for choosing among bridges.
+//! What the figures of a training say of a bridge's gain, as a prior for choosing among bridges.
 //!
 //! Figures are of held-out queries, with a relative gain of nDCG@10: those of adapters and readers of texts under `ndcg@10`, those of
 //! lexsem by task, of which the user's pairs count, and without them sentences.
 
-use crate::eval::choice::Prior;
+use crate::eval::selection::Prior;
 use serde_json::Value;
 
 /// Standard deviation that is assumed of the differences of nDCG query by query, where figures bring no interval.

@@ -16,6 +16,7 @@ use super::xrag;
 use super::xrag::projector::Projector;
 use serde_json::Value;
 use std::fmt;
+use std::rc::Rc;
 
 /// Declares the kinds with the names that users write, files carry and the registry holds.
 macro_rules! kinds {
@@ -69,14 +70,14 @@ pub struct Reads {
     pub given_vectors: bool,
 }
 
-/// What the file of a bridge holds.
-#[derive(Debug)]
+/// What the file of a bridge holds; a copy is another handle on the same numbers.
+#[derive(Clone, Debug)]
 pub enum Bridge {
-    Adapter(Adapter),
-    LexSem(LexSem),
-    Situate(SituateBridge),
-    TextFeedback(TextFeedback),
-    Xrag(Projector),
+    Adapter(Rc<Adapter>),
+    LexSem(Rc<LexSem>),
+    Situate(Rc<SituateBridge>),
+    TextFeedback(Rc<TextFeedback>),
+    Xrag(Rc<Projector>),
 }
 
 impl BridgeKind {
@@ -143,11 +144,11 @@ impl BridgeKind {
     /// [`BridgeError::File`] for bytes of another kind, or that are damaged.
     pub fn read(self, bytes: &[u8]) -> Result<Bridge, BridgeError> {
         Ok(match self {
-            BridgeKind::Adapter => Bridge::Adapter(Adapter::read(bytes)?),
-            BridgeKind::LexSem => Bridge::LexSem(lexsem::read(bytes)?),
-            BridgeKind::Situate => Bridge::Situate(SituateBridge::read(bytes)?),
-            BridgeKind::TextFeedback => Bridge::TextFeedback(TextFeedback::read(bytes)?),
-            BridgeKind::Xrag => Bridge::Xrag(Projector::read(bytes)?),
+            BridgeKind::Adapter => Bridge::Adapter(Rc::new(Adapter::read(bytes)?)),
+            BridgeKind::LexSem => Bridge::LexSem(Rc::new(lexsem::read(bytes)?)),
+            BridgeKind::Situate => Bridge::Situate(Rc::new(SituateBridge::read(bytes)?)),
+            BridgeKind::TextFeedback => Bridge::TextFeedback(Rc::new(TextFeedback::read(bytes)?)),
+            BridgeKind::Xrag => Bridge::Xrag(Rc::new(Projector::read(bytes)?)),
         })
     }
 

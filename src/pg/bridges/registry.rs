@@ -1,17 +1,19 @@
 //! The registry of bridges, `situ.bridges`: how a bridge is found, used for a vector, and stored.
 //!
-//! The registry's columns are read under the statement's snapshot as the owner of the table, because everybody may use a
-//! bridge by its name but only its owner may read its weights. Adapters are kept by the backend under the hash of their
-//! weights; the row is looked up each time, so a bridge that was replaced or dropped is never used from memory.
+//! The row is looked up each time ([`super::rows`]), so a bridge that was replaced or dropped is never used from memory. What a
+//! file holds is kept by the backend under the hash of its weights. Everybody may use a bridge by its name, and only its
+//! owner may read its weights or change it.
+
+pub use super::rows::Registered;
 
 use super::lexsem;
-use crate::bridge::adapter::{Adapter, Side};
+use super::rows::{Row, Snapshot, look};
+use crate::bridge::adapter::Side;
 use crate::bridge::train::acceptance::Verdict;
-use crate::bridge::{BridgeError, BridgeKind, file, kind};
+use crate::bridge::{Bridge, BridgeError, BridgeKind, file, kind};
+use crate::pg::catalog::cache::Cache;
 use crate::pg::catalog::model_registry::model_by_name;
-use crate::pg::catalog::owner::as_owner;
-use crate::pg::catalog::owner::{current_user, has_rights_of, table};
-use crate::pg::catalog::read::one;
+use crate::pg::catalog::owner::{as_owner, current_user, has_rights_of, table, write};
 use crate::pg::ereport::{fail, fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
@@ -21,26 +23,13 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
-use std::cell::RefCell;
-use std::rc::Rc;
 
-/// Adapters that a backend keeps.
-const KEPT: usize = 4;
+/// Bridges that a backend keeps.
+const KEPT: usize = 8;
 
 thread_local! {
-    static ADAPTERS: RefCell<Vec<(String, Rc<Adapter>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A row of the registry without its weights.
-#[derive(Clone, Debug)]
-pub struct Registered {
-    pub name: String,
-    pub kind: BridgeKind,
-    pub model: String,
-    pub fingerprint: String,
-    pub verdict: Verdict,
-    pub hash: String,
-    pub owner: pg_sys::Oid,
+    /// By the hash of their weights.
+    static OPEN: Cache<String, Bridge> = Cache::new(KEPT);
 }
 
 /// A bridge to be stored.
@@ -58,39 +47,33 @@ pub struct Entry<'a> {
 
 /// The bridge of that name; one that does not exist is an error.
 pub fn find(name: &str) -> Registered {
-    let statement = "SELECT pg_catalog.jsonb_build_object('kind', kind, 'model', model, 'fingerprint', fingerprint, \
-                     'state', state, 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
-                     FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    let Some(JsonB(row)) = as_owner(|| one::<JsonB>(statement, &[name.into()])) else {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("bridge \"{name}\" does not exist"),
-            "SELECT name, kind, model, state FROM situ.bridges lists them; CALL situ.train(...) makes one.",
-        )
-    };
-    let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let owner = row.get("owner").and_then(Value::as_u64).unwrap_or_default();
-    Registered {
-        name: name.to_owned(),
-        kind: kind_of(&text("kind")).or_raise(),
-        model: text("model"),
-        fingerprint: text("fingerprint"),
-        verdict: Verdict::from_name(&text("state")).unwrap_or(Verdict::Rejected),
-        hash: text("hash"),
-        owner: u32::try_from(owner).unwrap_or_default().into(),
-    }
+    let found = look(name, Snapshot::Statement, Row::registered);
+    found.unwrap_or_else(|| missing(name)).or_raise()
+}
+
+/// The error where there is no bridge of that name.
+pub fn missing(name: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        format!("bridge \"{name}\" does not exist"),
+        "SELECT name, kind, model, state FROM situ.bridges lists them; CALL situ.train(...) makes one.",
+    )
 }
 
 /// Whether there is a bridge of that name.
 pub fn exists(name: &str) -> bool {
-    let statement = "SELECT EXISTS (SELECT FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1)";
-    as_owner(|| one::<bool>(statement, &[name.into()])).unwrap_or_default()
+    look(name, Snapshot::Statement, |_| ()).is_some()
 }
 
 /// The bytes of a bridge's file. The caller has checked that they may be read.
 pub fn weights(name: &str) -> Vec<u8> {
-    let statement = "SELECT weights FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    as_owner(|| one::<Vec<u8>>(statement, &[name.into()])).unwrap_or_default()
+    look(name, Snapshot::Statement, Row::weights).unwrap_or_default()
+}
+
+/// What the file of a bridge holds, from the backend's memory where it is there; `weights` fetches the file's bytes.
+pub fn open(bridge: &Registered, weights: impl FnOnce() -> Vec<u8>) -> Bridge {
+    OPEN.with(|open| open.get_or(&bridge.hash, || bridge.kind.read(&weights())))
+        .or_raise()
 }
 
 /// Fails unless the current user owns the bridge, or is a superuser.
@@ -139,11 +122,6 @@ pub fn check_trained_over(bridge: &Registered, model: &ModelRef) {
             "Use the model that it was trained over, or train it again.".into(),
         )
     }
-}
-
-/// The kind of a row of the registry.
-pub(super) fn kind_of(name: &str) -> Result<BridgeKind, BridgeError> {
-    BridgeKind::parse(name).ok_or_else(|| BridgeError::File(format!("kind \"{name}\" is not known")))
 }
 
 /// Bytes that a bridge counts at least: rows and their entries in indexes take room too.
@@ -260,9 +238,7 @@ pub fn overturn(bridge: &Registered, judged: Value) {
         bytes.into(),
         JsonB(judged).into(),
     ];
-    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &arguments)) {
-        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
-    }
+    write(statement, &arguments);
 }
 
 /// Whether the current user may change the bridge.
@@ -274,25 +250,7 @@ pub fn owns(bridge: &Registered) -> bool {
 pub fn remove(name: &str) {
     check_owner(&find(name));
     let statement = "DELETE FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &[name.into()])) {
-        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
-    }
-}
-
-/// An adapter, from the backend's memory where it is there.
-fn adapter(bridge: &Registered) -> Rc<Adapter> {
-    let known = ADAPTERS.with_borrow(|kept| kept.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
-    if let Some((_, adapter)) = known {
-        return adapter;
-    }
-    let adapter = Rc::new(Adapter::read(&weights(&bridge.name)).or_raise());
-    ADAPTERS.with_borrow_mut(|kept| {
-        if kept.len() >= KEPT {
-            kept.remove(0);
-        }
-        kept.push((bridge.hash.clone(), adapter.clone()));
-    });
-    adapter
+    write(statement, &[name.into()]);
 }
 
 fn no_words(name: &str) -> ! {
@@ -307,7 +265,10 @@ fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f3
     check_usable(bridge, model);
     match bridge.kind {
         BridgeKind::Adapter => {
-            let adapter = adapter(bridge);
+            let adapter = match open(bridge, || weights(&bridge.name)) {
+                Bridge::Adapter(adapter) => adapter,
+                _ => changes_no_query(bridge, "Bridges of kind adapter and lexsem do."),
+            };
             if side.is_some_and(|side| side != adapter.side) {
                 fail_with_hint(
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

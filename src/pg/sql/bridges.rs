@@ -4,6 +4,7 @@ use crate::bridge::kind::check;
 use crate::bridge::train::acceptance::Verdict;
 use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::bridges::registry::{self, Entry};
+use crate::pg::catalog::cache;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::catalog::owner::table;
 use crate::pg::ereport::{fail_full, fail_with_hint};
@@ -28,10 +29,7 @@ pub extern "C-unwind" fn pg_finfo_situ_bridges_changed() -> *const pg_sys::Pg_fi
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn situ_bridges_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    if let Some(relation) = table(c"bridges") {
-        // SAFETY: a relation that exists.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
-    }
+    cache::tell(table(c"bridges"));
     pg_sys::Datum::from(0)
 }
 

@@ -2,7 +2,7 @@
 //! job it is. Statements name the schema of everything, operators too: the search path is the caller's.
 
 use crate::bridge::train::data::Progress;
-use crate::pg::catalog::owner::as_owner;
+use crate::pg::catalog::owner::{as_owner, write};
 use crate::pg::ereport::{fail, fail_with_hint};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -41,10 +41,6 @@ pub fn is_over(state: &str) -> bool {
 
 fn spi<T>(result: Result<T, SpiError>) -> T {
     result.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
-}
-
-fn write(statement: &str, arguments: &[DatumWithOid<'_>]) {
-    as_owner(|| spi(Spi::run_with_args(statement, arguments)));
 }
 
 /// Files a job as the current user's and gives its number.

@@ -2,13 +2,14 @@
 pub mod acceptance;
 pub mod adam;
 pub mod data;
-pub mod drawn;
 pub mod early_stopping;
 pub mod eigen;
 pub mod encode;
 pub mod loss;
 pub mod matrix;
+pub mod passages;
 pub mod run;
+pub mod sample;
 pub mod split;
 pub mod synthetic;
 pub mod whiten;

@@ -11,6 +11,7 @@ pub mod material;
 pub mod monitor;
 pub mod places;
 pub mod run;
+mod service;
 pub mod start;
 mod stored;
 mod worker;

@@ -4,9 +4,9 @@
 //! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those that are
 //! left out already are not encoded.
 
-use super::material::{Bounds, bad, passage_bytes};
+use super::material::bad;
 use crate::bridge::train::data::Passage;
-use crate::bridge::train::drawn::Drawn;
+use crate::bridge::train::sample::{Bounds, Sampler, passage_bytes};
 use crate::index::Meta;
 use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text::TextIndex;
@@ -37,19 +37,19 @@ pub struct Stored {
 
 /// The documents that are kept so far.
 struct Kept {
-    drawn: Drawn<Passage>,
+    sampler: Sampler<Passage>,
     dimensions: usize,
 }
 
 impl Kept {
     fn wants(&self, document: u32) -> bool {
-        self.drawn.takes(u64::from(document))
+        self.sampler.takes(u64::from(document))
     }
 
     fn add(&mut self, document: u32, passages: Vec<Passage>) {
         for passage in passages {
             let bytes = passage_bytes(&passage, self.dimensions);
-            self.drawn.add(u64::from(document), passage, bytes);
+            self.sampler.add(u64::from(document), passage, bytes);
         }
     }
 }
@@ -144,7 +144,7 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
         text
     };
     let mut kept = Kept {
-        drawn: Drawn::new(bounds.memory, bounds.seed),
+        sampler: Sampler::new(bounds),
         dimensions: text.model.dimensions,
     };
     let situate = &text.record.situate;
@@ -174,9 +174,9 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
     if let Some(encoding) = encoding {
         encoding.flush(&mut kept);
     }
-    let (passages, found) = kept.drawn.finish();
+    let (passages, out) = kept.sampler.finish();
     Stored {
-        out: found - passages.len(),
+        out,
         passages,
         model: text.model.clone(),
     }

@@ -59,10 +59,10 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
     sharpness.sort_by(f64::total_cmp);
     let blunt = KEEPS.len() - 1;
     let mut tried = Vec::new();
-    for (s, &strength) in STRENGTHS.iter().enumerate() {
-        for (k, &sharp) in KEEPS.iter().enumerate() {
+    for strength in 0..STRENGTHS.len() {
+        for sharp in 0..KEEPS.len() {
             for share in SHARES {
-                if k == blunt && share > 0.0 {
+                if sharp == blunt && share > 0.0 {
                     // The same number of rows on both sides of any threshold.
                     continue;
                 }
@@ -70,35 +70,44 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
                     Some(&threshold) if share > 0.0 => threshold,
                     _ => 0.0,
                 };
-                let gains: Vec<Gains> = queries
-                    .iter()
-                    .map(|query| query.gains[s][if query.sharpness >= threshold { k } else { blunt }])
-                    .collect();
-                let (first, second) = gains.split_at(gains.len() / 2);
-                let ends: [(f64, f64); 4] = std::array::from_fn(|at| {
-                    let gains: Vec<f64> = gains.iter().map(|gain| gain[at]).collect();
-                    of_mean(&gains, draws).map_or((0.0, 0.0), |interval| (interval.low, interval.high))
-                });
-                let low = TOP.map(|at| ends[at].0);
-                let safe = ![first, second].iter().any(|half| falls(&mean(half)))
-                    && (k == blunt || low.iter().all(|&low| low >= -LEAST));
-                let gate = Gate {
-                    strength,
-                    threshold,
-                    sharp,
-                    blunt: KEEPS[blunt],
-                    off: false,
-                };
-                tried.push(Tried {
-                    gate,
-                    gains: mean(&gains),
-                    low,
-                    safe,
-                    harmful: ends.iter().any(|(_, high)| *high < -LEAST),
-                });
+                tried.push(attempt(queries, strength, sharp, threshold, draws));
             }
         }
     }
+    (best_of(&tried), tried)
+}
+
+/// What a setting gained: strength and kept rows of a sharp round by their places in [`STRENGTHS`] and [`KEEPS`].
+fn attempt(queries: &[Observation], strength: usize, sharp: usize, threshold: f64, draws: Draws) -> Tried {
+    let blunt = KEEPS.len() - 1;
+    let gains: Vec<Gains> = queries
+        .iter()
+        .map(|query| query.gains[strength][if query.sharpness >= threshold { sharp } else { blunt }])
+        .collect();
+    let (first, second) = gains.split_at(gains.len() / 2);
+    let ends: [(f64, f64); 4] = std::array::from_fn(|at| {
+        let gains: Vec<f64> = gains.iter().map(|gain| gain[at]).collect();
+        of_mean(&gains, draws).map_or((0.0, 0.0), |interval| (interval.low, interval.high))
+    });
+    let low = TOP.map(|at| ends[at].0);
+    Tried {
+        gate: Gate {
+            strength: STRENGTHS[strength],
+            threshold,
+            sharp: KEEPS[sharp],
+            blunt: KEEPS[blunt],
+            off: false,
+        },
+        gains: mean(&gains),
+        low,
+        safe: ![first, second].iter().any(|half| falls(&mean(half)))
+            && (sharp == blunt || low.iter().all(|&low| low >= -LEAST)),
+        harmful: ends.iter().any(|(_, high)| *high < -LEAST),
+    }
+}
+
+/// The safe setting that gains most; without one ten rows where nothing loses beyond chance, else off.
+fn best_of(tried: &[Tried]) -> Gate {
     // Recall counts little beside the others, but it decides where nothing else moves.
     let value = |tried: &Tried| tried.gains[0] + tried.gains[1] + tried.gains[2] + 0.1 * tried.gains[3];
     let best = |accept: &dyn Fn(&&Tried) -> bool| {
@@ -108,13 +117,12 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
             .map(|tried| tried.gate)
     };
     let gains = |tried: &Tried| tried.gains.iter().any(|&gain| gain > LEAST);
-    let chosen = best(&|tried| tried.safe && value(tried) > LEAST)
+    best(&|tried| tried.safe && value(tried) > LEAST)
         .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt && !tried.harmful && gains(tried)))
         .unwrap_or(Gate {
             off: true,
             ..Gate::default()
-        });
-    (chosen, tried)
+        })
 }
 
 #[cfg(test)]

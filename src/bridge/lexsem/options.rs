@@ -143,6 +143,14 @@ impl Options {
                 "bag, slr, slr_paper, llr or clr can be trained",
             );
         }
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Fails where a number is out of its range.
+    fn check(&self) -> Result<(), BridgeError> {
+        let options = self;
+        let wrong = |name, value: String, range| Err(BridgeError::Option { name, value, range });
         let strength = f64::from(options.strength.unwrap_or(1.0));
         let numbers: [(&'static str, f64, f64, f64, &'static str); 12] = [
             ("held_out", options.held_out, 0.05, 0.9, "0.05 to 0.9"),
@@ -175,6 +183,6 @@ impl Options {
                 return wrong(name, value.to_string(), range);
             }
         }
-        Ok(options)
+        Ok(())
     }
 }

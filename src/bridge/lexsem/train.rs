@@ -43,6 +43,21 @@ struct Material {
     known: Vec<usize>,
 }
 
+impl Material {
+    /// The metric of the passages that training knows.
+    fn metric(&self, options: &Options, monitor: &mut dyn Monitor) -> Result<Option<Vec<f32>>, BridgeError> {
+        let d = self.dimensions;
+        let known: Vec<f32> = self
+            .known
+            .iter()
+            .flat_map(|place| &self.passages[place * d..][..d])
+            .copied()
+            .collect();
+        let mut ask = || monitor.step(&Progress::default());
+        Spread::metric_of(&known, d, options.whiten, options.ridge, &mut ask)
+    }
+}
+
 /// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on from a
 /// checkpoint ends as if it had not been interrupted.
 ///
@@ -299,15 +314,7 @@ impl<'a> Training<'a> {
             bridge.map = Some(vec![0.0; material.dimensions * material.dimensions]);
         }
         if options.whiten > 0.0 {
-            let known: Vec<f32> = material
-                .known
-                .iter()
-                .flat_map(|place| &material.passages[place * material.dimensions..][..material.dimensions])
-                .copied()
-                .collect();
-            let mut ask = || monitor.step(&Progress::default());
-            let (power, ridge) = (options.whiten, options.ridge);
-            bridge.metric = Spread::metric_of(&known, material.dimensions, power, ridge, &mut ask)?;
+            bridge.metric = material.metric(options, monitor)?;
             let whitened = measure(&bridge)?;
             // Without the rows it need not be better yet, but it must not lose what is to be kept.
             if whitened.guard >= -options.guard {

@@ -135,37 +135,47 @@ impl<'a> Document<'a> {
             apply(&numbers[map.clone()], own, &mut mapped);
             add_scaled(out, 1.0, &mapped);
             if context {
-                let at = &mut passed.queries[i * r..(i + 1) * r];
-                apply(&numbers[query.clone()], own, at);
-                let shares = &mut passed.shares[i * SOURCES..(i + 1) * SOURCES];
-                let mut largest = 0.0f32;
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if let Some(row) = self.source(i, s) {
-                        let score = dot(at, &passed.keys[row * r..(row + 1) * r]) / (r as f32).sqrt();
-                        *share = score + numbers[bias.start + s];
-                        largest = largest.max(*share);
-                    }
-                }
-                let mut sum = (-largest).exp();
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if self.source(i, s).is_some() {
-                        *share = (*share - largest).exp();
-                        sum += *share;
-                    }
-                }
-                let context = &mut passed.context[i * d..(i + 1) * d];
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if let Some(row) = self.source(i, s) {
-                        *share /= sum;
-                        add_scaled(context, *share, self.row(row));
-                    }
-                }
-                apply(&numbers[values.clone()], context, &mut mapped);
-                add_scaled(out, 1.0, &mapped);
+                apply(&numbers[query.clone()], own, &mut passed.queries[i * r..(i + 1) * r]);
+                self.attend(i, &numbers[bias.clone()], &mut passed);
+                apply(
+                    &numbers[values.clone()],
+                    &passed.context[i * d..(i + 1) * d],
+                    &mut mapped,
+                );
+                add_scaled(&mut passed.vectors[i * d..(i + 1) * d], 1.0, &mapped);
             }
-            passed.norms[i] = unit(out);
+            passed.norms[i] = unit(&mut passed.vectors[i * d..(i + 1) * d]);
         }
         passed
+    }
+
+    /// The shares of chunk `i`'s sources, and their sum weighted by them.
+    fn attend(&self, i: usize, bias: &[f32], passed: &mut Passed) {
+        let (d, r) = (self.shape.dimensions, self.shape.rank);
+        let at = &passed.queries[i * r..(i + 1) * r];
+        let shares = &mut passed.shares[i * SOURCES..(i + 1) * SOURCES];
+        let mut largest = 0.0f32;
+        for (s, share) in shares.iter_mut().enumerate() {
+            if let Some(row) = self.source(i, s) {
+                let score = dot(at, &passed.keys[row * r..(row + 1) * r]) / (r as f32).sqrt();
+                *share = score + bias[s];
+                largest = largest.max(*share);
+            }
+        }
+        let mut sum = (-largest).exp();
+        for (s, share) in shares.iter_mut().enumerate() {
+            if self.source(i, s).is_some() {
+                *share = (*share - largest).exp();
+                sum += *share;
+            }
+        }
+        let context = &mut passed.context[i * d..(i + 1) * d];
+        for (s, share) in shares.iter_mut().enumerate() {
+            if let Some(row) = self.source(i, s) {
+                *share /= sum;
+                add_scaled(context, *share, self.row(row));
+            }
+        }
     }
 }
 

@@ -171,7 +171,7 @@ fn pairs_are_made_where_none_are_given() {
         None,
     ))
     .unwrap();
-    assert_eq!(trained.figures["pairs"], json!("made"));
+    assert_eq!(trained.figures["pairs"], json!("synthetic"));
     let counted =
         ["trained_pairs", "validation_pairs", "held_out_pairs"].map(|part| trained.figures[part].as_u64().unwrap());
     assert_eq!(counted.iter().sum::<u64>(), 2 * passages.len() as u64);

@@ -1,7 +1,7 @@
 //! The kinds of bridges: what each is called, how it is trained, what its trainer reads, and how its file is read.
 //!
-//! Whoever has to tell kinds apart matches on [`BridgeKind`] or [`Bridge`] with every variant, so that the compiler names
-//! each place that a new kind has to fill in. Names of kinds are compared here and nowhere else.
+//! Whoever has to tell kinds apart matches on [`BridgeKind`] or [`Bridge`] with every variant, so that the compiler
+//! names each place that a new kind has to fill in. Names of kinds are compared here and nowhere else.
 
 use super::BridgeError;
 use super::adapter::{self, Adapter, Side};
@@ -152,7 +152,8 @@ impl BridgeKind {
         })
     }
 
-    /// Whether a query can name a bridge of this kind, so that `situ.tune` tries it: as a bridge or as a reader of feedback.
+    /// Whether a query can name a bridge of this kind, so that `situ.tune` tries it: as a bridge or as a reader of
+    /// feedback.
     pub fn serves_queries(self) -> bool {
         match self {
             BridgeKind::Adapter | BridgeKind::LexSem | BridgeKind::TextFeedback => true,

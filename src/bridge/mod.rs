@@ -39,7 +39,7 @@ pub enum BridgeError {
     /// The encoder cannot read out what a bridge needs.
     #[error("the encoder gives no {0}")]
     NoReading(&'static str),
-    /// Whoever watches a training has ended it.
+    /// The monitor of a training has ended it.
     #[error("the training was stopped")]
     Stopped,
     /// What the training asked of its surroundings failed.

@@ -1,4 +1,4 @@
-//! Judging a ranking: measures, their uncertainty, comparisons, TREC files, and questions made from a corpus.
+//! Evaluation of a ranking: measures, their uncertainty, comparisons, TREC files, and questions made from a corpus.
 //!
 //! Everything here is pure: lists of grades and texts in, numbers and texts out, and the same seed gives the same
 //! result on every machine.

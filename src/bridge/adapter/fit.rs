@@ -101,7 +101,7 @@ impl Passages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
-    /// On the training documents; others choose the epoch and judge.
+    /// On the training documents; validation chooses the epoch, and test gives the figures.
     Evaluation,
     /// On all documents, for as many epochs.
     Refit,
@@ -289,8 +289,8 @@ impl<'a> Fit<'a> {
                 })
                 .collect();
             let mut loss = 0.0;
-            let parts = orders.iter().flat_map(|order| order.chunks(self.options.batch));
-            for (number, numbers) in parts.enumerate() {
+            let batches_of_epoch = orders.iter().flat_map(|order| order.chunks(self.options.batch));
+            for (number, numbers) in batches_of_epoch.enumerate() {
                 let batch = self.training.batch(numbers, d);
                 loss += self.step(&batch)?;
                 if number % REPORT_STEPS == 0 {

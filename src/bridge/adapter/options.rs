@@ -30,7 +30,8 @@ pub struct AdapterOptions {
     pub ridge: f64,
     /// Whether the map is trained once more on all pairs, for the epochs that the held-out ones chose.
     pub refit: bool,
-    /// How far the stored map goes, above 0 to 1; without it half the way where the queries are made, else all of it.
+    /// How far the stored map goes, above 0 to 1; without it half the way where the queries are synthetic, else all of
+    /// it.
     pub strength: Option<f32>,
     pub seed: u64,
     /// Threads, 0 for the machine's.

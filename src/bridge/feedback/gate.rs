@@ -1,11 +1,12 @@
 //! Calibrating the gate of feedback: from what each setting gained on judged queries to the one that is safe.
 //!
 //! A setting is a strength, a number of rows kept in front after a sharp round, and the least sharpness of one; after
-//! any other round ten rows are kept, so that no measure of the first ten changes. A setting is safe where no measure falls on
-//! either half of the queries and, where it ever keeps fewer than ten rows, where the lower ends of the intervals of
-//! what nDCG@10 and the reciprocal rank gain are not below 0. Of the safe ones that is taken which gains most. Where none
-//! is safe, ten rows are always kept: some hundred queries say little of so small gains, and on four judged sets they
-//! are gains (docs/FEEDBACK.md). Only where the whole interval of a measure lies below 0, or where nothing gains, feedback is off.
+//! any other round ten rows are kept, so that no measure of the first ten changes. A setting is safe where no measure
+//! falls on either half of the queries and, where it ever keeps fewer than ten rows, where the lower ends of the
+//! intervals of what nDCG@10 and the reciprocal rank gain are not below 0. Of the safe ones that is taken which gains
+//! most. Where none is safe, ten rows are always kept: some hundred queries say little of so small gains, and on four
+//! judged sets they are gains (docs/FEEDBACK.md). Only where the whole interval of a measure lies below 0, or where
+//! nothing gains, feedback is off.
 
 use super::Gate;
 use crate::eval::bootstrap::{Draws, of_mean};

@@ -297,8 +297,8 @@ impl Plan {
     }
 }
 
-/// How far the far rows of a first round lie behind its near ones: mean distance of the last `bottom` less mean distance
-/// of the first `depth`, in the index's own distance. Zero without far rows.
+/// How far the far rows of a first round lie behind its near ones: mean distance of the last `bottom` less mean
+/// distance of the first `depth`, in the index's own distance. Zero without far rows.
 pub fn sharpness(distances: &[f64], depth: usize, negative: std::ops::Range<usize>) -> f64 {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let near = &distances[..depth.min(distances.len())];

@@ -1,6 +1,6 @@
 //! A bridge as bytes: a safetensors file whose metadata entry `situ` is a JSON object with `kind`, `scheme`, `fusion`,
-//! `dimensions`, `strength` (1 where there is none) and what the trainer adds. `rows` is row-major by token, so that one token's row is one slice of the file
-//! ([`Layout`]) and a query reads only those that it uses.
+//! `dimensions`, `strength` (1 where there is none) and what the trainer adds. `rows` is row-major by token, so that
+//! one token's row is one slice of the file ([`Layout`]) and a query reads only those that it uses.
 //!
 //! | tensor | type | shape | |
 //! |---|---|---|---|

@@ -1,4 +1,4 @@
-//! What a bridge is judged by: queries from words that training never saw, and pairs that it never saw.
+//! What a bridge is tested by: queries from words that training never saw, and pairs that it never saw.
 
 use super::queries::{Part, QueryMaker, SyntheticQuery};
 use super::{LexSem, Readings, entries};
@@ -26,7 +26,7 @@ const COMMON_WORDS: usize = 4;
 const UNSEEN: &str = "unseen_";
 /// The task of the user's pairs.
 const PAIRS: &str = "pairs";
-/// Queries of a task by which the best epoch is chosen, and by which the bridge is judged.
+/// Queries of a task by which the best epoch is chosen, and by which the bridge is tested.
 const VALIDATION: usize = 500;
 const TEST: usize = 1500;
 
@@ -204,11 +204,11 @@ pub struct Measured {
     pub difference: Option<Interval>,
     /// The 95 % interval of the difference over the user's pairs.
     pub pairs: Option<Interval>,
-    /// The same over those about documents that training does not see, where there are any: some tens of queries in a small
-    /// corpus, too few for a smallest gain.
+    /// The same over those about documents that training does not see, where there are any: some tens of queries in a
+    /// small corpus, too few for a smallest gain.
     pub unseen: Option<Interval>,
-    /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over all
-    /// documents.
+    /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over
+    /// all documents.
     pub guard: f64,
     /// By task: measure, plain, with the bridge, gain, queries.
     pub figures: Map<String, Value>,

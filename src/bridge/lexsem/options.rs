@@ -13,11 +13,11 @@ pub struct Options {
     pub fusion: Fusion,
     /// Share of each document's words, the last ones, that training does not see.
     pub held_out: f64,
-    /// Share of the documents that training does not see, of one topic; without it a fifth where there are no pairs, else
-    /// none.
+    /// Share of the documents that training does not see, of one topic; without it a fifth where there are no pairs,
+    /// else none.
     pub unseen: Option<f64>,
-    /// How far a query goes from its own vector to what the bridge makes of it; without it half the way where there are no
-    /// pairs, else all of it.
+    /// How far a query goes from its own vector to what the bridge makes of it; without it half the way where there are
+    /// no pairs, else all of it.
     pub strength: Option<f32>,
     /// Pieces and keyword sets made of each passage.
     pub spans: usize,
@@ -50,12 +50,12 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// Share of the documents that is left out, and how far a query goes, where only synthetic queries can judge.
+/// Share of the documents that is left out, and how far a query goes, where only synthetic queries can test.
 const UNSEEN_OF_SYNTHETIC: f64 = 0.2;
 const STRENGTH_OF_SYNTHETIC: f32 = 0.5;
 
 impl Options {
-    /// Share of the documents that training does not see. `synthetic`: no pairs judge.
+    /// Share of the documents that training does not see. `synthetic`: no pairs test.
     pub fn unseen(&self, synthetic: bool) -> f64 {
         self.unseen.unwrap_or(if synthetic { UNSEEN_OF_SYNTHETIC } else { 0.0 })
     }
@@ -99,8 +99,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric, no
-    /// map and a longer step where nothing else is said.
+    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric,
+    /// no map and a longer step where nothing else is said.
     ///
     /// # Errors
     /// [`BridgeError::Option`] for what is unknown or out of range.

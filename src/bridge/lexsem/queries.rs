@@ -17,7 +17,7 @@ const FEW_PASSAGES: usize = 20;
 const RARE: f64 = 0.01;
 const FEWEST_HOLDING: f64 = 2.0;
 
-/// A query made from a passage.
+/// A synthetic query: made from a passage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntheticQuery {
     /// Position of the passage.
@@ -215,8 +215,8 @@ impl<'a> QueryMaker<'a> {
         QueryMaker::query(passage, text.to_owned())
     }
 
-    /// A sentence of the part without its rare words, those of few passages: what is left is what a person would say who does
-    /// not know the text's own words. Of at least `fewest` words, one of them a keyword.
+    /// A sentence of the part without its rare words, those of few passages: what is left is what a person would say
+    /// who does not know the text's own words. Of at least `fewest` words, one of them a keyword.
     pub fn common_sentence(
         &self,
         passage: usize,

@@ -92,7 +92,8 @@ pub struct Gradients {
     pub map: Vec<f32>,
 }
 
-/// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the metric.
+/// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the
+/// metric.
 #[allow(clippy::too_many_arguments)]
 pub fn gradients(
     pool: &Pool,

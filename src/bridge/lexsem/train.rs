@@ -58,8 +58,8 @@ impl Material {
     }
 }
 
-/// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on from a
-/// checkpoint ends as if it had not been interrupted.
+/// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on
+/// from a checkpoint ends as if it had not been interrupted.
 ///
 /// # Errors
 /// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few passages,
@@ -237,8 +237,8 @@ fn vocabulary(
     Ok((tokens, rarity))
 }
 
-/// What the bridge is measured by, before it is encoded: queries from words that training does not see, the same of documents
-/// that it does not see, and the user's pairs that were kept back.
+/// What the bridge is measured by, before it is encoded: queries from words that training does not see, the same of
+/// documents that it does not see, and the user's pairs that were kept back.
 fn task_texts(
     passages: usize,
     pairs: &[Pair],
@@ -445,7 +445,7 @@ impl<'a> Training<'a> {
     fn finish(self, pairs: usize) -> Result<Trained, BridgeError> {
         let seed = self.options.seed;
         let measured = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
-        // Synthetic queries judge it alone, where the user's pairs do not show a gain themselves.
+        // Synthetic queries test it alone, where the user's pairs do not show a gain themselves.
         let synthetic = !is_above_chance(measured.pairs);
         let loses_unseen = measured.unseen.is_some_and(|ends| ends.high < 0.0);
         let kept = measured.guard >= -self.options.guard && !loses_unseen;

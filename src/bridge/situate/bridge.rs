@@ -1,10 +1,10 @@
 //! `bridge`: a trained residual over the vectors that a frozen encoder gives to the chunks of a document.
 //!
-//! With `b_i` the chunk's own vector (mixed with that of its place, see `context_header.rs`) and `x_s` those of its sources (three chunks before and three behind it, and the
-//! mean of the document's chunks with unit length):
+//! With `b_i` the chunk's own vector (mixed with that of its place, see `context_header.rs`) and `x_s` those of its
+//! sources (three chunks before and three behind it, and the mean of the document's chunks with unit length):
 //!
-//! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty one,
-//! `c_i = normalize(b_i + M b_i + V sum_s a_s x_s)`.
+//! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty
+//! one, `c_i = normalize(b_i + M b_i + V sum_s a_s x_s)`.
 //!
 //! `V = 0` is the chunk-only control, a linear map of the passage's vector; `M = V = 0` gives the normalised `b_i`. The
 //! encoder runs as for chunks alone, so the cost is the encoder's and `2 d^2 + (2 + sources) rank d` products a chunk.

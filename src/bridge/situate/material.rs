@@ -1,5 +1,5 @@
-//! What the training of the bridge reads: passages of documents in order with their vectors, pairs, and which split of the
-//! material each document belongs to.
+//! What the training of the bridge reads: passages of documents in order with their vectors, pairs, and which split of
+//! the material each document belongs to.
 
 use super::bridge::{Shape, with_mean};
 use super::context_header;
@@ -40,8 +40,8 @@ impl Material {
     /// Reads and encodes.
     ///
     /// # Errors
-    /// [`BridgeError::TooLittle`] for too few pairs of a split, [`BridgeError::Outside`] for a pair without passage, and what
-    /// `encode` fails with.
+    /// [`BridgeError::TooLittle`] for too few pairs of a split, [`BridgeError::Outside`] for a pair without passage,
+    /// and what `encode` fails with.
     pub fn gather(
         passages: &[Passage],
         pairs: Vec<Pair>,

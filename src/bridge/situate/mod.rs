@@ -47,8 +47,8 @@ pub struct SituateOptions {
     pub chunk_tokens: u32,
     /// Tokens of a window, 0 for the model's limit.
     pub window_tokens: u32,
-    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1 is
-    /// the mode's default: 0.25, the template's, and 0.1.
+    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1
+    /// is the mode's default: 0.25, the template's, and 0.1.
     pub weight: f32,
 }
 

@@ -61,8 +61,8 @@ struct Checkpoint {
 /// Trains a bridge. Without pairs, they are made from the passages ([`synthetic`]).
 ///
 /// # Errors
-/// [`BridgeError::TooLittle`] for too few documents or pairs, [`BridgeError::Option`] for options out of range, what the
-/// encoder says, and [`BridgeError::Stopped`] from the monitor.
+/// [`BridgeError::TooLittle`] for too few documents or pairs, [`BridgeError::Option`] for options out of range, what
+/// the encoder says, and [`BridgeError::Stopped`] from the monitor.
 pub fn train(run: Run<'_>) -> Result<Trained, BridgeError> {
     let options = Options::read(run.options)?;
     let synthetic = run.pairs.is_empty();
@@ -122,10 +122,10 @@ impl Material {
     /// What the test pairs say of plain vectors, control and bridge, each with its 95 % interval, of the bridge against
     /// the control, and of what is stored against plain vectors; and the verdict on that.
     fn figures(&self, control: &State, bridge: Option<&State>, used: bool, synthetic: bool) -> (Value, Verdict) {
-        let judge = |numbers: &[f32], context| self.values(numbers, context, Split::Test);
-        let plain = judge(&vec![0.0; self.shape.parameters()], false);
-        let with_control = judge(&control.best, false);
-        let with_bridge = bridge.map(|bridge| judge(&bridge.best, true));
+        let measure = |numbers: &[f32], context| self.values(numbers, context, Split::Test);
+        let plain = measure(&vec![0.0; self.shape.parameters()], false);
+        let with_control = measure(&control.best, false);
+        let with_bridge = bridge.map(|bridge| measure(&bridge.best, true));
         let seed = self.options.seed;
         let draws = Draws {
             seed,

@@ -1,8 +1,8 @@
 //! The loop that fine-tunes the upper layers: one query at a time, its positive passage against the index's own
 //! negatives, gradients gathered over a batch, Adam with warm-up and linear decay, rounds that end in a measurement.
 //!
-//! `loss = -log softmax(q' [p+, p1-, .., pn-]^T / tau)[0]` with the passages' vectors frozen (Yu, Xiong, Callan 2021, the
-//! sampled form of the reproducibility study arXiv 2112.06400: several negatives, none of them another query's).
+//! `loss = -log softmax(q' [p+, p1-, .., pn-]^T / tau)[0]` with the passages' vectors frozen (Yu, Xiong, Callan 2021,
+//! the sampled form of the reproducibility study arXiv 2112.06400: several negatives, none of them another query's).
 
 use super::options::{Query, TextFeedbackOptions};
 use super::{KIND, Reading, TextFeedback};

@@ -29,7 +29,7 @@ pub struct TextFeedbackOptions {
     pub negatives: usize,
     /// Share of the documents that is held out, half for stopping, half for the figures.
     pub held_out: f64,
-    /// Most queries that choose, and that judge.
+    /// Most queries of validation, and of test.
     pub measured: usize,
     pub seed: u64,
     /// Threads, 0 for the machine's; those of the layers' products are the machine's in any case.

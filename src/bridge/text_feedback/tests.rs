@@ -148,8 +148,8 @@ fn a_gain_within_chance_is_rejected() {
     // Two hundred queries: gains and losses of a half, a few more gains.
     let plain = vec![0.5; 200];
     let better = |gains: usize| -> Vec<f64> { (0..200).map(|n| if n % 40 < gains { 1.0 } else { 0.0 }).collect() };
-    let (judged, verdict) = verdict(&plain, &better(21), 1, false, 1);
-    assert!(judged.gain > 0.0 && verdict == Verdict::Rejected, "{}", judged.gain);
+    let (found, verdict) = verdict(&plain, &better(21), 1, false, 1);
+    assert!(found.gain > 0.0 && verdict == Verdict::Rejected, "{}", found.gain);
     assert_eq!(
         super::train::verdict(&plain, &better(30), 1, false, 1).1,
         Verdict::Accepted

@@ -205,7 +205,8 @@ fn first_round(
     Ok(found)
 }
 
-/// What the test queries say of a copy, from each query's value before and with it. One that is as it began is no bridge.
+/// What the test queries say of a copy, from each query's value before and with it. One that is as it began is no
+/// bridge.
 pub(super) fn verdict(
     plain: &[f64],
     trained: &[f64],

@@ -1,15 +1,15 @@
 //! The one rule by which a bridge of any kind is accepted.
 //!
-//! - Whatever the kind has to gain lies above 0 with its whole 95 % interval, on test data that neither trained the bridge nor
-//!   chose among its states: nDCG@10 over the plain vectors for adapter, lexsem, situate and feedback; for xrag the bits of a
-//!   passage or answer with the passage's own vectors, against another passage's and, of answers, against what the stage
-//!   began with. [`Verdict::of`] asks for all of them.
-//! - What a kind must not lose is kept ([`Verdict::provided`]): a copy of the encoder that is as it began is no bridge of
-//!   feedback; a lexsem bridge loses no more than its option `guard` of sentences and pairs, and nothing on documents that its
-//!   training did not see.
-//! - What was shown on queries that were made of the passages themselves is shown of the passages' own words alone: the state is
-//!   then `accepted (synthetic queries)`, and judged questions of people can still overturn it (`situ.tune`). With given
-//!   pairs it is `accepted`. Anything else is `rejected`.
+//! - Whatever the kind has to gain lies above 0 with its whole 95 % interval, on test data that neither trained the
+//!   bridge nor chose among its states: nDCG@10 over the plain vectors for adapter, lexsem, situate and feedback; for
+//!   xrag the bits of a passage or answer with the passage's own vectors, against another passage's and, of answers,
+//!   against what the stage began with. [`Verdict::of`] asks for all of them.
+//! - What a kind must not lose is kept ([`Verdict::provided`]): a copy of the encoder that is as it began is no bridge
+//!   of feedback; a lexsem bridge loses no more than its option `guard` of sentences and pairs, and nothing on
+//!   documents that its training did not see.
+//! - What was shown on queries that were made of the passages themselves is shown of the passages' own words alone: the
+//!   state is then `accepted (synthetic queries)`, and judged questions of people can still overturn it (`situ.tune`).
+//!   With given pairs it is `accepted`. Anything else is `rejected`.
 
 use super::early_stopping::mean;
 use crate::eval::bootstrap::{Draws, Interval, of_difference, of_gain};
@@ -25,8 +25,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// From the intervals of everything that has to be gained: each must lie above 0. `synthetic`: the queries were made of
-    /// the passages.
+    /// From the intervals of everything that has to be gained: each must lie above 0. `synthetic`: the queries were
+    /// made of the passages.
     pub fn of(gains: &[Option<Interval>], synthetic: bool) -> Verdict {
         match (gains.iter().all(|gain| is_above_chance(*gain)), synthetic) {
             (false, _) => Verdict::Rejected,

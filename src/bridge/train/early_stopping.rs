@@ -18,9 +18,9 @@ pub fn standard_error(base: &[f64], with: &[f64]) -> f64 {
     (squares / (count - 1.0) / count).sqrt()
 }
 
-/// Which epoch of a training is kept: the last one whose score is within one standard error of the largest so far, and above
-/// that of the start. Scores of some hundred queries tell neighbouring epochs apart by chance, so that the largest one is
-/// mostly too early; a training that has learned too much falls by more than that.
+/// Which epoch of a training is kept: the last one whose score is within one standard error of the largest so far, and
+/// above that of the start. Scores of some hundred queries tell neighbouring epochs apart by chance, so that the
+/// largest one is mostly too early; a training that has learned too much falls by more than that.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
     /// Before anything was trained.

@@ -1,7 +1,7 @@
 //! Eigenvalues and eigenvectors of a symmetric matrix.
 //!
-//! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson 1968,
-//! "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
+//! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson
+//! 1968, "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
 
 use crate::bridge::BridgeError;
 
@@ -11,8 +11,8 @@ pub type Ask<'a> = &'a mut dyn FnMut() -> Result<(), BridgeError>;
 /// Rounds of the QL iteration for one eigenvalue, after which the matrix is given up.
 const MOST_ROUNDS: usize = 60;
 
-/// Eigenvalues and, as columns of a row-major `n` x `n` matrix, their eigenvectors of unit length. `None` where the matrix
-/// is not `n` x `n`, holds something that is not finite, or the iteration does not converge.
+/// Eigenvalues and, as columns of a row-major `n` x `n` matrix, their eigenvectors of unit length. `None` where the
+/// matrix is not `n` x `n`, holds something that is not finite, or the iteration does not converge.
 ///
 /// # Errors
 /// Those of `ask`, which is called some `3 n` times, every `n * n` operations or so.

@@ -1,5 +1,5 @@
-//! What is done to passages and pairs between reading and training: long passages cut in chunks, those of an index beside
-//! those of a relation, and one passage for each pair.
+//! What is done to passages and pairs between reading and training: long passages cut in chunks, those of an index
+//! beside those of a relation, and one passage for each pair.
 
 use super::data::{Encode, Pair, Passage};
 use crate::bridge::BridgeError;
@@ -13,9 +13,9 @@ pub struct Piece {
     pub text: String,
 }
 
-/// Passages that are longer than the model reads, cut in the chunks that `cut` makes of a text of more than `room` bytes; they
-/// keep their key. In an index, too, a long text is found at one of its chunks. A passage that comes with its vector is that
-/// vector, and is not cut. Ordinals are counted anew.
+/// Passages that are longer than the model reads, cut in the chunks that `cut` makes of a text of more than `room`
+/// bytes; they keep their key. In an index, too, a long text is found at one of its chunks. A passage that comes with
+/// its vector is that vector, and is not cut. Ordinals are counted anew.
 pub fn cut_long(passages: Vec<Passage>, room: usize, mut cut: impl FnMut(&str) -> Vec<Piece>) -> Vec<Passage> {
     let mut found: Vec<Passage> = Vec::with_capacity(passages.len());
     for passage in passages {
@@ -40,8 +40,8 @@ pub fn cut_long(passages: Vec<Passage>, room: usize, mut cut: impl FnMut(&str) -
     found
 }
 
-/// The chunks of those rows of an index that are not passages as well: a passage's own text must not stand against it. A
-/// row is one where its first chunk begins the passage.
+/// The chunks of those rows of an index that are not passages as well: a passage's own text must not stand against it.
+/// A row is one where its first chunk begins the passage.
 pub fn unknown(searched: Vec<Passage>, passages: &[Passage]) -> Vec<Passage> {
     let mut texts: Vec<&str> = passages.iter().map(|passage| passage.text.trim_start()).collect();
     texts.sort_unstable();

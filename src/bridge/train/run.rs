@@ -29,7 +29,8 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// A training that has not begun. Without a seed in the options it is 1; without threads, or for 0, they are the machine's.
+    /// A training that has not begun. Without a seed in the options it is 1; without threads, or for 0, they are the
+    /// machine's.
     pub fn new(
         passages: &'a [Passage],
         pairs: &'a [Pair],

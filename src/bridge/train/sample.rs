@@ -1,15 +1,15 @@
 //! Items of many groups within a memory: whole groups, drawn by a seed, while they are read.
 //!
-//! Every group has a number drawn by the seed and its place. What is kept are the groups of the smallest numbers that fit
-//! together, so it depends on the seed and on what is read, and not on the order in which memory ran full. Never more than the
-//! memory and one item is held.
+//! Every group has a number drawn by the seed and its place. What is kept are the groups of the smallest numbers that
+//! fit together, so it depends on the seed and on what is read, and not on the order in which memory ran full. Never
+//! more than the memory and one item is held.
 
 use super::data::Passage;
 use crate::random::Random;
 use std::collections::BTreeMap;
 
-/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: as it was read, packed, as it
-/// is, mapped.
+/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: as it was read, packed, as
+/// it is, mapped.
 pub const COPIES: usize = 5;
 
 /// What a training may hold of passages, or of pairs, and how they are drawn where there are more.
@@ -24,7 +24,8 @@ pub fn passage_bytes(passage: &Passage, dimensions: usize) -> usize {
     size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
 }
 
-/// As many documents, drawn by the seed, as fit with their vectors, and how many passages were left out; the order stays.
+/// As many documents, drawn by the seed, as fit with their vectors, and how many passages were left out; the order
+/// stays.
 pub fn sampled(passages: Vec<Passage>, dimensions: usize, bounds: Bounds) -> (Vec<Passage>, usize) {
     let mut sampler = Sampler::new(bounds);
     for passage in passages {

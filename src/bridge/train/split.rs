@@ -1,5 +1,5 @@
-//! Which documents train, which choose when training ends (validation), which give the figures (test); and the order in which
-//! epochs go through what trains.
+//! Which documents train, which choose when training ends (validation), which give the figures (test); and the order in
+//! which epochs go through what trains.
 
 use crate::bridge::BridgeError;
 use crate::random::Random;
@@ -15,8 +15,8 @@ pub enum Split {
 }
 
 impl Split {
-    /// The split of a document: by a hash of its number, so that it does not depend on the others. `held_out` is the share of
-    /// the documents that are not trained on, half of it for validation.
+    /// The split of a document: by a hash of its number, so that it does not depend on the others. `held_out` is the
+    /// share of the documents that are not trained on, half of it for validation.
     pub fn of(document: u32, held_out: f64, seed: u64) -> Split {
         let bits = Random::new(seed ^ u64::from(document).wrapping_mul(0x9e37_79b9_7f4a_7c15)).bits();
         let share = (bits >> 11) as f64 / (1u64 << 53) as f64;

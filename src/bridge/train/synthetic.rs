@@ -1,4 +1,4 @@
-//! Pairs made from the passages, where a user has none.
+//! Synthetic pairs, made from the passages, where a user has none.
 
 use super::data::{Pair, Passage};
 use crate::eval::tasks::{Cut, Frequencies, Task, make, white_space_words};

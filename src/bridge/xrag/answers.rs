@@ -1,14 +1,15 @@
-//! Stage 2 of xRAG: questions are answered from the passage's vectors, in the prompt that is used where answers are made; the
-//! loss is `-log p` of the answer's tokens and the divergence from what the same LLM says that reads the passage's text in
-//! the same place (self-distillation). Both are taken at the positions that predict the answer's tokens; the published code
-//! takes the divergence one position later, so that the first token's distribution is not distilled.
+//! Stage 2 of xRAG: questions are answered from the passage's vectors, in the prompt that is used where answers are
+//! made; the loss is `-log p` of the answer's tokens and the divergence from what the same LLM says that reads the
+//! passage's text in the same place (self-distillation). Both are taken at the positions that predict the answer's
+//! tokens; the published code takes the divergence one position later, so that the first token's distribution is not
+//! distilled.
 //!
-//! Among the questions passages are reconstructed as in the first stage (replayed), so that vectors go on saying what stands in
-//! them.
+//! Among the questions passages are reconstructed as in the first stage (replayed), so that vectors go on saying what
+//! stands in them.
 //!
-//! Where no pairs with answers are given, synthetic ones are made: of each passage a sentence, whose first half is asked to be gone on
-//! with and whose second half is the answer. It stands in the passage, which an answer that a small LLM makes up to a question
-//! that it has made up often does not, and it costs no generation.
+//! Where no pairs with answers are given, synthetic ones are made: of each passage a sentence, whose first half is
+//! asked to be gone on with and whose second half is the answer. It stands in the passage, which an answer that a small
+//! LLM makes up to a question that it has made up often does not, and it costs no generation.
 
 use super::fit::Trainee;
 use super::options::XragOptions;
@@ -78,8 +79,9 @@ pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>
 }
 
 impl Answers<'_> {
-    /// The passages that are replayed among `questions` that are trained on: of the documents that are trained on, drawn by the
-    /// seed. Questions alone teach the manner of an answer, and vectors lose of the passages what the first stage has taught.
+    /// The passages that are replayed among `questions` that are trained on: of the documents that are trained on,
+    /// drawn by the seed. Questions alone teach the manner of an answer, and vectors lose of the passages what the
+    /// first stage has taught.
     pub fn replayed(&self, questions: usize) -> Vec<usize> {
         let XragOptions { held_out, seed, .. } = *self.options;
         let trained = |passage: &Passage| Split::of(passage.document, held_out, seed) == Split::Training;
@@ -143,9 +145,10 @@ impl Objective for Answers<'_> {
     }
 }
 
-/// The figures of questions about passages that were never seen, and the verdict on the stage: the answers' loss has fallen
-/// from what the stage began with, and it is lower with the passage's own vectors than with another's. Of a loss that falls
-/// alike with both, nothing was learned but the manner of an answer. `trained`: what the stage began with, and what came of it.
+/// The figures of questions about passages that were never seen, and the verdict on the stage: the answers' loss has
+/// fallen from what the stage began with, and it is lower with the passage's own vectors than with another's. Of a loss
+/// that falls alike with both, nothing was learned but the manner of an answer. `trained`: what the stage began with,
+/// and what came of it.
 pub fn evaluate(
     training: &Training<'_>,
     stage: &Stage<'_>,

@@ -61,7 +61,7 @@ pub struct XragOptions {
     pub kl: f32,
     /// Share of the documents that is held out, half for stopping, half for the figures.
     pub held_out: f64,
-    /// Most passages, or questions, that choose, and that judge.
+    /// Most passages, or questions, of validation, and of test.
     pub measured: usize,
     pub seed: u64,
     /// Threads, 0 for the machine's.

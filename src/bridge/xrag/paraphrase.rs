@@ -1,8 +1,8 @@
-//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to reconstruct the passage;
-//! the loss is `-log p` of its tokens.
+//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to reconstruct
+//! the passage; the loss is `-log p` of its tokens.
 //!
-//! What is held out is measured in bits a token: given nothing, the passage's own vectors, another passage's, and the beginning
-//! of its text. The stage has succeeded where its own vectors beat another's by an interval without zero.
+//! What is held out is measured in bits a token: given nothing, the passage's own vectors, another passage's, and the
+//! beginning of its text. The stage has succeeded where its own vectors beat another's by an interval without zero.
 
 use super::fit::Trainee;
 use super::options::XragOptions;

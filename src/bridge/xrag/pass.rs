@@ -1,5 +1,5 @@
-//! Examples through the decoder: what stands around and behind a passage's place, packed into passes, with what they begin
-//! with read once.
+//! Examples through the decoder: what stands around and behind a passage's place, packed into passes, with what they
+//! begin with read once.
 
 use super::prompts::Prompt;
 use crate::bridge::BridgeError;
@@ -185,8 +185,8 @@ impl<'a> Reader<'a> {
         Ok(passed)
     }
 
-    /// Where passes end that have about [`ROWS`] rows, and whose teachers say [`TAUGHT`] numbers; `tokens` are those that
-    /// each example has a teacher for.
+    /// Where passes end that have about [`ROWS`] rows, and whose teachers say [`TAUGHT`] numbers; `tokens` are those
+    /// that each example has a teacher for.
     fn cuts(&self, packed: &[Packed], tokens: &[usize]) -> Vec<usize> {
         let most = TAUGHT / self.decoder.config().vocabulary.max(1);
         let (mut cuts, mut rows, mut taught) = (Vec::new(), 0, 0);
@@ -271,8 +271,8 @@ impl<'a> Reader<'a> {
         targets
     }
 
-    /// What the teachers of some examples say: logarithms of probabilities, a row of the vocabulary for each token of each
-    /// text that has a teacher.
+    /// What the teachers of some examples say: logarithms of probabilities, a row of the vocabulary for each token of
+    /// each text that has a teacher.
     fn teachers(&self, examples: &[Example<'_>], stop: &dyn Fn() -> bool) -> Result<Vec<f32>, BridgeError> {
         let mut packed = Vec::new();
         let mut texts = Vec::new();

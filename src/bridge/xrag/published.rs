@@ -1,5 +1,5 @@
-//! A projector out of a safetensors file, of which it may be a small part: published weights hold it among those of a whole
-//! LLM. The header and the projector's tensors are read, the rest is not.
+//! A projector out of a safetensors file, of which it may be a small part: published weights hold it among those of a
+//! whole LLM. The header and the projector's tensors are read, the rest is not.
 
 use super::projector::TENSORS;
 use crate::bridge::BridgeError;

@@ -230,8 +230,8 @@ pub struct Stage<'a> {
     pub place: Place,
     /// What checkpoints carry for the stages behind.
     pub carried: Value,
-    /// Whether the stage begins with something that is worth keeping: it is measured first, and is what is left where no
-    /// round is better.
+    /// Whether the stage begins with something that is worth keeping: it is measured first, and is what is left where
+    /// no round is better.
     pub keeps_beginning: bool,
 }
 
@@ -272,7 +272,8 @@ impl Stage<'_> {
             Some(resumed) => resumed.begun.clone(),
             None => self.keeps_beginning.then(|| trainee.parts.clone()),
         };
-        // Checkpoints are kept at the ends of rounds that were better than all before, so what was best then is where to go on.
+        // Checkpoints are kept at the ends of rounds that were better than all before, so what was best then is where
+        // to go on.
         let (mut round, mut best_bits) = match resumed {
             Some(resumed) => self.read(&resumed.state)?,
             None if self.keeps_beginning => {

@@ -73,7 +73,7 @@ struct Keeper {
 
 impl Monitor for Keeper {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
-        // Judging between two stages has no steps.
+        // Evaluation between two stages has no steps.
         if progress.steps > 0 {
             self.steps.push(progress.step);
         }
@@ -414,8 +414,8 @@ fn the_projectors_gradient_is_that_of_finite_differences() {
             "{place}: {found} {expected}"
         );
     }
-    // A step against the gradient lowers the loss; the first one of Adam moves every number by the rate, which counts in sizes
-    // of what is moved, and less in the first layer.
+    // A step against the gradient lowers the loss; the first one of Adam moves every number by the rate, which counts
+    // in sizes of what is moved, and less in the first layer.
     let before = nats(&trainee);
     let mut stepped = Trainee::new(&pool, sizes, &x, 0.5, 3).unwrap();
     stepped.step(&pool, &x, &gradients, 1e-3, 0.0).unwrap();

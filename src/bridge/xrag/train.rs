@@ -1,8 +1,8 @@
 //! Training of a projector: the material, the two stages one after the other, what is stored.
 //!
 //! The first stage (`paraphrase.rs`) is accepted where a passage's own vectors say it better than another's, the second
-//! (`answers.rs`) where the answers' loss falls on questions that were held out, and is lower with a passage's own vectors than
-//! with another's; where it is not, what the second began with is stored.
+//! (`answers.rs`) where the answers' loss falls on questions that were held out, and is lower with a passage's own
+//! vectors than with another's; where it is not, what the second began with is stored.
 
 use super::answers::{self, Answers, questions};
 use super::fit::{Sizes, Trainee};
@@ -332,7 +332,8 @@ fn split_passages(reconstruction: &Paraphrase<'_>, passages: &[Passage], which: 
     rule(reconstruction.options).split(documents, "passages")
 }
 
-/// Questions that train, choose and test, and among the first the passages that are replayed; none where that stage does not run.
+/// Questions that train, choose and test, and among the first the passages that are replayed; none where that stage
+/// does not run.
 fn split_questions(answers: &Answers<'_>, which: Which) -> Result<Splits, BridgeError> {
     if which == Which::Paraphrase {
         return Ok(Splits::default());

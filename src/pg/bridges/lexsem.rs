@@ -1,9 +1,9 @@
 //! Bridges of kind lexsem at query time: the query's tokens, the few rows of the stored weights that they need, the
 //! corrected vector.
 //!
-//! The weights lie out of line and uncompressed (STORAGE EXTERNAL), so a row is one slice of the toast table. What every
-//! query needs (all but the rows) is kept by the backend under the hash of the weights; the registry's row is looked up
-//! each time, under the statement's snapshot.
+//! The weights lie out of line and uncompressed (STORAGE EXTERNAL), so a row is one slice of the toast table. What
+//! every query needs (all but the rows) is kept by the backend under the hash of the weights; the registry's row is
+//! looked up each time, under the statement's snapshot.
 
 use super::rows::{Row, Snapshot, look};
 use crate::bridge::BridgeError;
@@ -90,12 +90,12 @@ fn read(fixed: &Fixed, model: &ModelRef, text: &str) -> Result<Read, BridgeError
     Ok(found)
 }
 
-/// The vector of a query as the bridge `name` corrects it. `vector` is the query's, `text` its words, `model` the encoder of
-/// both.
+/// The vector of a query as the bridge `name` corrects it. `vector` is the query's, `text` its words, `model` the
+/// encoder of both.
 ///
 /// # Errors
-/// [`BridgeError::File`] for weights that are no lexsem bridge; [`BridgeError::Vectors`] for a vector of other dimensions.
-/// Errors of the encoder service are raised.
+/// [`BridgeError::File`] for weights that are no lexsem bridge; [`BridgeError::Vectors`] for a vector of other
+/// dimensions. Errors of the encoder service are raised.
 pub fn apply(name: &str, model: &ModelRef, text: &str, vector: &[f32]) -> Result<Vec<f32>, BridgeError> {
     let found = look(name, Snapshot::Statement, |row| apply_row(row, model, text, vector));
     found.unwrap_or_else(|| Err(file("the bridge is not there any more")))

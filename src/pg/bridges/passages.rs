@@ -1,7 +1,7 @@
 //! Bridges that change passages when they are encoded: those of kind situate, and adapters of the passage's side.
 //!
-//! The registry's row is read as it is committed now, whoever asks: an index's own rows must not depend on the privileges of
-//! whoever inserts.
+//! The registry's row is read as it is committed now, whoever asks: an index's own rows must not depend on the
+//! privileges of whoever inserts.
 
 use super::registry::{check_usable, missing, open as opened};
 use super::rows::{Row, Snapshot, look};

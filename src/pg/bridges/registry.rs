@@ -1,8 +1,8 @@
 //! The registry of bridges, `situ.bridges`: how a bridge is found, used for a vector, and stored.
 //!
-//! The row is looked up each time ([`super::rows`]), so a bridge that was replaced or dropped is never used from memory. What a
-//! file holds is kept by the backend under the hash of its weights. Everybody may use a bridge by its name, and only its
-//! owner may read its weights or change it.
+//! The row is looked up each time ([`super::rows`]), so a bridge that was replaced or dropped is never used from
+//! memory. What a file holds is kept by the backend under the hash of its weights. Everybody may use a bridge by its
+//! name, and only its owner may read its weights or change it.
 
 pub use super::rows::Registered;
 
@@ -127,8 +127,8 @@ pub fn check_trained_over(bridge: &Registered, model: &ModelRef) {
 /// Bytes that a bridge counts at least: rows and their entries in indexes take room too.
 const LEAST_BYTES: i64 = 8192;
 
-/// Fails where the current user's bridges would take more than `situ.bridge_space` with one of `bytes` bytes by that name. Superusers
-/// are not counted.
+/// Fails where the current user's bridges would take more than `situ.bridge_space` with one of `bytes` bytes by that
+/// name. Superusers are not counted.
 fn check_space(name: &str, bytes: usize) {
     let (user, most) = (current_user(), settings::bridge_space());
     // SAFETY: a catalog look-up.
@@ -161,7 +161,8 @@ fn check_space(name: &str, bytes: usize) {
     }
 }
 
-/// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user owns it.
+/// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user
+/// owns it.
 pub fn store(entry: Entry<'_>, replace: bool) -> BridgeKind {
     if entry.name.is_empty() {
         fail(
@@ -222,8 +223,8 @@ pub fn store(entry: Entry<'_>, replace: bool) -> BridgeKind {
     description.kind
 }
 
-/// Takes back what synthetic queries had accepted, since judged questions show that the bridge loses; `judged` is what they showed.
-/// A row that has been replaced meanwhile is left alone.
+/// Takes back what synthetic queries had accepted, since judged questions show that the bridge loses; `judged` is what
+/// they showed. A row that has been replaced meanwhile is left alone.
 pub fn overturn(bridge: &Registered, judged: Value) {
     let mark = Map::from_iter([("accepted".to_owned(), Value::Bool(false))]);
     let bytes = file::stamp(&weights(&bridge.name), mark).or_raise();
@@ -303,9 +304,9 @@ fn changes_no_query(bridge: &Registered, hint: &str) -> ! {
     )
 }
 
-/// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the encoder of
-/// both; without one, the model that the bridge is for. A bridge that does not exist, was rejected, is for another encoder
-/// or for passages raises an error.
+/// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the
+/// encoder of both; without one, the model that the bridge is for. A bridge that does not exist, was rejected, is for
+/// another encoder or for passages raises an error.
 pub fn apply_query(name: &str, model: Option<&ModelRef>, text: Option<&str>, vector: &[f32]) -> Vec<f32> {
     let bridge = find(name);
     match model {

@@ -1,8 +1,8 @@
 //! A row of `situ.bridges`, as everything that uses bridges finds it.
 //!
-//! The table is scanned below the privileges of whoever asks: everybody may use a bridge by its name, and an index's own rows
-//! must not depend on who inserts them. Who may read the weights, or change the row, is for the caller to check. The
-//! weights are read where they are needed only: all of them, or slices (STORAGE EXTERNAL).
+//! The table is scanned below the privileges of whoever asks: everybody may use a bridge by its name, and an index's
+//! own rows must not depend on who inserts them. Who may read the weights, or change the row, is for the caller to
+//! check. The weights are read where they are needed only: all of them, or slices (STORAGE EXTERNAL).
 
 use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::{BridgeError, BridgeKind};
@@ -83,8 +83,8 @@ impl Values<'_> {
     }
 }
 
-/// Finds the bridge of that name and hands it to `take`, while the snapshot keeps what lies out of line. `None` where there
-/// is no such bridge, or no registry.
+/// Finds the bridge of that name and hands it to `take`, while the snapshot keeps what lies out of line. `None` where
+/// there is no such bridge, or no registry.
 pub fn look<T>(name: &str, snapshot: Snapshot, take: impl FnOnce(&Row) -> T) -> Option<T> {
     version::check();
     let relation = table(c"bridges")?;
@@ -105,7 +105,8 @@ pub fn look<T>(name: &str, snapshot: Snapshot, take: impl FnOnce(&Row) -> T) -> 
 /// # Safety
 /// `relation` is the registry, `snapshot` a registered snapshot.
 unsafe fn scan(relation: pg_sys::Oid, name: &str, snapshot: pg_sys::Snapshot) -> Option<Row> {
-    // SAFETY: a scan of an open, locked table under a live snapshot; the tuple that is found is copied before the scan ends.
+    // SAFETY: a scan of an open, locked table under a live snapshot; the tuple that is found is copied before the scan
+    // ends.
     unsafe {
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let table = pg_sys::table_open(relation, lock);
@@ -197,8 +198,8 @@ impl Row {
         let (Ok(start), Ok(length)) = (i32::try_from(range.start), i32::try_from(range.len())) else {
             return Err(BridgeError::File("it is longer than a gigabyte".to_owned()));
         };
-        // SAFETY: a varlena of the row, whose toast the snapshot keeps; the slice is a plain varlena of its own, which is copied
-        // and freed.
+        // SAFETY: a varlena of the row, whose toast the snapshot keeps; the slice is a plain varlena of its own, which
+        // is copied and freed.
         unsafe {
             let slice = pg_sys::pg_detoast_datum_slice(self.weights.cast_mut_ptr(), start, length);
             let bytes = copied(std::slice::from_raw_parts(

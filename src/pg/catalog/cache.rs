@@ -1,10 +1,10 @@
-//! What a backend keeps of what it read: values by key, at most so many, of which the one that was not used for longest makes
-//! room.
+//! What a backend keeps of what it read: values by key, at most so many, of which the one that was not used for longest
+//! makes room.
 //!
-//! What was read of relations is kept until one of them changes. The server tells every backend of a change when it commits,
-//! and the one that makes it at once; statement triggers on the extension's tables see to it that a change of rows is told as
-//! well ([`tell`]). One callback counts the changes of the relations that something was read of, and a value is good as long
-//! as the counts are those from before it was read, so a change amid reading is not missed.
+//! What was read of relations is kept until one of them changes. The server tells every backend of a change when it
+//! commits, and the one that makes it at once; statement triggers on the extension's tables see to it that a change of
+//! rows is told as well ([`tell`]). One callback counts the changes of the relations that something was read of, and a
+//! value is good as long as the counts are those from before it was read, so a change amid reading is not missed.
 
 use pgrx::{pg_guard, pg_sys};
 use std::borrow::Borrow;
@@ -156,7 +156,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         entries.by_key.insert(key, entry);
     }
 
-    /// The value of a key that says what the value is (a hash of what is read, say); `read` makes one that is not there.
+    /// The value of a key that says what the value is (a hash of what is read, say); `read` makes one that is not
+    /// there.
     ///
     /// # Errors
     /// Those of `read`.

@@ -1,6 +1,7 @@
 //! What a training reads: passages and pairs of relations, as the caller, in one snapshot.
 //!
-//! Relations are read some rows at a time, and what does not fit `situ.training_memory` is left out while they are read.
+//! Relations are read some rows at a time, and what does not fit `situ.training_memory` is left out while they are
+//! read.
 
 use super::service::Service;
 use crate::bridge::train::data::{Pair, Passage};
@@ -54,8 +55,9 @@ pub(super) fn each_row(statement: &str, mut take: impl FnMut(&SpiHeapTupleData<'
     }
 }
 
-/// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column `embedding`
-/// where there is one; and how many there are that were left out. Vectors of other than `dimensions` numbers raise an error.
+/// Rows of (key, document, ordinal, text), in the order of documents and ordinals, with the vectors of a column
+/// `embedding` where there is one; and how many there are that were left out. Vectors of other than `dimensions`
+/// numbers raise an error.
 pub fn relation_passages(relation: pg_sys::Oid, dimensions: usize, bounds: Bounds) -> (Vec<Passage>, usize) {
     let vector = match has_column(relation, "embedding") {
         true => "embedding::pg_catalog.float4[]",

@@ -83,8 +83,8 @@ impl Encode for Service {
     }
 }
 
-/// Fails where an LLM takes more memory in a trainer than `situ.llm_memory` allows, or, without that, than the machine has to
-/// spare: the process would be killed, and the server would restart all others with it.
+/// Fails where an LLM takes more memory in a trainer than `situ.llm_memory` allows, or, without that, than the machine
+/// has to spare: the process would be killed, and the server would restart all others with it.
 fn check_llm_memory(name: &str, bytes: u64) {
     let (allowed, what, hint) = match settings::llm_memory() {
         0 => match process::available_bytes() {

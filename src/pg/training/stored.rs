@@ -1,8 +1,8 @@
-//! The documents of a text index as a training reads them: cut as the index cuts them, and where the bridge will meet the
-//! index's own vectors, with those: situated as the index situates, title and headings before the chunk and all.
+//! The documents of a text index as a training reads them: cut as the index cuts them, and where the bridge will meet
+//! the index's own vectors, with those: situated as the index situates, title and headings before the chunk and all.
 //!
-//! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those that are
-//! left out already are not encoded.
+//! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those
+//! that are left out already are not encoded.
 
 use super::material::bad;
 use crate::bridge::train::data::Passage;
@@ -125,8 +125,8 @@ fn statement(index: pg_sys::Oid) -> String {
     )
 }
 
-/// The documents of a text index; a passage's key is the row's first column. `stored`: each passage comes with the vector
-/// that the index holds for it; else the chunks alone, without vectors.
+/// The documents of a text index; a passage's key is the row's first column. `stored`: each passage comes with the
+/// vector that the index holds for it; else the chunks alone, without vectors.
 pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Stored {
     if kind_of(index) != KeyKind::Text {
         bad(

@@ -1,8 +1,8 @@
 //! The process that trains one job.
 //!
-//! Its signals are those of a backend: SIGINT (a cancel) and SIGTERM (the server shuts down, or an administrator ends the
-//! process) only note what is wanted, and the next check for interrupts acts on it. The default of background workers would
-//! end the process inside the handler, wherever it happens to be.
+//! Its signals are those of a backend: SIGINT (a cancel) and SIGTERM (the server shuts down, or an administrator ends
+//! the process) only note what is wanted, and the next check for interrupts acts on it. The default of background
+//! workers would end the process inside the handler, wherever it happens to be.
 
 use super::jobs::{self, Report};
 use super::monitor::transaction;
@@ -16,8 +16,8 @@ use std::panic::AssertUnwindSafe;
 
 mod server {
     unsafe extern "C-unwind" {
-        /// The server's own handler of SIGTERM. Declared here, since a signal handler must be the function itself: the wrapper
-        /// in `pg_sys` does work that belongs in no handler.
+        /// The server's own handler of SIGTERM. Declared here, since a signal handler must be the function itself: the
+        /// wrapper in `pg_sys` does work that belongs in no handler.
         pub fn die(signal: std::ffi::c_int);
     }
 }

@@ -1,5 +1,6 @@
 //! The goal of the bridge: trained on the train stories of FairytaleQA, asked the questions of the val stories. Minutes
-//! of encoding, so it runs when it is asked for: `cargo test --no-default-features --lib fairytales -- --ignored --nocapture`.
+//! of encoding, so it runs when it is asked for: `cargo test --no-default-features --lib fairytales -- --ignored
+//! --nocapture`.
 
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::Bridge;

@@ -107,6 +107,17 @@ pub(super) enum Stage {
     Refit,
 }
 
+/// What a training is given.
+pub(super) struct Given {
+    /// The metric that the map begins with, where it does not begin at the identity.
+    pub start: Option<Vec<f32>>,
+    /// What queries are trained against, and measured against.
+    pub known: Passages,
+    pub passages: Passages,
+    pub training: Queries,
+    pub validation: Queries,
+}
+
 /// The loop's state. On the query side the map is `S (I + F) - I`: `S` the metric that it begins with, `F` trained over
 /// the vectors `q S` of unit length.
 pub(super) struct Fit<'a> {
@@ -140,18 +151,20 @@ pub(super) struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    /// `known` and `passages` are what queries are trained and measured against.
-    #[allow(clippy::too_many_arguments)]
+    /// A training that has not begun.
     pub fn new(
         pool: &'a Pool,
         options: &'a AdapterOptions,
         stage: Stage,
-        start: Option<Vec<f32>>,
-        known: Passages,
-        passages: Passages,
-        mut training: Queries,
-        validation: Queries,
+        given: Given,
     ) -> Result<Fit<'a>, BridgeError> {
+        let Given {
+            start,
+            known,
+            passages,
+            mut training,
+            validation,
+        } = given;
         let count = training.targets.len().max(1);
         let d = training.vectors.len() / count;
         if let Some(start) = &start {

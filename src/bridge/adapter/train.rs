@@ -4,7 +4,7 @@
 //! of them for the epochs that were chosen (`refit`), and that map is stored: the figures are of the map that had not
 //! seen the test documents.
 
-use super::fit::{Fit, Passages, Stage};
+use super::fit::{Fit, Given, Passages, Stage};
 use super::options::{AdapterOptions, Queries};
 use super::{Adapter, Side};
 use crate::bridge::BridgeError;
@@ -193,19 +193,18 @@ impl<'a> Material<'a> {
             true => Spread::metric_of(&known.vectors, d, self.options.whiten, self.options.ridge, &mut ask)?,
             false => None,
         };
-        Fit::new(
-            self.pool,
-            self.options,
-            stage,
+        let passages = Passages {
+            vectors: self.vectors.clone(),
+            groups: Groups::of(self.groups.len(), |a, b| self.groups[a] == self.groups[b]),
+        };
+        let given = Given {
             start,
             known,
-            Passages {
-                vectors: self.vectors.clone(),
-                groups: Groups::of(self.groups.len(), |a, b| self.groups[a] == self.groups[b]),
-            },
+            passages,
             training,
             validation,
-        )
+        };
+        Fit::new(self.pool, self.options, stage, given)
     }
 }
 

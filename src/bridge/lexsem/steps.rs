@@ -92,19 +92,31 @@ pub struct Gradients {
     pub map: Vec<f32>,
 }
 
-/// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the
-/// metric.
-#[allow(clippy::too_many_arguments)]
+/// What every step has.
+#[derive(Clone, Copy)]
+pub struct Steps<'a> {
+    pub pool: &'a Pool,
+    pub candidates: &'a Candidates,
+    pub queries: &'a Encoded,
+    /// The queries' vectors after the metric.
+    pub starts: &'a [f32],
+    pub options: &'a Options,
+}
+
+/// The gradients of the mean loss of a batch of training queries (positions).
 pub fn gradients(
-    pool: &Pool,
+    steps: Steps<'_>,
     bridge: &LexSem,
-    candidates: &Candidates,
-    queries: &Encoded,
-    starts: &[f32],
     batch: &[usize],
-    options: &Options,
     random: &mut Random,
 ) -> Result<Gradients, BridgeError> {
+    let Steps {
+        pool,
+        candidates,
+        queries,
+        starts,
+        options,
+    } = steps;
     let d = bridge.dimensions;
     let start = |query: usize| starts.get(query * d..(query + 1) * d).unwrap_or_default();
     let known = |query: &&usize| queries.readings.len() > **query && queries.targets.len() > **query;
@@ -232,19 +244,15 @@ fn by_weights(
 }
 
 /// One step over a batch of training queries; gives the batch's mean loss.
-#[allow(clippy::too_many_arguments)]
 pub fn step(
-    pool: &Pool,
+    steps: Steps<'_>,
     bridge: &mut LexSem,
     optimiser: &mut Optimiser,
-    candidates: &Candidates,
-    queries: &Encoded,
-    starts: &[f32],
     batch: &[usize],
-    options: &Options,
     random: &mut Random,
 ) -> Result<f64, BridgeError> {
-    let gradients = gradients(pool, bridge, candidates, queries, starts, batch, options, random)?;
+    let options = steps.options;
+    let gradients = gradients(steps, bridge, batch, random)?;
     let (rate, d) = (options.rate, bridge.dimensions);
     optimiser.all().into_iter().for_each(Adam::begin);
     for (place, gradient) in &gradients.rows {

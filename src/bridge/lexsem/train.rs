@@ -3,7 +3,7 @@
 use super::held_out::{self, Encoded, Measured, Reading, Task, TaskTexts};
 use super::options::Options;
 use super::queries::{Part, QueryMaker, SyntheticQuery};
-use super::steps::{Optimiser, step};
+use super::steps::{Optimiser, Steps, step};
 use super::{LexSem, Scheme, file, topics, weigh};
 use crate::bridge::BridgeError;
 use crate::bridge::train::acceptance::{Verdict, is_above_chance};
@@ -354,17 +354,14 @@ impl<'a> Training<'a> {
             random.shuffle(&mut order);
             let mut loss = 0.0;
             for (number, batch) in order.chunks(self.options.batch).enumerate() {
-                loss += step(
-                    self.pool,
-                    &mut self.bridge,
-                    &mut self.optimiser,
-                    self.candidates,
-                    &self.material.training,
-                    &self.starts,
-                    batch,
-                    self.options,
-                    &mut random,
-                )?;
+                let steps = Steps {
+                    pool: self.pool,
+                    candidates: self.candidates,
+                    queries: &self.material.training,
+                    starts: &self.starts,
+                    options: self.options,
+                };
+                loss += step(steps, &mut self.bridge, &mut self.optimiser, batch, &mut random)?;
                 if number % REPORT_STEPS == 0 {
                     monitor.step(&Progress {
                         step: (self.epoch * batches + number + 1) as u64,

@@ -3,7 +3,7 @@ pub mod acceptance;
 pub mod adam;
 pub mod data;
 pub mod early_stopping;
-pub mod eigen;
+pub(in crate::bridge) mod eigen;
 pub mod encode;
 pub mod loss;
 pub mod matrix;

@@ -133,7 +133,8 @@ unsafe fn scan(relation: pg_sys::Oid, name: &str, snapshot: pg_sys::Snapshot) ->
             }
         }
         pg_sys::systable_endscan(scan);
-        pg_sys::table_close(table, lock);
+        // The lock stays to the end of the transaction, as a statement's would: parts of the weights are still to be read.
+        pg_sys::table_close(table, pg_sys::NoLock as pg_sys::LOCKMODE);
         found
     }
 }

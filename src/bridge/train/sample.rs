@@ -1,11 +1,39 @@
 //! Items of many groups within a memory: whole groups, drawn by a seed, while they are read.
 //!
-//! Every group has a number drawn by the seed and its place. What is kept are the groups of the smallest numbers that fit
-//! together, so it depends on the seed and on what is read, and not on the order in which memory ran full. Never more than the
-//! memory and one item is held.
+//! Every group has a number drawn by the seed and its place. What is kept are the groups of the smallest numbers that
+//! fit together, so it depends on the seed and on what is read, and not on the order in which memory ran full. Never
+//! more than the memory and one item is held.
 
+use super::data::Passage;
 use crate::random::Random;
 use std::collections::BTreeMap;
+
+/// Bytes of vectors that a passage or query takes while it trains, over those of one vector: as it was read, packed, as
+/// it is, mapped.
+pub const COPIES: usize = 5;
+
+/// What a training may hold of passages, or of pairs, and how they are drawn where there are more.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub memory: usize,
+    pub seed: u64,
+}
+
+/// Bytes that a passage takes while it trains.
+pub fn passage_bytes(passage: &Passage, dimensions: usize) -> usize {
+    size_of::<Passage>() + passage.key.len() + passage.text.len() + COPIES * dimensions * size_of::<f32>()
+}
+
+/// As many documents, drawn by the seed, as fit with their vectors, and how many passages were left out; the order
+/// stays.
+pub fn sampled(passages: Vec<Passage>, dimensions: usize, bounds: Bounds) -> (Vec<Passage>, usize) {
+    let mut sampler = Sampler::new(bounds);
+    for passage in passages {
+        let bytes = passage_bytes(&passage, dimensions);
+        sampler.add(u64::from(passage.document), passage, bytes);
+    }
+    sampler.finish()
+}
 
 /// A group that is kept, under its number.
 struct Group<T> {
@@ -14,7 +42,7 @@ struct Group<T> {
 }
 
 /// Draws groups as they come.
-pub struct Drawn<T> {
+pub struct Sampler<T> {
     memory: usize,
     seed: u64,
     used: usize,
@@ -25,12 +53,12 @@ pub struct Drawn<T> {
     out: Option<(u64, u64)>,
 }
 
-impl<T> Drawn<T> {
-    /// Nothing yet; at most `memory` bytes of what comes are kept.
-    pub fn new(memory: usize, seed: u64) -> Drawn<T> {
-        Drawn {
-            memory,
-            seed,
+impl<T> Sampler<T> {
+    /// Nothing yet; at most as many bytes of what comes are kept as the bounds allow.
+    pub fn new(bounds: Bounds) -> Sampler<T> {
+        Sampler {
+            memory: bounds.memory,
+            seed: bounds.seed,
             used: 0,
             found: 0,
             kept: BTreeMap::new(),
@@ -70,12 +98,13 @@ impl<T> Drawn<T> {
         }
     }
 
-    /// The items that are kept, group by group in the order of the groups' places, and how many there were.
+    /// The items that are kept, group by group in the order of the groups' places, and how many were left out.
     pub fn finish(self) -> (Vec<T>, usize) {
         let mut groups: Vec<((u64, u64), Group<T>)> = self.kept.into_iter().collect();
         groups.sort_by_key(|((_, place), _)| *place);
-        let items = groups.into_iter().flat_map(|(_, group)| group.items).collect();
-        (items, self.found)
+        let items: Vec<T> = groups.into_iter().flat_map(|(_, group)| group.items).collect();
+        let out = self.found - items.len();
+        (items, out)
     }
 }
 
@@ -84,26 +113,26 @@ mod tests {
     use super::*;
 
     fn draw(memory: usize, seed: u64, groups: u64) -> (Vec<(u64, u64)>, usize) {
-        let mut drawn = Drawn::new(memory, seed);
+        let mut sampler = Sampler::new(Bounds { memory, seed });
         for group in 0..groups {
-            (0..3).for_each(|item| drawn.add(group, (group, item), 10));
+            (0..3).for_each(|item| sampler.add(group, (group, item), 10));
         }
-        drawn.finish()
+        sampler.finish()
     }
 
     #[test]
     fn what_fits_is_kept_in_its_order() {
-        let (items, found) = draw(30 * 20, 1, 20);
+        let (items, out) = draw(30 * 20, 1, 20);
         let all: Vec<_> = (0..20)
             .flat_map(|group| (0..3).map(move |item| (group, item)))
             .collect();
-        assert_eq!((items, found), (all, 60));
+        assert_eq!((items, out), (all, 0));
     }
 
     #[test]
     fn of_more_whole_groups_are_drawn_and_memory_never_holds_more() {
-        let (items, found) = draw(1000, 1, 200);
-        assert_eq!(found, 600);
+        let (items, out) = draw(1000, 1, 200);
+        assert_eq!(out + items.len(), 600);
         assert_eq!(items.len() % 3, 0);
         assert!((31..=33 * 3).contains(&items.len()), "{}", items.len());
         assert!(items.is_sorted());
@@ -119,10 +148,10 @@ mod tests {
         let all: usize = (0..200).map(|seed| draw(1000, seed, 200).0.len()).sum();
         assert!((0.45..0.55).contains(&(early as f64 / all as f64)), "{early} of {all}");
 
-        let mut drawn = Drawn::new(1000, 1);
+        let mut sampler = Sampler::new(Bounds { memory: 1000, seed: 1 });
         for group in 0..10_000u64 {
-            drawn.add(group, vec![0u8; 100], 100);
-            assert!(drawn.used <= 1000 && drawn.kept.values().map(|group| group.items.len()).sum::<usize>() <= 10);
+            sampler.add(group, vec![0u8; 100], 100);
+            assert!(sampler.used <= 1000 && sampler.kept.values().map(|group| group.items.len()).sum::<usize>() <= 10);
         }
     }
 
@@ -134,11 +163,11 @@ mod tests {
 
     #[test]
     fn a_group_that_does_not_fit_is_left_out_while_it_is_read() {
-        let mut drawn = Drawn::new(100, 1);
+        let mut sampler = Sampler::new(Bounds { memory: 100, seed: 1 });
         for _ in 0..1000 {
-            drawn.add(0, (), 10);
-            assert!(drawn.used <= 100);
+            sampler.add(0, (), 10);
+            assert!(sampler.used <= 100);
         }
-        assert_eq!(drawn.finish(), (Vec::new(), 1000));
+        assert_eq!(sampler.finish(), (Vec::new(), 1000));
     }
 }

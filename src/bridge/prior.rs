@@ -1,9 +1,9 @@
-//! What the figures of a training say of a bridge's gain, as evidence for choosing among bridges.
+//! What the figures of a training say of a bridge's gain, as a prior for choosing among bridges.
 //!
-//! Figures are of held-out queries, with a relative gain of nDCG@10: those of adapters and readers of texts under `ndcg@10`, those of
-//! lexsem by task, of which the user's pairs count, and without them sentences.
+//! Figures are of held-out queries, with a relative gain of nDCG@10: those of adapters and readers of texts under
+//! `ndcg@10`, those of lexsem by task, of which the user's pairs count, and without them sentences.
 
-use crate::eval::choice::Prior;
+use crate::eval::selection::Prior;
 use serde_json::Value;
 
 /// Standard deviation that is assumed of the differences of nDCG query by query, where figures bring no interval.
@@ -14,9 +14,9 @@ const REACH: f64 = 1.96;
 /// The gain that a bridge is believed to have over plain search where plain search has the mean `plain`; none where the
 /// figures do not say.
 ///
-/// Of held-out pairs the gain is believed, with a quarter of it as doubt beside its standard error: the questions that are
-/// judged now are others. Of queries made of the passages half is believed, with as much doubt; of lexsem's the smaller of the
-/// gains of sentences, as they stand and without their rare words, which people do not know.
+/// Of held-out pairs the gain is believed, with a quarter of it as doubt beside its standard error: the questions that
+/// are measured now are others. Of queries made of the passages half is believed, with as much doubt; of lexsem's the
+/// smaller of the gains of sentences, as they stand and without their rare words, which people do not know.
 pub fn prior(figures: &Value, plain: f64) -> Option<Prior> {
     let (whole, tasks) = (&figures["ndcg@10"], &figures["tasks"]);
     let (score, given) = if whole.is_object() {
@@ -53,14 +53,14 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_pairs_and_of_made_queries() {
+    fn figures_of_pairs_and_of_synthetic_queries() {
         // A gain of 12 % with an interval of 3.92 times 3 %: 0.12 x 0.5, and the root of 0.03^2 + 0.03^2 times 0.5.
         let adapter = |queries: &str| {
             json!({ "queries": queries,
                 "ndcg@10": { "plain": 0.4, "bridge": 0.448, "gain": 0.12, "low": 0.0612, "high": 0.1788 } })
         };
         close(prior(&adapter("given"), 0.5), 0.06, 0.015 * 2f64.sqrt());
-        close(prior(&adapter("made"), 0.5), 0.03, 0.5 * 0.03f64.hypot(0.06));
+        close(prior(&adapter("synthetic"), 0.5), 0.03, 0.5 * 0.03f64.hypot(0.06));
         // Without an interval: 0.3 / sqrt(900) / 0.8 = 0.0125.
         let score = json!({ "plain": 0.8, "gain": 0.04, "queries": 900 });
         let mut lexsem = json!({ "tasks": { "span16": { "gain": 1.0 }, "sentence": score } });
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_say_nothing_are_no_evidence() {
+    fn figures_that_say_nothing_are_no_prior() {
         for figures in [
             json!(null),
             json!({}),

@@ -1,9 +1,9 @@
 //! Eigenvalues and eigenvectors of a symmetric matrix.
 //!
-//! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson 1968,
-//! "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
+//! Householder reduction to tridiagonal form, then implicit QL with shifts (Bowdler, Martin, Reinsch and Wilkinson
+//! 1968, "The QR and QL algorithms for symmetric matrices", procedures tred2 and tql2), in f64.
 
-use super::BridgeError;
+use crate::bridge::BridgeError;
 
 /// Fails where the work is to stop.
 pub type Ask<'a> = &'a mut dyn FnMut() -> Result<(), BridgeError>;
@@ -11,8 +11,8 @@ pub type Ask<'a> = &'a mut dyn FnMut() -> Result<(), BridgeError>;
 /// Rounds of the QL iteration for one eigenvalue, after which the matrix is given up.
 const MOST_ROUNDS: usize = 60;
 
-/// Eigenvalues and, as columns of a row-major `n` x `n` matrix, their eigenvectors of unit length. `None` where the matrix
-/// is not `n` x `n`, holds something that is not finite, or the iteration does not converge.
+/// Eigenvalues and, as columns of a row-major `n` x `n` matrix, their eigenvectors of unit length. `None` where the
+/// matrix is not `n` x `n`, holds something that is not finite, or the iteration does not converge.
 ///
 /// # Errors
 /// Those of `ask`, which is called some `3 n` times, every `n * n` operations or so.
@@ -147,48 +147,53 @@ fn ql(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize, ask: Ask<'_>) -> Re
             if rounds > MOST_ROUNDS {
                 return Ok(false);
             }
-            let g = d[l];
-            let p = (d[l + 1] - g) / (2.0 * e[l]);
-            let r = p.hypot(1.0).copysign(p);
-            d[l] = e[l] / (p + r);
-            d[l + 1] = e[l] * (p + r);
-            let below = d[l + 1];
-            let h = g - d[l];
-            d[l + 2..].iter_mut().for_each(|x| *x -= h);
-            f += h;
-            let mut p = d[m];
-            let (mut c, mut c2, mut c3) = (1.0, 1.0, 1.0);
-            let beside = e[l + 1];
-            let (mut s, mut s2) = (0.0, 0.0);
-            for i in (l..m).rev() {
-                c3 = c2;
-                c2 = c;
-                s2 = s;
-                let g = c * e[i];
-                let h = c * p;
-                let r = p.hypot(e[i]);
-                e[i + 1] = s * r;
-                s = e[i] / r;
-                c = p / r;
-                p = c * d[i] - s * g;
-                d[i + 1] = h + s * (c * g + s * d[i]);
-                let (low, high) = v.split_at_mut((i + 1) * n);
-                let (first, second) = (&mut low[i * n..], &mut high[..n]);
-                for (a, b) in first.iter_mut().zip(second) {
-                    let h = *b;
-                    *b = s * *a + c * h;
-                    *a = c * *a - s * h;
-                }
-            }
-            p = -s * s2 * c3 * beside * e[l] / below;
-            e[l] = s * p;
-            d[l] = c * p;
+            f += iterate(v, d, e, n, l, m);
         }
         d[l] += f;
         e[l] = 0.0;
     }
     transpose(v, n);
     Ok(d.iter().all(|value| value.is_finite()))
+}
+
+/// One QL iteration with an implicit shift on the rows `l` to `m` of the transpose; gives the shift.
+fn iterate(v: &mut [f64], d: &mut [f64], e: &mut [f64], n: usize, l: usize, m: usize) -> f64 {
+    let g = d[l];
+    let p = (d[l + 1] - g) / (2.0 * e[l]);
+    let r = p.hypot(1.0).copysign(p);
+    d[l] = e[l] / (p + r);
+    d[l + 1] = e[l] * (p + r);
+    let below = d[l + 1];
+    let shift = g - d[l];
+    d[l + 2..].iter_mut().for_each(|x| *x -= shift);
+    let mut p = d[m];
+    let (mut c, mut c2, mut c3) = (1.0, 1.0, 1.0);
+    let beside = e[l + 1];
+    let (mut s, mut s2) = (0.0, 0.0);
+    for i in (l..m).rev() {
+        c3 = c2;
+        c2 = c;
+        s2 = s;
+        let g = c * e[i];
+        let h = c * p;
+        let r = p.hypot(e[i]);
+        e[i + 1] = s * r;
+        s = e[i] / r;
+        c = p / r;
+        p = c * d[i] - s * g;
+        d[i + 1] = h + s * (c * g + s * d[i]);
+        let (low, high) = v.split_at_mut((i + 1) * n);
+        let (first, second) = (&mut low[i * n..], &mut high[..n]);
+        for (a, b) in first.iter_mut().zip(second) {
+            let h = *b;
+            *b = s * *a + c * h;
+            *a = c * *a - s * h;
+        }
+    }
+    p = -s * s2 * c3 * beside * e[l] / below;
+    e[l] = s * p;
+    d[l] = c * p;
+    shift
 }
 
 fn transpose(v: &mut [f64], n: usize) {

@@ -14,7 +14,7 @@ import re
 import sys
 import unicodedata
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "eval"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "methods"))
 
 from sets import judgements, read  # noqa: E402
 

@@ -18,7 +18,7 @@ import time
 import answers
 import material
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "eval"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "methods"))
 
 from database import Database  # noqa: E402
 

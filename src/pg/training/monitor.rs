@@ -2,7 +2,7 @@
 
 use super::jobs;
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Progress, Watch};
+use crate::bridge::train::data::{Monitor, Progress};
 use crate::pg::settings;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ pub fn transaction<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// The watch over a job.
-pub struct Row {
+/// The monitor over a job.
+pub struct JobMonitor {
     id: i64,
     looked: Instant,
     written: Option<Instant>,
@@ -38,8 +38,8 @@ pub struct Row {
     memory: pg_sys::MemoryContext,
 }
 
-impl Row {
-    pub fn new(id: i64) -> Row {
+impl JobMonitor {
+    pub fn new(id: i64) -> JobMonitor {
         // SAFETY: a context below the one that lives as long as the process.
         let memory = unsafe {
             pg_sys::AllocSetContextCreateExtended(
@@ -51,7 +51,7 @@ impl Row {
             )
         };
         let now = Instant::now();
-        let row = Row {
+        let row = JobMonitor {
             id,
             looked: now,
             written: None,
@@ -97,7 +97,7 @@ impl Row {
     }
 }
 
-impl Watch for Row {
+impl Monitor for JobMonitor {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         pgrx::check_for_interrupts!();
         match self.looked.elapsed() >= LOOK || self.written.is_none() {

@@ -5,18 +5,21 @@
 //! The file has one tensor: `map` (F32, dimensions x dimensions, a row an input); the metadata says the `side`.
 
 mod fit;
+mod options;
 mod train;
 
-pub use train::{AdapterOptions, train};
+pub use options::AdapterOptions;
+pub use train::train;
 
 use super::BridgeError;
 use super::file::{self, Tensors};
+use super::kind::BridgeKind;
 use crate::compute::rowwise::pooling::normalize;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// The name of this kind of bridge.
-pub const KIND: &str = "adapter";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::Adapter;
 
 /// Whose vectors are mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,16 @@ pub enum Side {
     #[default]
     Query,
     Passage,
+}
+
+impl Side {
+    /// As options and files write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Side::Query => "query",
+            Side::Passage => "passage",
+        }
+    }
 }
 
 /// A trained map.

@@ -1,13 +1,14 @@
 //! Calibrating the gate of feedback: from what each setting gained on judged queries to the one that is safe.
 //!
 //! A setting is a strength, a number of rows kept in front after a sharp round, and the least sharpness of one; after
-//! any other round ten rows are kept, so that no measure of the first ten changes. A setting is safe where no measure falls on
-//! either half of the queries and, where it ever keeps fewer than ten rows, where the lower ends of the intervals of
-//! what nDCG@10 and the reciprocal rank gain are not below 0. Of the safe ones that is taken which gains most. Where none
-//! is safe, ten rows are always kept: some hundred queries say little of so small gains, and on four judged sets they
-//! are gains (docs/FEEDBACK.md). Only where the whole interval of a measure lies below 0, or where nothing gains, feedback is off.
+//! any other round ten rows are kept, so that no measure of the first ten changes. A setting is safe where no measure
+//! falls on either half of the queries and, where it ever keeps fewer than ten rows, where the lower ends of the
+//! intervals of what nDCG@10 and the reciprocal rank gain are not below 0. Of the safe ones that is taken which gains
+//! most. Where none is safe, ten rows are always kept: some hundred queries say little of so small gains, and on four
+//! judged sets they are gains (docs/FEEDBACK.md). Only where the whole interval of a measure lies below 0, or where
+//! nothing gains, feedback is off.
 
-use super::feedback::Gate;
+use super::Gate;
 use crate::eval::bootstrap::{Draws, of_mean};
 
 /// Betas (and gammas) that are tried.
@@ -59,10 +60,10 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
     sharpness.sort_by(f64::total_cmp);
     let blunt = KEEPS.len() - 1;
     let mut tried = Vec::new();
-    for (s, &strength) in STRENGTHS.iter().enumerate() {
-        for (k, &sharp) in KEEPS.iter().enumerate() {
+    for strength in 0..STRENGTHS.len() {
+        for sharp in 0..KEEPS.len() {
             for share in SHARES {
-                if k == blunt && share > 0.0 {
+                if sharp == blunt && share > 0.0 {
                     // The same number of rows on both sides of any threshold.
                     continue;
                 }
@@ -70,35 +71,44 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
                     Some(&threshold) if share > 0.0 => threshold,
                     _ => 0.0,
                 };
-                let gains: Vec<Gains> = queries
-                    .iter()
-                    .map(|query| query.gains[s][if query.sharpness >= threshold { k } else { blunt }])
-                    .collect();
-                let (first, second) = gains.split_at(gains.len() / 2);
-                let ends: [(f64, f64); 4] = std::array::from_fn(|at| {
-                    let gains: Vec<f64> = gains.iter().map(|gain| gain[at]).collect();
-                    of_mean(&gains, draws).map_or((0.0, 0.0), |interval| (interval.low, interval.high))
-                });
-                let low = TOP.map(|at| ends[at].0);
-                let safe = ![first, second].iter().any(|half| falls(&mean(half)))
-                    && (k == blunt || low.iter().all(|&low| low >= -LEAST));
-                let gate = Gate {
-                    strength,
-                    threshold,
-                    sharp,
-                    blunt: KEEPS[blunt],
-                    off: false,
-                };
-                tried.push(Tried {
-                    gate,
-                    gains: mean(&gains),
-                    low,
-                    safe,
-                    harmful: ends.iter().any(|(_, high)| *high < -LEAST),
-                });
+                tried.push(attempt(queries, strength, sharp, threshold, draws));
             }
         }
     }
+    (best_of(&tried), tried)
+}
+
+/// What a setting gained: strength and kept rows of a sharp round by their places in [`STRENGTHS`] and [`KEEPS`].
+fn attempt(queries: &[Observation], strength: usize, sharp: usize, threshold: f64, draws: Draws) -> Tried {
+    let blunt = KEEPS.len() - 1;
+    let gains: Vec<Gains> = queries
+        .iter()
+        .map(|query| query.gains[strength][if query.sharpness >= threshold { sharp } else { blunt }])
+        .collect();
+    let (first, second) = gains.split_at(gains.len() / 2);
+    let ends: [(f64, f64); 4] = std::array::from_fn(|at| {
+        let gains: Vec<f64> = gains.iter().map(|gain| gain[at]).collect();
+        of_mean(&gains, draws).map_or((0.0, 0.0), |interval| (interval.low, interval.high))
+    });
+    let low = TOP.map(|at| ends[at].0);
+    Tried {
+        gate: Gate {
+            strength: STRENGTHS[strength],
+            threshold,
+            sharp: KEEPS[sharp],
+            blunt: KEEPS[blunt],
+            off: false,
+        },
+        gains: mean(&gains),
+        low,
+        safe: ![first, second].iter().any(|half| falls(&mean(half)))
+            && (sharp == blunt || low.iter().all(|&low| low >= -LEAST)),
+        harmful: ends.iter().any(|(_, high)| *high < -LEAST),
+    }
+}
+
+/// The safe setting that gains most; without one ten rows where nothing loses beyond chance, else off.
+fn best_of(tried: &[Tried]) -> Gate {
     // Recall counts little beside the others, but it decides where nothing else moves.
     let value = |tried: &Tried| tried.gains[0] + tried.gains[1] + tried.gains[2] + 0.1 * tried.gains[3];
     let best = |accept: &dyn Fn(&&Tried) -> bool| {
@@ -108,13 +118,12 @@ pub fn calibrate(queries: &[Observation], draws: Draws) -> (Gate, Vec<Tried>) {
             .map(|tried| tried.gate)
     };
     let gains = |tried: &Tried| tried.gains.iter().any(|&gain| gain > LEAST);
-    let chosen = best(&|tried| tried.safe && value(tried) > LEAST)
+    best(&|tried| tried.safe && value(tried) > LEAST)
         .or_else(|| best(&|tried| tried.gate.sharp == tried.gate.blunt && !tried.harmful && gains(tried)))
         .unwrap_or(Gate {
             off: true,
             ..Gate::default()
-        });
-    (chosen, tried)
+        })
 }
 
 #[cfg(test)]

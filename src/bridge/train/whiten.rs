@@ -1,12 +1,12 @@
 //! The metric in which a query is compared: directions in which the passages vary much count less.
 //!
-//! With `C` the covariance of the passages' vectors and `m` the mean of its eigenvalues, the metric is
-//! `S = (C + ridge m I)^(-power)`, scaled to a largest eigenvalue of 1; a query's vector becomes `e S`, of unit length.
-//! A query that is a piece of a passage differs from it mostly along the directions in which all passages differ; at power
-//! 1/2 the passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
+//! With `C` the covariance of the passages' vectors and `m` the mean of its eigenvalues, the metric is `S = (C + ridge
+//! m I)^(-power)`, scaled to a largest eigenvalue of 1; a query's vector becomes `e S`, of unit length. A query that is
+//! a piece of a passage differs from it mostly along the directions in which all passages differ; at power 1/2 the
+//! passages' own vectors vary alike in all directions. Nothing is trained: power 0 is the identity.
 
-use super::BridgeError;
 use super::eigen::{self, Ask};
+use crate::bridge::BridgeError;
 use crate::compute::memory::zeros;
 use crate::compute::rowwise::pooling::normalize;
 
@@ -26,8 +26,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of row-major vectors. `None` for fewer than two, for more than [`MOST_DIMENSIONS`], or where they hold something that is
-    /// not finite.
+    /// Of row-major vectors. `None` for fewer than two, for more than [`MOST_DIMENSIONS`], or where they hold something
+    /// that is not finite.
     ///
     /// # Errors
     /// Those of `ask`, which is called every few milliseconds.
@@ -136,7 +136,7 @@ pub fn apply(metric: &[f32], vector: &[f32]) -> Vec<f32> {
 }
 
 /// Checks that a metric has the dimensions' shape.
-pub(super) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError> {
+pub(in crate::bridge) fn check(metric: &[f32], dimensions: usize) -> Result<(), BridgeError> {
     match metric.len() == dimensions * dimensions {
         true => Ok(()),
         false => Err(BridgeError::Vectors {

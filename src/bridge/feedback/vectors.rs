@@ -11,8 +11,8 @@
 //! for no more rows has no second round), and the gate, which keeps fewer of them where the first round was sharp
 //! ([`sharpness`]).
 
-use super::BridgeError;
-use super::text_feedback::MOST_PASSAGES;
+use crate::bridge::BridgeError;
+use crate::bridge::text_feedback::MOST_PASSAGES;
 use serde::{Deserialize, Serialize};
 
 /// Most rows of a first round that are looked at.
@@ -183,48 +183,8 @@ impl Options {
         let depth = number("feedback_depth", self.depth, depth, 1, 100, "it may be 1 to 100")?;
         let bottom = number("feedback_bottom", self.bottom, bottom, 0, 500, "it may be 0 to 500")?;
         let mode = self.mode.unwrap_or_default();
-        let list = match (bottom, mode) {
-            (_, Mode::Rerank) => depth.max(100).max(bottom + BETWEEN),
-            (0, _) => depth,
-            _ => depth.max(BETWEEN) + bottom,
-        };
-        let list = number(
-            "feedback_list",
-            self.list,
-            list,
-            depth,
-            MOST_ROWS,
-            "it may be feedback_depth to 1000",
-        )?;
-        if bottom > list {
-            return Err(BridgeError::Option {
-                name: "feedback_bottom",
-                value: bottom.to_string(),
-                range: "it may not be more than feedback_list",
-            });
-        }
-        let kept = match self.method {
-            Method::Gated => None,
-            _ => Some(0),
-        };
-        let gate = match self.keep {
-            Some(_) => {
-                let keep = number("feedback_keep", self.keep, 0, 0, 100, "it may be 0 to 100")?;
-                Gate {
-                    sharp: keep,
-                    blunt: keep,
-                    ..gate
-                }
-            }
-            None => match kept {
-                Some(keep) => Gate {
-                    sharp: keep,
-                    blunt: keep,
-                    ..gate
-                },
-                None => gate,
-            },
-        };
+        let list = self.list_of(depth, bottom, mode)?;
+        let gate = self.kept(gate)?;
         Ok(Some(Plan {
             method: self.method,
             depth,
@@ -238,9 +198,39 @@ impl Options {
             gate,
         }))
     }
-}
 
-impl Options {
+    /// Rows of the first round that are looked at.
+    fn list_of(&self, depth: usize, bottom: usize, mode: Mode) -> Result<usize, BridgeError> {
+        let usual = match (bottom, mode) {
+            (_, Mode::Rerank) => depth.max(100).max(bottom + BETWEEN),
+            (0, _) => depth,
+            _ => depth.max(BETWEEN) + bottom,
+        };
+        let range = "it may be feedback_depth to 1000";
+        let list = number("feedback_list", self.list, usual, depth, MOST_ROWS, range)?;
+        match bottom > list {
+            true => Err(BridgeError::Option {
+                name: "feedback_bottom",
+                value: bottom.to_string(),
+                range: "it may not be more than feedback_list",
+            }),
+            false => Ok(list),
+        }
+    }
+
+    /// The gate with the rows that are said to stay in front; where none are said, `gated` keeps its own, others none.
+    fn kept(&self, gate: Gate) -> Result<Gate, BridgeError> {
+        if self.keep.is_none() && self.method == Method::Gated {
+            return Ok(gate);
+        }
+        let keep = number("feedback_keep", self.keep, 0, 0, 100, "it may be 0 to 100")?;
+        Ok(Gate {
+            sharp: keep,
+            blunt: keep,
+            ..gate
+        })
+    }
+
     /// What `text` says: a depth and a model, nothing else.
     fn check_text(&self) -> Result<(), BridgeError> {
         let most = MOST_PASSAGES as i32;
@@ -307,8 +297,8 @@ impl Plan {
     }
 }
 
-/// How far the far rows of a first round lie behind its near ones: mean distance of the last `bottom` less mean distance
-/// of the first `depth`, in the index's own distance. Zero without far rows.
+/// How far the far rows of a first round lie behind its near ones: mean distance of the last `bottom` less mean
+/// distance of the first `depth`, in the index's own distance. Zero without far rows.
 pub fn sharpness(distances: &[f64], depth: usize, negative: std::ops::Range<usize>) -> f64 {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let near = &distances[..depth.min(distances.len())];

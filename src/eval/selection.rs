@@ -1,14 +1,16 @@
-//! Choosing among candidates by few queries, and what the choice is worth on queries that did not make it.
+//! Selection among candidates by few queries, and what the selection is worth on queries that did not make it.
 //!
 //! Candidates come in stages, each built on what the stage before chose; the first is plain search. A stage's best
-//! candidate is taken only where the evidence says that it is better than what it is built on, so that a part that may be chance is not
-//! added. Evidence is the mean difference query by query, with its standard error, and what is known of a candidate before
-//! (a bridge's gain on held-out queries of its training), weighted by the inverse of their variances as two measurements
-//! of one quantity (Cochran 1954; the posterior mean of a normal prior and a normal likelihood).
+//! candidate is taken only where the evidence says that it is better than what it is built on, so that a part that may
+//! be chance is not added. Evidence is the mean difference query by query, with its standard error, and what is known
+//! of a candidate before (a bridge's gain on held-out queries of its training), weighted by the inverse of their
+//! variances as two measurements of one quantity (Cochran 1954; the posterior mean of a normal prior and a normal
+//! likelihood).
 //!
 //! The figure is cross-fitted (Stone 1974): the queries are parted into folds, each fold is answered by what all other
-//! queries choose, and the answers together are compared with plain search. The final choice is made by all queries; the figure
-//! is that of choosing so, not of the candidate that happened to be chosen, and no query has a say in its own answer.
+//! queries choose, and the answers together are compared with plain search. The final selection is made by all queries;
+//! the figure is that of choosing so, not of the candidate that happened to be chosen, and no query has a say in its
+//! own answer.
 
 /// Folds of [`cross_fit`].
 pub const FOLDS: usize = 5;
@@ -48,8 +50,8 @@ pub struct Belief {
 }
 
 impl Belief {
-    /// From the values at `places`. One query that gains nothing is added to them, so that a few that agree by chance do not look
-    /// certain. Without queries only the prior speaks, and without either nothing is known.
+    /// From the values at `places`. One query that gains nothing is added to them, so that a few that agree by chance
+    /// do not look certain. Without queries only the prior speaks, and without either nothing is known.
     pub fn of(base: &[f64], other: &[f64], places: &[usize], prior: Option<Prior>) -> Belief {
         let differences = places
             .iter()
@@ -117,7 +119,7 @@ pub fn choose(candidates: &mut impl Candidates, places: &[usize]) -> usize {
     chosen
 }
 
-/// A choice, and what choosing so is worth.
+/// A selection, and what selecting so is worth.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossFitted {
     /// What all queries choose.

@@ -1,5 +1,5 @@
-//! What the encoder itself reads of a chunk's place before the bridge: the title, the end of the chunk before it and its
-//! own beginning, in one short sequence, whose vector is mixed with that of the chunk alone.
+//! What the encoder itself reads of a chunk's place before the bridge: the title, the end of the chunk before it and
+//! its own beginning, in one short sequence, whose vector is mixed with that of the chunk alone.
 //!
 //! A chunk that begins with a pronoun is read behind the name that it stands for. Lengths are in words, so that texts
 //! and chunks of an index are cut alike.

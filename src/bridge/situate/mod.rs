@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 pub mod bridge;
+mod context_header;
 mod gradient;
 mod linear;
-mod made;
 mod material;
 mod options;
-mod place;
 mod residual;
+mod synthetic;
 mod train;
 
 pub use train::train;
@@ -47,8 +47,8 @@ pub struct SituateOptions {
     pub chunk_tokens: u32,
     /// Tokens of a window, 0 for the model's limit.
     pub window_tokens: u32,
-    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1 is
-    /// the mode's default: 0.25, the template's, and 0.1.
+    /// rho: the share of the situated vector in `late` and in a mixed `residual`, of the place in `bridge`, 0 to 1; -1
+    /// is the mode's default: 0.25, the template's, and 0.1.
     pub weight: f32,
 }
 
@@ -182,7 +182,7 @@ fn plan_of(
         Situate::None => plan.alone(encoder, text)?,
         Situate::Bridge => {
             let share = if options.weight < 0.0 {
-                place::SHARE
+                context_header::SHARE
             } else {
                 options.weight
             };
@@ -266,7 +266,7 @@ impl Plan {
         for (number, chunk) in self.chunks.iter().enumerate() {
             let own = chunk.encoded(text);
             self.sequences
-                .push(encoder.text(Role::Passage, &place::text(title, before, own))?);
+                .push(encoder.text(Role::Passage, &context_header::text(title, before, own))?);
             self.parts[number].situated = Some(first + number);
             before = Some(own);
         }
@@ -436,7 +436,7 @@ fn combined(alone: &[f32], situated: &[f32], combine: Combine) -> Vec<f32> {
 }
 
 #[cfg(test)]
-#[path = "situate/tests/mod.rs"]
+#[path = "tests/mod.rs"]
 mod forms;
 #[cfg(test)]
 mod tests {

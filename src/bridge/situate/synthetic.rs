@@ -1,7 +1,8 @@
-//! Pairs made from the passages, where a user has none: sentences as the questions that their passage answers.
+//! Synthetic pairs, made from the passages, where a user has none: sentences as the questions that their passage
+//! answers.
 //!
 //! A sentence asks for its own passage among its neighbours, so it teaches what tells a passage from the rest of its
-//! document. It is not a question that a person asks: a gain on made pairs need not carry over.
+//! document. It is not a question that a person asks: a gain on synthetic pairs need not carry over.
 
 use crate::bridge::train::data::{Pair, Passage};
 use crate::random::Random;

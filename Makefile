@@ -1,7 +1,8 @@
 # situ: build, install, try and test. `make help` lists the targets.
 #
 #   PG=18|17|16     the server version (default 18)
-#   PG_CONFIG=...   install into this server instead of the checkout's own copy
+#   PG_CONFIG=...   the server that make install, uninstall and build are for (default: the pg_config on the PATH)
+#   DESTDIR=...     make install and uninstall put this before every path, for packages
 #   DEMO=full       the demo takes the whole manual
 #   EVAL=quick       make eval takes a sample of each set
 #   XRAG=quick       make eval-xrag takes a sample; more settings in scripts/eval_xrag.sh
@@ -9,21 +10,32 @@
 
 SHELL := /bin/bash
 PG_CONFIG ?=
+DESTDIR ?=
+ifneq ($(filter install uninstall,$(MAKECMDGOALS)),)
+ifeq ($(PG_CONFIG),)
+PG_CONFIG := $(shell command -v pg_config)
+endif
+endif
 ifneq ($(PG_CONFIG),)
-PG := $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+PG := $(shell $(PG_CONFIG) --version 2>/dev/null | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 endif
 export PG ?= 18
 PROFILE ?= release
 ARGS ?=
 
-.PHONY: help demo stop clean-cluster deps server build install test test-units test-server test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
+.PHONY: help demo stop clean-cluster deps server build install uninstall test test-units test-server test-docs reference test-load check kernels bench-index bench-encode bench-precision bench-service bench-gpu bench-llm bench-xrag eval eval-xrag bench-feedback clean
 
 help:
 	@echo 'make demo           build, start a private cluster, index the PostgreSQL manual, ask questions'
 	@echo 'make stop           stop the cluster of the demo'
 	@echo 'make clean-cluster  stop and remove it'
-	@echo 'make install        build the release library, install it [PG_CONFIG=/path/to/pg_config]'
+	@echo 'make deps           fetch what a build needs (apt, pip); with PG_CONFIG=... no server of its own'
+	@echo 'make build          build the release library [PG_CONFIG=/path/to/pg_config]'
+	@echo 'make install        build and install it, fetching nothing [PG_CONFIG=/path/to/pg_config] [DESTDIR=folder]'
+	@echo 'make uninstall      remove what make install put there [PG_CONFIG=...] [DESTDIR=...]'
 	@echo 'make test           all tests; make test-units, make test-server [ARGS=filter] for a part'
+	@echo 'make test-docs      the examples of README.md and docs/*.md'
+	@echo 'make reference      write docs/REFERENCE.md from the catalog'
 	@echo 'make test-load      three minutes of load with accidents on the encoder service'
 	@echo 'make check          what continuous integration runs'
 	@echo 'make kernels        the CUDA kernels, compiled without a card for the supported architectures'
@@ -48,8 +60,9 @@ stop:
 clean-cluster:
 	@scripts/cluster.sh remove
 
+# The demo, the tests and the benches fetch what else they need themselves.
 deps:
-	@scripts/deps.sh build demo check
+	@scripts/deps.sh $(if $(PG_CONFIG),packages,build)
 
 # Installs the development build, with the in-server tests, into the copy that the tests use; prints its pg_config.
 server:
@@ -58,15 +71,18 @@ server:
 		scripts/install.sh "$$library" "$$pg_config" >/dev/null && echo "$$pg_config"
 
 build:
-	@scripts/deps.sh build
-	@scripts/build.sh $(PROFILE)
+	@scripts/deps.sh missing '$(PG_CONFIG)'
+	@if [ -n '$(PG_CONFIG)' ]; then export PGRX_PG_CONFIG_PATH='$(PG_CONFIG)'; fi; scripts/build.sh $(PROFILE)
 
+# Nothing is fetched, and no user is made: the scripts that start servers do that.
+install: export SITU_USER := $(shell id -un)
 install:
-	@scripts/deps.sh build
-	@if [ -n '$(PG_CONFIG)' ]; then export PGRX_PG_CONFIG_PATH='$(PG_CONFIG)'; fi; \
-		library=$$(scripts/build.sh $(PROFILE)) && \
-		pg_config='$(PG_CONFIG)' && pg_config=$${pg_config:-$$(scripts/server.sh demo)} && \
-		scripts/install.sh "$$library" "$$pg_config" >/dev/null
+	@scripts/deps.sh missing '$(PG_CONFIG)' install
+	@export PGRX_PG_CONFIG_PATH='$(PG_CONFIG)'; library=$$(scripts/build.sh $(PROFILE)) && \
+		DESTDIR='$(DESTDIR)' scripts/install.sh "$$library" '$(PG_CONFIG)' >/dev/null
+
+uninstall:
+	@DESTDIR='$(DESTDIR)' scripts/install.sh --uninstall '$(PG_CONFIG)' >/dev/null
 
 test:
 	@scripts/deps.sh check
@@ -78,6 +94,14 @@ test-units:
 test-server:
 	@scripts/deps.sh check
 	@scripts/test.sh server $(ARGS)
+
+test-docs:
+	@scripts/deps.sh check
+	@scripts/test.sh server docs:: $(ARGS)
+
+reference:
+	@scripts/deps.sh check
+	@SITU_WRITE_REFERENCE=1 scripts/test.sh server reference:: $(ARGS)
 
 test-load:
 	@scripts/deps.sh check

@@ -1,9 +1,9 @@
-//! Encoding on a CUDA card: one JSON object a line. Random weights in published shapes, so nothing has to be downloaded.
+//! Encoding on a CUDA GPU: one JSON object a line. Random weights in published shapes, so nothing has to be downloaded.
 //!
-//! `make bench-gpu`, or `cargo bench --no-default-features --bench gpu [MODEL ...]`. Prints one line SKIPPED where no card
-//! is found. With `SITU_BENCH_TINY` set the shapes are cut down to what the emulated card of the tests can run.
+//! `make bench-gpu`, or `cargo bench --no-default-features --bench gpu [MODEL ...]`. Prints one line SKIPPED where no GPU
+//! is found. With `SITU_BENCH_TINY` set the shapes are cut down to what the emulated GPU of the tests can run.
 //!
-//! - `matmul_tflops`: bf16 product of 8192 x 8192 x 8192 random numbers by cublasLt, the card's rate in this run
+//! - `matmul_tflops`: bf16 product of 8192 x 8192 x 8192 random numbers by cublasLt, the GPU's rate in this run
 //! - `tokens_per_second`: ids in host memory to vectors in host memory, many sequences of one length
 //! - `matmul_share`: floating-point operations of the passes a second over that rate
 //! - `query_ms`: one sequence of 12 tokens, median
@@ -14,10 +14,10 @@ use half::bf16;
 use serde_json::{Value, json};
 use situ::compute::cpu::Level;
 use situ::compute::cuda::bert::{Bert, BertShape, EmbeddingWeights, LayerWeights, LinearWeights, NormWeights};
-use situ::compute::cuda::card::{Event, Memory, Stream};
 use situ::compute::cuda::decoder::{Decoder, DecoderLayerWeights, DecoderShape, DecoderWeights, rotations};
+use situ::compute::cuda::gpu::{Event, Memory, Stream};
 use situ::compute::cuda::matmul::{Epilogue, Product, SCRATCH};
-use situ::compute::cuda::{Engine, Range, Request, Runner, cards};
+use situ::compute::cuda::{Engine, Range, Request, Runner, gpus};
 use situ::compute::forward::bert as cpu;
 use situ::compute::rowwise::pooling;
 use situ::compute::{Activation, ComputeError, LayerNorm, Linear, Pool, Precision};
@@ -117,7 +117,7 @@ impl Random {
 }
 
 impl Model {
-    /// Cut down to what the emulated card runs in seconds.
+    /// Cut down to what the emulated GPU runs in seconds.
     fn tiny(self) -> Model {
         Model {
             layers: 1,
@@ -302,9 +302,9 @@ fn median(limit: f64, mut run: impl FnMut() -> Result<(), ComputeError>) -> Resu
     Ok(times[times.len() / 2])
 }
 
-/// Operations a second of a large bf16 product, timed on the card.
+/// Operations a second of a large bf16 product, timed on the GPU.
 fn matmul_rate(engine: &Arc<Engine>, size: usize) -> Result<f64, ComputeError> {
-    let stream = Stream::new(&engine.card)?;
+    let stream = Stream::new(&engine.gpu)?;
     let mut random = Random(5);
     let product = Product::new(
         &engine.matmul,
@@ -316,9 +316,9 @@ fn matmul_rate(engine: &Arc<Engine>, size: usize) -> Result<f64, ComputeError> {
     )?;
     let numbers: Vec<bf16> = random.numbers(size * size).into_iter().map(bf16::from_f32).collect();
     let x = Memory::from_slice(&stream, &numbers)?;
-    let out = Memory::<bf16>::new(&engine.card, size * size)?;
-    let scratch = Memory::<u8>::new(&engine.card, SCRATCH)?;
-    let (before, after) = (Event::new(&engine.card)?, Event::new(&engine.card)?);
+    let out = Memory::<bf16>::new(&engine.gpu, size * size)?;
+    let scratch = Memory::<u8>::new(&engine.gpu, SCRATCH)?;
+    let (before, after) = (Event::new(&engine.gpu)?, Event::new(&engine.gpu)?);
     let mut times = Vec::new();
     for round in 0..8 {
         const REPEATS: usize = 5;
@@ -341,7 +341,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// The least cosine between a card's vectors and the processor's.
+/// The least cosine between a GPU's vectors and the processor's.
 fn least_cosine(model: &Model, runner: &Runner, twin: &cpu::Bert) -> Result<f64, ComputeError> {
     let pool = Pool::new(std::thread::available_parallelism().map_or(1, usize::from))?;
     let mut least = 1.0f64;
@@ -392,10 +392,10 @@ fn peer(model: &Model, length: usize) -> Option<f64> {
 }
 
 fn measure(engine: &Arc<Engine>, model: &Model, rate: f64, tiny: bool) -> Result<(), Failure> {
-    let card = &engine.card.info.name;
+    let gpu = &engine.gpu.info.name;
     let print = |metric: &str, value: f64, length: usize, more: Value| {
         let mut line = json!({"bench": "gpu", "metric": metric, "value": value, "model": model.name, "length": length,
-            "precision": "bf16", "card": card});
+            "precision": "bf16", "card": gpu});
         if let (Some(line), Some(more)) = (line.as_object_mut(), more.as_object()) {
             line.extend(more.clone());
         }
@@ -447,7 +447,7 @@ fn measure(engine: &Arc<Engine>, model: &Model, rate: f64, tiny: bool) -> Result
 }
 
 fn main() -> Result<(), Failure> {
-    if cards().is_empty() {
+    if gpus().is_empty() {
         println!("SKIPPED: gpu: no CUDA card on this machine");
         return Ok(());
     }
@@ -461,16 +461,16 @@ fn main() -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    let card = engine.card.info.name.clone();
+    let gpu = engine.gpu.info.name.clone();
     let seconds = begin.elapsed().as_secs_f64();
     println!(
         "{}",
-        json!({"bench": "gpu", "metric": "compile_seconds", "value": seconds, "card": card})
+        json!({"bench": "gpu", "metric": "compile_seconds", "value": seconds, "card": gpu})
     );
     let rate = matmul_rate(&engine, if tiny { 64 } else { 8192 })?;
     println!(
         "{}",
-        json!({"bench": "gpu", "metric": "matmul_tflops", "value": rate / 1e12, "card": card})
+        json!({"bench": "gpu", "metric": "matmul_tflops", "value": rate / 1e12, "card": gpu})
     );
     let wanted: Vec<String> = std::env::args()
         .skip(1)

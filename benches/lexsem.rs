@@ -8,7 +8,8 @@
 use serde_json::{Value, json};
 use situ::bridge::BridgeError;
 use situ::bridge::lexsem;
-use situ::bridge::train::data::{Encode, Passage, Progress, TokenStates, Vectors, Watch};
+use situ::bridge::train::data::{Encode, Monitor, Passage, Progress, TokenStates, Vectors};
+use situ::bridge::train::run::Run;
 use situ::compute::Pool;
 use situ::model::{Encoder, Read, Role};
 use std::collections::HashMap;
@@ -79,7 +80,7 @@ impl Encode for Local {
 /// Says where the training is.
 struct Print(Instant);
 
-impl Watch for Print {
+impl Monitor for Print {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         if progress.step % 64 == 1 {
             let seconds = self.0.elapsed().as_secs();
@@ -195,7 +196,7 @@ fn run(dir: &Path, mut options: Value, encode: &mut Local) {
         .filter_map(|row| Some((text(row, "text"), relevant.get(&text(row, "id"))?.clone())))
         .collect();
     let started = Instant::now();
-    let trained = lexsem::train(&passages, &[], &options, encode, &mut Print(started), None).expect("trains");
+    let trained = lexsem::train(Run::new(&passages, &[], &options, encode, &mut Print(started), None)).expect("trains");
     println!("{}", serde_json::to_string_pretty(&trained.figures).expect("JSON"));
     let seconds = started.elapsed().as_secs_f64();
     println!(

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 use situ::compute::Pool;
-use situ::eval::{bootstrap, ndcg, paired};
+use situ::eval::{bootstrap, ndcg, significance};
 use situ::model::{Encoder, Precision, Role, Sequence};
 use std::collections::HashMap;
 use std::error::Error;
@@ -138,7 +138,7 @@ fn main() -> Result<(), Failure> {
                 change["low"] = json!(interval.low);
                 change["high"] = json!(interval.high);
             }
-            change["p"] = json!(paired::randomisation(&reference, &found, 2000, 1));
+            change["p"] = json!(significance::randomisation(&reference, &found, 2000, 1));
             println!("{change}");
         }
     }

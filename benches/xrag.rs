@@ -5,7 +5,8 @@
 
 use serde_json::{Value, json};
 use situ::bridge::BridgeError;
-use situ::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
+use situ::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Vectors};
+use situ::bridge::train::run::Run;
 use situ::bridge::xrag::train;
 use situ::model::Role;
 use situ::random::Random;
@@ -50,7 +51,7 @@ struct Clock {
     last: Option<(u64, Instant)>,
 }
 
-impl Watch for Clock {
+impl Monitor for Clock {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         let now = (progress.step, Instant::now());
         if progress.steps > 0 && self.last.is_none_or(|(step, _)| step < progress.step) {
@@ -137,7 +138,7 @@ fn main() {
             random: Random::new(3),
         };
         let begin = Instant::now();
-        let trained = train(&passages, &pairs, &options, &mut encoder, &mut clock, None).expect("a training");
+        let trained = train(Run::new(&passages, &pairs, &options, &mut encoder, &mut clock, None)).expect("a training");
         let seconds = begin.elapsed().as_secs_f64();
         let (Some((first, begin)), Some((last, end))) = (clock.first, clock.last) else {
             println!("SKIPPED: {stage}: too few passages for two steps");

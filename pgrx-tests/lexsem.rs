@@ -4,7 +4,7 @@ use crate::bridge::lexsem::{Fusion, LexSem, Readings, Scheme, entries, write};
 use crate::pg::bridges::lexsem;
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::error::OrRaise;
-use crate::pg::service::{Lane, client, readings};
+use crate::pg::service::{Lane, client, token_features};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::Instant;
@@ -39,8 +39,12 @@ fn store(name: &str, hash: &str, bridge: &LexSem) {
 fn test_lexsem_reads_only_the_rows_of_the_query() {
     let model = model_by_name(Some("minilm")).or_raise();
     let plain = client::embed_query(&model, TEXT).or_raise();
-    let ids = readings::tokens(&model, Lane::Query, &[TEXT]).or_raise().remove(0);
-    let states = readings::states(&model, Lane::Query, &[TEXT]).or_raise().remove(0);
+    let ids = token_features::tokens(&model, Lane::Query, &[TEXT])
+        .or_raise()
+        .remove(0);
+    let states = token_features::states(&model, Lane::Query, &[TEXT])
+        .or_raise()
+        .remove(0);
     assert_eq!(states.ids, ids);
     assert_eq!(states.values.len(), ids.len() * 384);
     // Rows for every token but one of the query's.

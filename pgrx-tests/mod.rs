@@ -4,6 +4,7 @@
 //! A test is a function `test_...` below `#[pg_extern(sql = false)]`, without arguments and result. It is for what
 //! cannot be seen through SQL: pages, datums, memory. What a client can see is tested in `tests/cluster/`.
 
+mod cache;
 mod datums;
 mod lexsem;
 mod pages;

@@ -72,7 +72,7 @@ while IFS= read -r question; do
     printf '\n%s\n' "$question"
     ask -At -F $'\t' -d demo -v question="$question" <<'SQL' | while IFS=$'\t' read -r title distance passage; do
 SELECT d.title, round(h.distance::numeric, 3), regexp_replace(h.passage, '\s+', ' ', 'g')
-  FROM situ.search('docs_body', :'question', k => 3) h JOIN docs d ON d.ctid = h.ctid ORDER BY h.distance;
+  FROM situ.search('docs_body', :'question', k => 3) h JOIN docs d ON d.tableoid = h.relation AND d.ctid = h.ctid ORDER BY h.distance;
 SQL
         printf '  %s  %s\n' "$distance" "$title"
         printf '%s\n' "$passage" | fold -s -w $((width - 9)) | sed 's/^/         /'
@@ -102,7 +102,7 @@ step "done; the server stays up. Ask it yourself:"
 cat <<TEXT
 
     $bin/psql -h $socket -U postgres demo
-    demo=# SELECT d.title, h.distance, h.passage FROM situ.search('docs_body', 'how do I rename a table?', k => 3) h JOIN docs d ON d.ctid = h.ctid ORDER BY h.distance;
+    demo=# SELECT d.title, h.distance, h.passage FROM situ.search('docs_body', 'how do I rename a table?', k => 3) h JOIN docs d ON d.tableoid = h.relation AND d.ctid = h.ctid ORDER BY h.distance;
     demo=# SELECT title FROM docs WHERE part = 'SQL Commands' ORDER BY body <=> 'how do I rename a table?' LIMIT 5;
 
     make stop            stops the server

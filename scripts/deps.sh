@@ -1,23 +1,59 @@
 #!/usr/bin/env bash
 # Fetches what the build, the demo and the checks need. Nothing is fetched twice.
 #
-# Usage: deps.sh build|demo|eval|check ...
-#   build  the packages that compiling needs, the server with its headers
+# Usage: deps.sh packages|build|demo|eval|check ...
+#        deps.sh missing [PG_CONFIG [install]]    fetches nothing, and fails where something that a build needs is missing
+#   packages  the packages that compiling needs, for a server that is there
+#   build  the same, the server with its headers
 #   demo   build, the model, the PostgreSQL manual
 #   eval   demo, the masked language model of the scheme clr
 #   check  build, the models, the headers of PostgreSQL 17
+if [ "${1:-}" = missing ]; then
+    # For `make build` and `make install`: it names what is missing, and starts and makes nothing.
+    export SITU_USER=${SITU_USER:-$(id -un)}
+fi
 . "$(dirname "$0")/common.sh"
+
+have_libclang() {
+    # bindgen reads the server's headers with libclang, and needs clang's own headers beside it. Any version will do.
+    ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 && ls -d /usr/lib/llvm-*/lib/clang/*/include >/dev/null 2>&1
+}
+
+if [ "${1:-}" = missing ]; then
+    pg_config=${2:-}
+    if [ -z "$pg_config" ] && [ "${3:-}" = install ]; then
+        fail "no pg_config is on the PATH: PG_CONFIG=/path/to/bin/pg_config names the server (make deps fetches one for tests)"
+    fi
+    pg_config=${pg_config:-$(build_pg_config)}
+    missing=()
+    command -v cargo >/dev/null || missing+=("cargo (see https://rustup.rs; make deps does not bring it)")
+    command -v cc >/dev/null || missing+=("a C compiler")
+    have_libclang || [ -n "${LIBCLANG_PATH:-}" ] || missing+=("libclang with its headers")
+    if [ ! -x "$pg_config" ]; then
+        missing+=("the server of $pg_config")
+    else
+        PG=$("$pg_config" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+        [ -f "$("$pg_config" --includedir-server)/postgres.h" ] ||
+            missing+=("the development files of $pg_config (postgresql-server-dev-$PG)")
+        case $PG in 16 | 17 | 18) ;; *) fail "$pg_config is of PostgreSQL $PG: situ builds for 16, 17 and 18" ;; esac
+    fi
+    if [ ${#missing[@]} -gt 0 ]; then
+        printf -v list '%s; ' "${missing[@]}"
+        fail "missing: ${list%; }. Run make deps, which fetches what a build needs"
+    fi
+    exit
+fi
 
 wants() { case " $ARGUMENTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 ARGUMENTS="$*"
-wants demo || wants eval || wants check || wants build || fail "usage: deps.sh build|demo|eval|check"
+wants demo || wants eval || wants check || wants build || wants packages ||
+    fail "usage: deps.sh packages|build|demo|eval|check"
 
 # Debian packages, in the order: build, demo.
 packages=()
 needs_package() { dpkg -s "$1" 2>/dev/null | grep -q '^Status: .* installed$' || packages+=("$1"); }
 if command -v dpkg >/dev/null; then
-    # bindgen reads the server's headers with libclang, and needs clang's own headers beside it. Any version will do.
-    if ! ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 || ! ls -d /usr/lib/llvm-*/lib/clang/*/include >/dev/null 2>&1; then
+    if ! have_libclang; then
         clang=$(. /etc/os-release && case ${VERSION_CODENAME:-} in trixie) echo 19 ;; noble) echo 18 ;; *) echo 14 ;; esac)
         packages+=("libclang1-$clang" "libclang-common-$clang-dev")
     fi
@@ -78,6 +114,7 @@ wheel() {
     python3 "$ROOT/scripts/unpack_wheel.py" "$file" "$SITU_CACHE/$folder"
 }
 
+if [ "$ARGUMENTS" = packages ]; then exit; fi
 mkdir -p "$SITU_CACHE"
 exec 9>"$SITU_CACHE/.lock"
 flock 9

@@ -17,5 +17,5 @@ if [ "$("$ROOT/scripts/install.sh" "$library" "$pg_config")" = changed ]; then
 else
     "$ROOT/scripts/cluster.sh" start
 fi
-python3 "$ROOT/benches/eval/main.py" "$(dirname "$pg_config")/psql" "$("$ROOT/scripts/cluster.sh" socket)" "$data" \
+python3 "$ROOT/eval/methods/main.py" "$(dirname "$pg_config")/psql" "$("$ROOT/scripts/cluster.sh" socket)" "$data" \
     "$ROOT/target/eval" ${EVAL:+"$EVAL"} ${EVAL_SETS:-}

@@ -25,5 +25,5 @@ if [ "$("$ROOT/scripts/install.sh" "$library" "$pg_config")" = changed ]; then
 else
     "$ROOT/scripts/cluster.sh" start
 fi
-python3 "$ROOT/benches/eval_xrag/main.py" "$(dirname "$pg_config")/psql" "$("$ROOT/scripts/cluster.sh" socket)" "$data" \
+python3 "$ROOT/eval/xrag/main.py" "$(dirname "$pg_config")/psql" "$("$ROOT/scripts/cluster.sh" socket)" "$data" \
     ${XRAG:+"$XRAG"} ${XRAG_SETS:-}

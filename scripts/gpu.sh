@@ -43,7 +43,7 @@ run() {
     fi
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm --format=csv,noheader || true
     local failed=0
-    SITU_TEST_CUDA=card "$packed/tests" --nocapture cuda card || failed=1
+    SITU_TEST_CUDA=card "$packed/tests" --nocapture cuda gpu || failed=1
     SITU_BENCH_PEER=$ROOT/benches/gpu_peer.py "$packed/bench" "$@" || failed=1
     return $failed
 }

@@ -7,7 +7,7 @@ CREATE TABLE situ.bridges (
     fingerprint text NOT NULL,
     dimensions integer NOT NULL,
     owner situ.role NOT NULL,
-    state text NOT NULL CHECK (state IN ('accepted', 'accepted (made queries)', 'rejected')),
+    state text NOT NULL CHECK (state IN ('accepted', 'accepted (synthetic queries)', 'rejected')),
     recipe jsonb NOT NULL,
     figures jsonb NOT NULL,
     hash text NOT NULL,

@@ -2,6 +2,7 @@
 //! `dimensions`. This file owns that frame; what tensors a kind has is said where the kind is.
 
 use super::BridgeError;
+use super::kind::BridgeKind;
 use crate::compute::memory::{collected, room_for, with_room};
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
@@ -17,7 +18,7 @@ const MOST_DIMENSIONS: u64 = 1 << 16;
 /// What a file says of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
-    pub kind: String,
+    pub kind: BridgeKind,
     /// Numbers of the vectors that it works on.
     pub dimensions: usize,
     /// The metadata's whole JSON object.
@@ -38,15 +39,11 @@ fn describe_metadata(header: &Metadata) -> Result<Description, BridgeError> {
     let metadata: Map<String, Value> = entry
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| corrupt("it has no metadata of situ"))?;
-    let kind = metadata
-        .get("kind")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let kind = metadata.get("kind").and_then(Value::as_str).unwrap_or_default();
     let dimensions = metadata.get("dimensions").and_then(Value::as_u64);
     match dimensions.filter(|dimensions| (1..=MOST_DIMENSIONS).contains(dimensions)) {
         Some(dimensions) if !kind.is_empty() => Ok(Description {
-            kind,
+            kind: BridgeKind::parse(kind).ok_or_else(|| corrupt(format!("kind \"{kind}\" is not known")))?,
             dimensions: dimensions as usize,
             metadata,
         }),
@@ -75,7 +72,7 @@ impl Tensors {
     ///
     /// # Errors
     /// [`BridgeError::File`] for other kinds, cut files, other types, and numbers that are not finite.
-    pub fn read(bytes: &[u8], kind: &str) -> Result<Tensors, BridgeError> {
+    pub fn read(bytes: &[u8], kind: BridgeKind) -> Result<Tensors, BridgeError> {
         let description = describe(bytes)?;
         if description.kind != kind {
             return Err(corrupt(format!("it is of kind \"{}\", not {kind}", description.kind)));
@@ -124,13 +121,13 @@ impl Tensors {
 /// # Errors
 /// [`BridgeError::File`] where a shape does not fit its numbers.
 pub fn write(
-    kind: &str,
+    kind: BridgeKind,
     dimensions: usize,
     more: Map<String, Value>,
     tensors: &[(&str, Vec<usize>, &[f32])],
 ) -> Result<Vec<u8>, BridgeError> {
     let mut metadata = more;
-    metadata.insert("kind".to_owned(), json!(kind));
+    metadata.insert("kind".to_owned(), json!(kind.name()));
     metadata.insert("dimensions".to_owned(), json!(dimensions));
     let mut bytes = Vec::with_capacity(tensors.len());
     for (_, _, numbers) in tensors {
@@ -175,13 +172,19 @@ mod tests {
 
     fn example() -> Vec<u8> {
         let more = Map::from_iter([("side".to_owned(), json!("query"))]);
-        write("adapter", 2, more, &[("map", vec![2, 2], &[1.0, 2.0, 3.0, 4.0])]).unwrap()
+        write(
+            BridgeKind::Adapter,
+            2,
+            more,
+            &[("map", vec![2, 2], &[1.0, 2.0, 3.0, 4.0])],
+        )
+        .unwrap()
     }
 
     #[test]
     fn what_was_written_is_read() {
         let bytes = example();
-        let mut tensors = Tensors::read(&bytes, "adapter").unwrap();
+        let mut tensors = Tensors::read(&bytes, BridgeKind::Adapter).unwrap();
         assert_eq!(tensors.description.dimensions, 2);
         assert_eq!(tensors.description.metadata["side"], "query");
         assert!(matches!(tensors.take("other", &[1]), Err(BridgeError::File(_))));
@@ -192,7 +195,7 @@ mod tests {
     #[test]
     fn a_stamp_adds_to_the_metadata_and_keeps_the_tensors() {
         let stamped = stamp(&example(), Map::from_iter([("fingerprint".to_owned(), json!("f"))])).unwrap();
-        let mut tensors = Tensors::read(&stamped, "adapter").unwrap();
+        let mut tensors = Tensors::read(&stamped, BridgeKind::Adapter).unwrap();
         assert_eq!(tensors.description.metadata["fingerprint"], "f");
         assert_eq!(tensors.description.metadata["side"], "query");
         assert_eq!(tensors.take("map", &[2, 2]).unwrap(), [1.0, 2.0, 3.0, 4.0]);
@@ -203,13 +206,28 @@ mod tests {
         let bytes = example();
         for cut in 0..bytes.len() {
             assert!(
-                matches!(Tensors::read(&bytes[..cut], "adapter"), Err(BridgeError::File(_))),
+                matches!(
+                    Tensors::read(&bytes[..cut], BridgeKind::Adapter),
+                    Err(BridgeError::File(_))
+                ),
                 "{cut}"
             );
         }
-        assert!(matches!(Tensors::read(&bytes, "lexsem"), Err(BridgeError::File(_))));
-        let infinite = write("adapter", 1, Map::new(), &[("map", vec![1], &[f32::INFINITY])]).unwrap();
-        assert!(matches!(Tensors::read(&infinite, "adapter"), Err(BridgeError::File(_))));
+        assert!(matches!(
+            Tensors::read(&bytes, BridgeKind::LexSem),
+            Err(BridgeError::File(_))
+        ));
+        let infinite = write(
+            BridgeKind::Adapter,
+            1,
+            Map::new(),
+            &[("map", vec![1], &[f32::INFINITY])],
+        )
+        .unwrap();
+        assert!(matches!(
+            Tensors::read(&infinite, BridgeKind::Adapter),
+            Err(BridgeError::File(_))
+        ));
         let none = safetensors::serialize(Vec::<(&str, TensorView)>::new(), None).unwrap();
         assert!(matches!(describe(&none), Err(BridgeError::File(_))));
     }

@@ -2,17 +2,17 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
-mod eigen;
-pub mod evidence;
 pub mod feedback;
 pub mod file;
-pub mod gate;
+pub mod kind;
 pub mod lexsem;
+pub mod prior;
 pub mod situate;
 pub mod text_feedback;
 pub mod train;
-pub mod whiten;
 pub mod xrag;
+
+pub use kind::{Bridge, BridgeKind};
 
 /// What can go wrong in a bridge.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum BridgeError {
     /// The encoder cannot read out what a bridge needs.
     #[error("the encoder gives no {0}")]
     NoReading(&'static str),
-    /// Whoever watches a training has ended it.
+    /// The monitor of a training has ended it.
     #[error("the training was stopped")]
     Stopped,
     /// What the training asked of its surroundings failed.

@@ -187,8 +187,8 @@ fn bad_options_and_wrong_vectors_are_errors() {
     assert!(matches!(finish(plan, &[]), Err(BridgeError::Vectors { found: 0, .. })));
 }
 
-/// Chunks of real books, cut with the real tokenizer: in order, without overlap, on character borders, within the limit,
-/// and nothing but white space and headings between them.
+/// Chunks of real books, cut with the real tokenizer: in order, without overlap, on character borders, within the
+/// limit, and nothing but white space and headings between them.
 #[test]
 fn chunks_of_books() {
     let Some(encoder) = encoder() else { return };

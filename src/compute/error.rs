@@ -1,4 +1,4 @@
-//! The error of this room.
+//! The error of this module.
 
 /// What can go wrong while a batch runs.
 #[derive(Debug, thiserror::Error)]
@@ -31,16 +31,16 @@ pub enum ComputeError {
     /// A library of CUDA is not on this machine.
     #[error("{library} cannot be loaded")]
     Library { library: &'static str },
-    /// The card or one of CUDA's libraries refused a call.
+    /// The GPU or one of CUDA's libraries refused a call.
     #[error("CUDA: {0}")]
     Device(String),
-    /// The card has not that much memory left (0 bytes: the library did not say).
+    /// The GPU has not that much memory left (0 bytes: the library did not say).
     #[error("the card has no memory for another {bytes} bytes")]
     DeviceMemory { bytes: usize },
-    /// The card does not answer any more, or a kernel ended in an error that takes the card from this process.
+    /// The GPU does not answer any more, or a kernel ended in an error that takes the GPU from this process.
     #[error("the card is lost: {0}")]
     DeviceLost(String),
-    /// A kernel's source does not compile for this card.
+    /// A kernel's source does not compile for this GPU.
     #[error("kernel {file} does not compile: {log}")]
     Kernel { file: &'static str, log: String },
 }

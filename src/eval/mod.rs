@@ -1,21 +1,21 @@
-//! Judging a ranking: measures, their uncertainty, comparisons, TREC files, and questions made from a corpus.
+//! Evaluation of a ranking: measures, their uncertainty, comparisons, TREC files, and questions made from a corpus.
 //!
 //! Everything here is pure: lists of grades and texts in, numbers and texts out, and the same seed gives the same
 //! result on every machine.
 //!
 //! * [`measures`]: nDCG, average precision, reciprocal rank, recall of one ranked list;
 //! * [`report`]: the measures of many queries, their means and intervals, and two runs beside each other;
-//! * [`bootstrap`], [`paired`]: percentile intervals, randomisation test and t-test;
-//! * [`choice`]: choosing among candidates by few queries, and what the choice is worth on others;
+//! * [`bootstrap`], [`significance`]: percentile intervals, randomisation test and t-test;
+//! * [`selection`]: choosing among candidates by few queries, and what the selection is worth on others;
 //! * [`trec`]: runs and judgements in the format of TREC;
 //! * [`tasks`]: questions that a corpus itself answers: spans, keywords, sentences.
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
-pub mod choice;
 pub mod measures;
-pub mod paired;
 pub mod report;
+pub mod selection;
+pub mod significance;
 pub mod tasks;
 pub mod trec;
 

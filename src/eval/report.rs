@@ -2,7 +2,7 @@
 
 use super::bootstrap::{self, Draws, Interval};
 use super::measures::{average_precision, ndcg, recall, reciprocal_rank};
-use super::paired;
+use super::significance;
 
 /// One measure of a ranked list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +142,8 @@ pub fn compared(base: &[f64], other: &[f64], draws: Draws) -> Option<Compared> {
         mean: mean_of(other, draws)?,
         difference: mean_of(&differences, draws)?,
         gain: gain_of(base, other, draws),
-        randomisation: paired::randomisation(base, other, TOSSES, draws.seed),
-        t_test: paired::t_test(base, other),
+        randomisation: significance::randomisation(base, other, TOSSES, draws.seed),
+        t_test: significance::t_test(base, other),
     })
 }
 

@@ -5,25 +5,22 @@
 
 use super::IndexError;
 use super::calibrate::{QUERIES, Sample, Truth};
-use super::code::Centroid;
 use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
 use super::memory_limit::{collected, filled, full, reserve};
 use super::meta::{Meta, check_options};
 use super::page::{Counts, FIRST, Layout, RECORD_HEADER, u32_at, u64_at};
+use super::rabitq::Centroid;
 use super::recall::Curve;
 use super::spool::{Records, SpoolFactory};
 use super::store::PageStore;
-use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Tid};
-use super::vector::{prepare, put_record};
+use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Progress, Tid};
+use super::vector::{prepare, put_record, record_vector};
 use super::write::Writer;
 use crate::compute::memory::room_for;
 use crate::compute::vectors::nearest_centroid::Panels;
 use crate::compute::vectors::rotation::Rotation;
 use crate::random::splitmix64;
-
-/// Told where the build is: phase, units done, units in all (0 where not known).
-pub type Progress = Box<dyn FnMut(Phase, u64, u64)>;
 
 /// Least memory a build works with, whatever it is allowed.
 const MIN_MEMORY: usize = 1 << 20;
@@ -350,14 +347,6 @@ fn stored_centroids(
         Centroid::new(&rotated)
     });
     Ok(collected(stored)?)
-}
-
-/// The vector of a record that is kept in f32.
-pub(super) fn record_vector(record: &[u8]) -> Vec<f32> {
-    let components = record[RECORD_HEADER.min(record.len())..].chunks_exact(4);
-    components
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
 }
 
 fn mean(rows: &[f32], d: usize) -> Vec<f32> {

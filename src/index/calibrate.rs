@@ -4,11 +4,11 @@
 //! all is written, the sample is searched for, and the number of lists is set for a recall@10 above what is asked.
 
 use super::IndexError;
-use super::code::Prepared;
 use super::lists::{RankedList, rank};
 use super::memory_limit::{collected, filled, full, reserve, with_room};
 use super::meta::Meta;
 use super::page::{Layout, Reader};
+use super::rabitq::Prepared;
 use super::recall::{self, Curve, Known};
 use super::scan::Scan;
 use super::store::PageStore;

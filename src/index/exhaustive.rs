@@ -6,7 +6,7 @@
 
 use super::IndexError;
 use super::memory_limit::{reserve, with_room};
-use super::page::{FIRST, HEAD, Kind, LIST, NEXT, NONE, Place, corrupted, expect_kind, u32_at};
+use super::page::{FIRST, HEAD, Kind, LIST, NEXT, NONE, RecordPtr, corrupted, expect_kind, u32_at};
 use super::scan::{Scan, Waiting};
 use super::store::PageStore;
 use std::cmp::Ordering;
@@ -129,7 +129,12 @@ impl<S: PageStore> Scan<S> {
     }
 
     /// The live lanes of a page of a list, and the page after it.
-    fn lanes_of(&mut self, position: usize, block: u32, lanes: &mut Vec<(Place, u64, u32)>) -> Result<u32, IndexError> {
+    fn lanes_of(
+        &mut self,
+        position: usize,
+        block: u32,
+        lanes: &mut Vec<(RecordPtr, u64, u32)>,
+    ) -> Result<u32, IndexError> {
         let (head, list) = (self.lists[position].head, self.lists[position].list);
         let page = self.reader.read(block)?;
         expect_kind(&page, block, Kind::Codes)?;

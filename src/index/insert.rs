@@ -11,13 +11,13 @@
 //! nothing uses until REINDEX.
 
 use super::IndexError;
-use super::code::{encode, lane, put};
 use super::lists::nearest;
 use super::meta::{Meta, decide};
 use super::page::{
-    CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Place, Reader, corrupted,
-    expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
+    CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Reader, RecordPtr,
+    corrupted, expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
 };
+use super::rabitq::{encode, lane, put};
 use super::store::{Block, PageBytes, PageChange, PageStore};
 use super::types::{Element, Entry, IndexOptions};
 use super::vector::{check, prepare, put_record};
@@ -217,7 +217,7 @@ fn place<S: PageStore>(
     reader: &mut Reader<S>,
     layout: &Layout,
     new: &NewEntry<'_>,
-    fill: &mut dyn FnMut(&mut PageBytes, usize, Place),
+    fill: &mut dyn FnMut(&mut PageBytes, usize, RecordPtr),
 ) -> Result<(), IndexError> {
     let mut reuse = true;
     let mut tries = 0u32;
@@ -253,7 +253,7 @@ fn attempt<S: PageStore>(
     layout: &Layout,
     new: &NewEntry<'_>,
     reuse: bool,
-    fill: &mut dyn FnMut(&mut PageBytes, usize, Place),
+    fill: &mut dyn FnMut(&mut PageBytes, usize, RecordPtr),
 ) -> Result<Attempt, IndexError> {
     let NewEntry { list, head, .. } = *new;
     let mut change = store.change()?;
@@ -276,7 +276,7 @@ fn attempt<S: PageStore>(
     }
     // A vector page before a new code page: pages that exist come before pages that are new.
     let place = if layout.pieces > 0 {
-        Place {
+        RecordPtr {
             block: new.pieces,
             slot: 0,
         }
@@ -315,7 +315,7 @@ fn place_record<S: PageStore>(
     new: &NewEntry<'_>,
     open: Block,
     reuse: bool,
-) -> Result<Option<Place>, IndexError> {
+) -> Result<Option<RecordPtr>, IndexError> {
     let mut usable = false;
     if open != NONE {
         reader.check(open)?;
@@ -349,5 +349,5 @@ fn place_record<S: PageStore>(
         put_u32(page, NEXT_OPEN, NONE);
         put_u32(change.page(new.head)?, OPEN_VECTORS, next);
     }
-    Ok(Some(Place { block, slot }))
+    Ok(Some(RecordPtr { block, slot }))
 }

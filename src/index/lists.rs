@@ -1,13 +1,13 @@
 //! The centroids: reading them, ranking them.
 
 use super::IndexError;
-use super::code::{Centroid, ListTerms};
 use super::memory_limit::with_room;
 use super::meta::Meta;
 use super::page::{
     CENTROID_HEADER, CENTROIDS_SIZE, CENTROIDS_START, Kind, Layout, NONE, Reader, begin, corrupted, expect_kind,
     f32_at, new_page, put_u32, u32_at,
 };
+use super::rabitq::{Centroid, ListTerms};
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
 use crate::compute::vectors::distance::{Stored, dot};
 

@@ -1,4 +1,4 @@
-//! Allocations whose size follows from data (`compute/cpu/memory.rs`), with this room's error.
+//! Allocations whose size follows from data (`compute/cpu/memory.rs`), with this module's error.
 
 use super::IndexError;
 use crate::compute::ComputeError;

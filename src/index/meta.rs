@@ -12,9 +12,9 @@
 
 use super::IndexError;
 use super::build::Build;
-use super::code::EPSILON;
-use super::memory::MemoryStore;
+use super::memory_store::MemoryStore;
 use super::page::{self, Kind, Layout, NONE, begin, corrupted, expect_kind, f32_at, put_u32, put_u64, u32_at, u64_at};
+use super::rabitq::EPSILON;
 use super::recall::{Curve, Effort, TARGETS, effort};
 use super::spool::memory_spool;
 use super::store::{Block, PAGE_SIZE, PageBytes, PageChange, PageStore};

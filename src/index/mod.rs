@@ -7,19 +7,19 @@
 mod build;
 mod calibrate;
 mod candidates;
-mod code;
 mod exhaustive;
+mod feedback_round;
 mod insert;
 mod kmeans;
 mod lists;
-mod memory;
 mod memory_limit;
+mod memory_store;
 mod meta;
 mod ordered;
 mod page;
+mod rabitq;
 mod recall;
 mod scan;
-mod second;
 mod spool;
 pub mod store;
 mod types;
@@ -27,17 +27,17 @@ mod vacuum;
 mod vector;
 mod write;
 
-pub use build::{Build, Progress};
+pub use build::Build;
+pub use feedback_round::RankedRow;
 pub use insert::{insert, insert_from};
-pub use memory::MemoryStore;
+pub use memory_store::MemoryStore;
 pub use meta::{Meta, decide, write_undecided};
 pub use ordered::{Ordered, Rounding};
 pub use page::{init_page, new_page};
 pub use recall::{Effort, TARGETS};
 pub use scan::Scan;
-pub use second::Lead;
 pub use spool::{Spool, SpoolFactory, memory_spool};
-pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, ScanParams, Tid, VacuumStats};
+pub use types::{BuildStats, Element, Entry, Hit, IndexOptions, Metric, Phase, Progress, ScanParams, Tid, VacuumStats};
 pub use vacuum::{bulk_delete, cleanup, count};
 
 /// What can go wrong inside the index.

@@ -226,7 +226,7 @@ pub struct Layout {
 
 /// Where a vector's record lies: block, and slot within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct RecordPtr {
     pub block: Block,
     pub slot: u16,
 }
@@ -261,7 +261,7 @@ pub struct Lane {
     pub tid: u64,
     /// With [`FIRST`].
     pub ordinal: u32,
-    pub place: Place,
+    pub place: RecordPtr,
 }
 
 impl Layout {
@@ -379,7 +379,7 @@ impl Layout {
             scale: f32_at(page, LANES_START + 4 * n + 4 * lane),
             error: f32_at(page, LANES_START + 8 * n + 4 * lane),
             tid: u64_at(page, LANES_START + 12 * n + 8 * lane),
-            place: Place {
+            place: RecordPtr {
                 block: u32_at(page, LANES_START + 20 * n + 4 * lane),
                 slot: u16_at(page, LANES_START + 24 * n + 2 * lane),
             },

@@ -9,11 +9,11 @@
 
 use super::IndexError;
 use super::calibrate::Sample;
-use super::code::Prepared;
 use super::lists::{RankedList, rank};
 use super::memory_limit::{filled, reserve};
 use super::meta::Meta;
 use super::page::{FIRST, Kind, Layout, NEXT, NONE, Reader, expect_kind, u32_at};
+use super::rabitq::Prepared;
 use super::store::PageStore;
 use super::types::Tid;
 use super::vector::prepare;

@@ -19,14 +19,14 @@
 
 use super::IndexError;
 use super::candidates::{Candidate, Key, Partial};
-use super::code::{EPSILON, Prepared};
 use super::exhaustive::Walk;
+use super::feedback_round::{Behind, RankedRow};
 use super::lists::{RankedList, rank};
 use super::memory_limit::{reserve, with_room};
 use super::meta::Meta;
-use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Place, Reader, corrupted, expect_kind, u32_at};
+use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Reader, RecordPtr, corrupted, expect_kind, u32_at};
+use super::rabitq::{EPSILON, Prepared};
 use super::recall;
-use super::second::{Behind, Lead};
 use super::store::PageStore;
 use super::types::{Hit, Metric, ScanParams};
 use super::vector::{Exact, Exactly, check, prepare};
@@ -45,7 +45,7 @@ pub(super) struct Waiting {
     pub bound: f32,
     pub hit: Hit,
     /// Where its vector lies.
-    pub place: Place,
+    pub place: RecordPtr,
 }
 
 impl PartialEq for Waiting {
@@ -102,7 +102,7 @@ pub struct Scan<S: PageStore> {
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
     /// Rows that come out before anything else.
-    pub(super) ahead: VecDeque<Lead>,
+    pub(super) ahead: VecDeque<RankedRow>,
     /// Least distance that is reported of a row that was not ahead.
     pub(super) floor: f64,
     /// Behind rows in front: the query of the first round, and how distances follow theirs.
@@ -211,7 +211,7 @@ impl<S: PageStore> Scan<S> {
         Ok(self.lead()?.map(|lead| lead.hit))
     }
 
-    /// Aims the scan at another query: everything is to come again.
+    /// Restarts the scan with another query.
     pub(super) fn aim(&mut self, query: &[f32]) -> Result<(), IndexError> {
         (self.prepared, self.lists) = {
             let (layout, rotation) = (&self.layout, &self.rotation);
@@ -399,7 +399,7 @@ impl<S: PageStore> Scan<S> {
                     left = Some(left.map_or(key, |left| left.min(key)));
                 } else if key >= from {
                     let value = self.layout.lane(&page, lane);
-                    let Place { block: vector, slot } = value.place;
+                    let RecordPtr { block: vector, slot } = value.place;
                     let ordinal = value.ordinal & !FIRST;
                     found.push(Candidate {
                         key,
@@ -473,7 +473,7 @@ impl<S: PageStore> Scan<S> {
         if self.returned.as_ref().is_some_and(|returned| returned.contains(&tid)) {
             return Ok(());
         }
-        let place = Place { block: vector, slot };
+        let place = RecordPtr { block: vector, slot };
         if let Some((hit, Exactly { bound, .. })) =
             self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
         {

@@ -99,6 +99,9 @@ pub enum Phase {
     Writing,
 }
 
+/// Told where the build is: phase, units done, units in all (0 where not known).
+pub type Progress = Box<dyn FnMut(Phase, u64, u64)>;
+
 /// What a build did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BuildStats {

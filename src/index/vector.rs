@@ -2,7 +2,7 @@
 
 use super::IndexError;
 use super::page::{
-    self, Kind, Layout, NONE, Place, RECORD_HEADER, Reader, is_kind, put_u32, put_u64, read_piece, u32_at, u64_at,
+    self, Kind, Layout, NONE, RECORD_HEADER, Reader, RecordPtr, is_kind, put_u32, put_u64, read_piece, u32_at, u64_at,
 };
 use super::store::{Block, PageStore};
 use super::types::{Element, Entry, Hit, Metric};
@@ -113,7 +113,7 @@ impl Exact {
         &mut self,
         reader: &mut Reader<S>,
         layout: &Layout,
-        place: Place,
+        place: RecordPtr,
         tid: u64,
         ordinal: u32,
     ) -> Result<Option<(Hit, Exactly)>, IndexError> {
@@ -145,7 +145,7 @@ impl Exact {
         reader: &mut Reader<S>,
         layout: &Layout,
         element: Element,
-        place: Place,
+        place: RecordPtr,
         hit: &Hit,
     ) -> Result<Option<Vec<f32>>, IndexError> {
         let mut record = Vec::new();
@@ -252,4 +252,12 @@ fn read_pieces<S: PageStore>(
         }
     }
     Ok(record.len() == layout.record)
+}
+
+/// The vector of a record that is kept in f32.
+pub(super) fn record_vector(record: &[u8]) -> Vec<f32> {
+    let components = record[RECORD_HEADER.min(record.len())..].chunks_exact(4);
+    components
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }

@@ -6,19 +6,18 @@
 //! Code pages, a small part of the index, wait in a scratch file until the vectors are written.
 
 use super::IndexError;
-use super::build::{Progress, record_vector};
-use super::code::{Centroid, Factors, encode, lane, put};
 use super::lists::{centroid_pages, put_centroid};
 use super::memory_limit::{filled, reserve_exact, with_room};
 use super::meta::{Meta, pages_of_meta};
 use super::page::{
-    Counts, Layout, NEXT, NONE, PIECE_SIZE, Place, RECORD_HEADER, corrupted, new_page, put_u32, u32_at, u64_at,
+    Counts, Layout, NEXT, NONE, PIECE_SIZE, RECORD_HEADER, RecordPtr, corrupted, new_page, put_u32, u32_at, u64_at,
     write_piece,
 };
+use super::rabitq::{Centroid, Factors, encode, lane, put};
 use super::spool::{Records, SpoolFactory};
 use super::store::{Block, PAGE_SIZE, PageBytes, PageStore};
-use super::types::{Element, Metric, Phase};
-use super::vector::prepare;
+use super::types::{Element, Metric, Phase, Progress};
+use super::vector::{prepare, record_vector};
 use crate::compute::cpu::parallel::parallel_chunks;
 use crate::compute::vectors::rotation::Rotation;
 
@@ -398,7 +397,7 @@ impl<S: PageStore> Writer<'_, S> {
         Ok(())
     }
 
-    fn write_vector(&mut self, output: &mut Output, entry: &[u8], element: Element) -> Result<Place, IndexError> {
+    fn write_vector(&mut self, output: &mut Output, entry: &[u8], element: Element) -> Result<RecordPtr, IndexError> {
         let record = &mut output.record;
         record.clear();
         record.extend_from_slice(&entry[..RECORD_HEADER]);
@@ -414,7 +413,7 @@ impl<S: PageStore> Writer<'_, S> {
             }
         }
         if self.layout.slots > 0 {
-            let place = Place {
+            let place = RecordPtr {
                 block: output.vector_block,
                 slot: output.slot,
             };
@@ -446,7 +445,7 @@ impl<S: PageStore> Writer<'_, S> {
             self.append(output.vector_block, &output.vectors)?;
             output.vector_block += 1;
         }
-        Ok(Place { block: first, slot: 0 })
+        Ok(RecordPtr { block: first, slot: 0 })
     }
 }
 

@@ -205,7 +205,7 @@ fn positions(manifest: &Manifest, mut table: Vec<f32>, token_types: &[f32]) -> V
     table
 }
 
-/// The tensors by their roles, as a card takes them.
+/// The tensors by their roles, as a GPU takes them.
 pub struct Tensors<'a> {
     names: Names<'a>,
     weights: &'a Weights,

@@ -1,4 +1,4 @@
-//! A model on a CUDA card: its tensors by role, and how its vectors are read out.
+//! A model on a CUDA GPU: its tensors by role, and how its vectors are read out.
 
 use super::weights::Weights;
 use super::{Family, Manifest, ModelError, Pooling, Read, Sequence, bert, decoder};
@@ -8,20 +8,20 @@ use crate::compute::cuda::decoder::{Decoder, DecoderShape};
 use crate::compute::cuda::{Engine, Range, Request, Runner};
 use std::path::Path;
 
-/// Weights on a card, ready to run.
-pub struct OnCard {
+/// Weights on a GPU, ready to run.
+pub struct OnGpu {
     runner: Runner,
 }
 
-impl OnCard {
-    /// Copies the weights to the card of that number, layer by layer. `cache` keeps the compiled kernels.
+impl OnGpu {
+    /// Copies the weights to the GPU of that number, layer by layer. `cache` keeps the compiled kernels.
     pub fn load(
         manifest: &Manifest,
         weights: &Weights,
         ordinal: u32,
         cache: Option<&Path>,
-    ) -> Result<OnCard, ModelError> {
-        // Before the card is touched: what it cannot run may be run elsewhere.
+    ) -> Result<OnGpu, ModelError> {
+        // Before the GPU is touched: what it cannot run may be run elsewhere.
         if manifest.family == Family::ModernBert {
             return Err(ModelError::Unsupported {
                 what: "on a card, the family",
@@ -36,10 +36,10 @@ impl OnCard {
             }
             _ => Runner::new(&engine, Box::new(load_bert(&engine, manifest, weights)?))?,
         };
-        Ok(OnCard { runner })
+        Ok(OnGpu { runner })
     }
 
-    /// Bytes of the card's memory that the weights take.
+    /// Bytes of the GPU's memory that the weights take.
     pub fn memory(&self) -> usize {
         self.runner.memory()
     }

@@ -171,7 +171,7 @@ pub fn load(manifest: &Manifest, weights: &Weights, level: Level, precision: Pre
     })
 }
 
-/// The tensors by their roles, as a card takes them.
+/// The tensors by their roles, as a GPU takes them.
 pub struct Tensors<'a> {
     names: Names<'a>,
     weights: &'a Weights,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The processor, or a CUDA card by its number.
+/// The processor, or a CUDA GPU by its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Device {
     #[default]
@@ -16,7 +16,7 @@ pub enum Device {
 }
 
 impl Device {
-    /// Tokens beyond which a batch gains nothing. A card has two batches of 16,384 tokens under way.
+    /// Tokens beyond which a batch gains nothing. A GPU has two batches of 16,384 tokens under way.
     pub fn most_tokens(self) -> usize {
         match self {
             Device::Cpu => 16 << 10,
@@ -42,7 +42,7 @@ impl fmt::Display for Device {
 impl FromStr for Device {
     type Err = BadDevice;
 
-    /// `cpu`, `cuda` (the first card) or `cuda:<number>`.
+    /// `cpu`, `cuda` (the first GPU) or `cuda:<number>`.
     fn from_str(name: &str) -> Result<Device, BadDevice> {
         let bad = || BadDevice(name.to_string());
         match name.split_once(':') {
@@ -56,13 +56,13 @@ impl FromStr for Device {
     }
 }
 
-/// A card that was found.
-pub use cuda::CardInfo;
+/// A GPU that was found.
+pub use cuda::GpuInfo;
 
-/// The cards of this machine; none where CUDA is missing. Starts CUDA in this process, so never to be called in a
+/// The GPUs of this machine; none where CUDA is missing. Starts CUDA in this process, so never to be called in a
 /// postmaster.
-pub fn devices() -> Vec<CardInfo> {
-    cuda::cards()
+pub fn devices() -> Vec<GpuInfo> {
+    cuda::gpus()
 }
 
 /// A device that is held open: models that are opened on it meanwhile share its kernels, which are found or compiled
@@ -72,9 +72,9 @@ pub struct OpenDevice {
 }
 
 impl OpenDevice {
-    /// Fails where the device cannot run models: no such card, one too old, a library that is missing. `cache` is a
-    /// directory in which a card's compiled kernels are kept; it is made where it is missing. Starts CUDA in this process
-    /// where the device is a card, so never to be called in a postmaster.
+    /// Fails where the device cannot run models: no such GPU, one too old, a library that is missing. `cache` is a
+    /// directory in which a GPU's compiled kernels are kept; it is made where it is missing. Starts CUDA in this process
+    /// where the device is a GPU, so never to be called in a postmaster.
     pub fn open(device: Device, cache: Option<&Path>) -> Result<OpenDevice, ModelError> {
         Ok(OpenDevice {
             _engine: match device {

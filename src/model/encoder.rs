@@ -1,6 +1,6 @@
 //! A loaded model: text in, vectors out.
 
-use super::cuda::OnCard;
+use super::cuda::OnGpu;
 use super::directory::content;
 use super::embedding_head::EmbeddingHead;
 use super::files::{read_bytes, states};
@@ -42,7 +42,7 @@ type Placing<'a> = &'a dyn Fn(&Manifest, &Weights) -> Result<Place, ModelError>;
 /// Where the weights are.
 pub(super) enum Place {
     Cpu(Box<Network>),
-    Card(Box<OnCard>),
+    Gpu(Box<OnGpu>),
 }
 
 impl Encoder {
@@ -65,7 +65,7 @@ impl Encoder {
         })
     }
 
-    /// Loads a model directory for a device. On a card everything is computed in bf16 with f32 sums, whatever `precision`
+    /// Loads a model directory for a device. On a GPU everything is computed in bf16 with f32 sums, whatever `precision`
     /// says; `cache` is a directory in which its compiled kernels are kept. Never called in a postmaster.
     pub fn open_on(
         dir: &Path,
@@ -76,7 +76,7 @@ impl Encoder {
         match device {
             Device::Cpu => Encoder::open_with(dir, precision),
             Device::Cuda(ordinal) => Encoder::load(dir, Precision::Bf16, &|manifest, weights| {
-                Ok(Place::Card(Box::new(OnCard::load(manifest, weights, ordinal, cache)?)))
+                Ok(Place::Gpu(Box::new(OnGpu::load(manifest, weights, ordinal, cache)?)))
             }),
         }
     }
@@ -163,7 +163,7 @@ impl Encoder {
             + behind
             + match &self.place {
                 Place::Cpu(network) => network.memory(),
-                Place::Card(card) => card.memory(),
+                Place::Gpu(gpu) => gpu.memory(),
             };
         own + self.second().map_or(0, Encoder::memory)
     }
@@ -331,7 +331,7 @@ impl Encoder {
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = match &self.place {
             Place::Cpu(network) => self.encode_parts(network, pool, batch, stop)?,
-            Place::Card(card) => card.encode(&self.manifest, batch, stop)?,
+            Place::Gpu(gpu) => gpu.encode(&self.manifest, batch, stop)?,
         };
         if let Some(head) = &self.embedding_head {
             let reads = batch

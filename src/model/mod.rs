@@ -39,7 +39,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use crate::compute::{Activation, Precision};
-pub use device::{BadDevice, CardInfo, Device, OpenDevice, devices};
+pub use device::{BadDevice, Device, GpuInfo, OpenDevice, devices};
 pub use encoder::Encoder;
 pub use manifest::{Family, Manifest, Pooling, Similarity};
 pub use sequence::{Read, Role, Sequence};

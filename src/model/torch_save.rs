@@ -1,11 +1,16 @@
 //! A matrix in the file format of `torch.save`, version 3: a zip archive of stored members with `data.pkl`, a pickle
-//! (protocol 2) of the tensor, its numbers in `data/0`, `byteorder` and `version`. Members' data begin on 64-byte borders,
+//! (protocol 2) of the tensor, its elements in `data/0`, `byteorder` and `version`. Members' data begin on 64-byte borders,
 //! as PyTorch's own writer has it.
+
+use std::io::{Cursor, Write};
+use zip::result::ZipResult;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 /// Folder of the members in the archive.
 const FOLDER: &str = "archive";
 /// Border on which the data of a member begins.
-const BORDER: usize = 64;
+const BORDER: u16 = 64;
 
 /// The pickle's parts before, between and after its numbers: `torch._utils._rebuild_tensor_v2(('storage',
 /// torch.FloatStorage, '0', 'cpu', count), 0, (rows, columns), (columns, 1), False, OrderedDict())`.
@@ -34,85 +39,39 @@ fn pickle(rows: usize, columns: usize) -> Vec<u8> {
     pickle
 }
 
-/// CRC-32 of zip archives (reflected 0x04C11DB7).
-fn checksum(bytes: &[u8]) -> u32 {
-    let table: [u32; 256] = std::array::from_fn(|byte| {
-        (0..8).fold(byte as u32, |value, _| match value & 1 {
-            1 => value >> 1 ^ 0xEDB8_8320,
-            _ => value >> 1,
-        })
-    });
-    !bytes.iter().fold(!0u32, |sum, byte| {
-        sum >> 8 ^ table.get((sum as u8 ^ byte) as usize).copied().unwrap_or_default()
-    })
-}
-
-/// Both kinds of headers have these in a row: version 0, no flags, stored, 1980-01-01, checksum, sizes.
-fn common(sum: u32, length: usize, name: &str, extra: usize, header: &mut Vec<u8>) {
-    for word in [0u16, 0, 0, 0, 0x21] {
-        header.extend_from_slice(&word.to_le_bytes());
-    }
-    for word in [sum, length as u32, length as u32] {
-        header.extend_from_slice(&word.to_le_bytes());
-    }
-    for word in [name.len() as u16, extra as u16] {
-        header.extend_from_slice(&word.to_le_bytes());
-    }
-}
-
-/// A matrix of `columns` numbers a row as a file of `torch.save`; `None` where `values` is no such matrix or is beyond the
+/// A matrix of `columns` elements a row as a file of `torch.save`; `None` where `values` is no such matrix or is beyond the
 /// 4 GB of a plain zip archive.
 pub fn save(values: &[f32], columns: usize) -> Option<Vec<u8>> {
     let rows = values.len().checked_div(columns)?;
     if rows * columns != values.len() || values.len() > (u32::MAX / 8) as usize {
         return None;
     }
-    let numbers: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let members: [(&str, Vec<u8>); 4] = [
-        ("data.pkl", pickle(rows, columns)),
-        ("byteorder", b"little".to_vec()),
-        ("data/0", numbers),
-        ("version", b"3\n".to_vec()),
+    let elements: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let members: [(&str, &[u8]); 4] = [
+        ("data.pkl", &pickle(rows, columns)),
+        ("byteorder", b"little"),
+        ("data/0", &elements),
+        ("version", b"3\n"),
     ];
-    let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, data) in &members {
-        let name = format!("{FOLDER}/{name}");
-        let at = file.len();
-        let sum = checksum(data);
-        // The extra field `FB` is padding: four bytes of header and as many more as reach the border.
-        let padding = (BORDER - (at + 30 + name.len() + 4) % BORDER) % BORDER;
-        file.extend_from_slice(b"PK\x03\x04");
-        common(sum, data.len(), &name, 4 + padding, &mut file);
-        file.extend_from_slice(name.as_bytes());
-        file.extend_from_slice(b"FB");
-        file.extend_from_slice(&(padding as u16).to_le_bytes());
-        file.resize(file.len() + padding, b'Z');
-        file.extend_from_slice(data);
+    archive(&members, elements.len()).ok()
+}
 
-        directory.extend_from_slice(b"PK\x01\x02\x00\x00");
-        common(sum, data.len(), &name, 0, &mut directory);
-        // No comment, disk 0, no attributes.
-        directory.extend_from_slice(&[0; 10]);
-        directory.extend_from_slice(&(at as u32).to_le_bytes());
-        directory.extend_from_slice(name.as_bytes());
+/// The members, stored, as an archive; `bytes` are about how many it has.
+fn archive(members: &[(&str, &[u8])], bytes: usize) -> ZipResult<Vec<u8>> {
+    let mut writer = ZipWriter::new(Cursor::new(Vec::with_capacity(bytes + 4096)));
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .with_alignment(BORDER);
+    for (name, data) in members {
+        writer.start_file(format!("{FOLDER}/{name}"), options)?;
+        writer.write_all(data)?;
     }
-    let at = file.len();
-    file.extend_from_slice(&directory);
-    file.extend_from_slice(b"PK\x05\x06\x00\x00\x00\x00");
-    for word in [members.len() as u16; 2] {
-        file.extend_from_slice(&word.to_le_bytes());
-    }
-    for word in [directory.len() as u32, at as u32] {
-        file.extend_from_slice(&word.to_le_bytes());
-    }
-    file.extend_from_slice(&[0, 0]);
-    Some(file)
+    Ok(writer.finish()?.into_inner())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::process::{Command, Stdio};
 
     /// Reads the archive with Python's own zip and pickle modules, with stand-ins for PyTorch's classes.
@@ -201,11 +160,5 @@ print(";".join(",".join(repr(float(value)) for value in row) for row in tensor.t
     fn what_is_no_matrix_is_refused() {
         assert!(save(&[1.0; 5], 2).is_none());
         assert!(save(&[1.0; 5], 0).is_none());
-    }
-
-    #[test]
-    fn the_checksum_is_that_of_zip() {
-        // The check value of CRC-32/ISO-HDLC.
-        assert_eq!(checksum(b"123456789"), 0xCBF4_3926);
     }
 }

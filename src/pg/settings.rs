@@ -83,8 +83,8 @@ pub fn define(preload: bool) {
     );
     GucRegistry::define_enum_guc(
         c"situ.cpu_precision",
-        c"Numbers that the encoder computes with on the CPU.",
-        c"auto is the fastest whose vectors had a cosine of at least 0.999 to those in f32 when the model was registered.",
+        c"Numeric precision of the encoder on the CPU.",
+        c"auto takes the fastest whose vectors had a cosine of at least 0.999 to those in f32 when the model was registered.",
         &CPU_PRECISION,
         GucContext::Sighup,
         GucFlags::default(),
@@ -151,7 +151,7 @@ pub fn define(preload: bool) {
     );
     number(
         c"situ.bridge_space",
-        c"Most that the bridges of a role may take.",
+        c"Most disk space that the bridges of one role may take.",
         c"A bridge counts 8 kB at least. Superusers are not counted. 0 means no limit.",
         &BRIDGE_SPACE,
         0,
@@ -162,7 +162,7 @@ pub fn define(preload: bool) {
     number(
         c"situ.batch_tokens",
         c"Tokens that the encoder puts into a batch.",
-        c"A query waits for the running batch. 0 means what the measured speed does in a twelfth of a second.",
+        c"0 means about 80 ms of work at the measured speed. On a GPU a query waits for the running batch.",
         &BATCH_TOKENS,
         0,
         1 << 20,
@@ -245,7 +245,7 @@ pub fn define(preload: bool) {
     number(
         c"situ.llm_memory",
         c"Memory of the LLM worker for weights and the states of answers in progress.",
-        c"LLMs that nobody uses leave for one that is needed; answers beyond it wait. 0 means no limit.",
+        c"Idle LLMs are unloaded to make room; further requests wait. 0 means no limit.",
         &LLM_MEMORY,
         0,
         i32::MAX,

@@ -85,10 +85,10 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
         assert_eq!(failure.code, code, "{statement}: {failure:#?}");
     }
     client.run("SELECT situ.import_bridge('bad', adapter_file(', \"accepted\": false'), model => 'minilm')");
-    // A bridge that was accepted by made queries may be used, and keeps the name of what it was accepted by.
-    client.run("SELECT situ.import_bridge('own_words', adapter_file(', \"accepted\": true, \"made_queries\": true'), model => 'minilm')");
+    // A bridge that was accepted by synthetic queries may be used, and keeps the name of what it was accepted by.
+    client.run("SELECT situ.import_bridge('own_words', adapter_file(', \"accepted\": true, \"synthetic_queries\": true'), model => 'minilm')");
     let state = client.one::<String>("SELECT state FROM situ.bridges WHERE name = 'own_words'");
-    assert_eq!(state, "accepted (made queries)");
+    assert_eq!(state, "accepted (synthetic queries)");
     assert_eq!(
         client.one::<f64>(&bridged.replace("'double'", "'own_words'")),
         client.one::<f64>(&bridged)
@@ -120,7 +120,7 @@ fn a_bridge_is_imported_used_exported_and_dropped() {
 }
 
 #[test]
-fn judged_questions_overturn_what_made_queries_accepted() {
+fn judged_questions_overturn_what_synthetic_queries_accepted() {
     let mut client = shared().text_database("bridges_overturned");
     // Adapters that turn a query round: what is nearest comes last.
     client.run(LITTLE);
@@ -137,7 +137,7 @@ fn judged_questions_overturn_what_made_queries_accepted() {
          CREATE INDEX facts_fact ON facts USING situ (fact) WITH (model = 'minilm');
          CREATE TABLE judged AS SELECT id AS query_id, id AS document_id, 1 AS grade FROM facts;
          SELECT situ.import_bridge('given', adapter_file(', \"accepted\": true'), model => 'minilm');
-         SELECT situ.import_bridge('made', adapter_file(', \"accepted\": true, \"made_queries\": true'), model => 'minilm');
+         SELECT situ.import_bridge('made', adapter_file(', \"accepted\": true, \"synthetic_queries\": true'), model => 'minilm');
          DROP ROLE IF EXISTS bridges_judge; CREATE ROLE bridges_judge; GRANT USAGE ON SCHEMA situ TO bridges_judge;
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO bridges_judge; ALTER TABLE facts OWNER TO bridges_judge",
     );
@@ -150,7 +150,7 @@ fn judged_questions_overturn_what_made_queries_accepted() {
     client.run("RESET ROLE");
     assert_eq!(
         client.one::<String>(states),
-        "given accepted, made accepted (made queries)"
+        "given accepted, made accepted (synthetic queries)"
     );
     assert_eq!(client.one::<i64>(search), 3);
     client.one::<i64>(tune);
@@ -182,15 +182,15 @@ fn an_adapter_is_trained_from_rows() {
                  FROM situ.bridges WHERE name = 'houses'";
     assert_eq!(client.one::<String>(row), "given true");
     assert_eq!(client.failure("CALL situ.train('adapter', 'houses', passages => 'passages', pairs => 'pairs', options => '{\"epochs\": 1}')").code, "42710");
-    // Made queries; another role without the privilege reads nothing.
+    // Synthetic queries; another role without the privilege reads nothing.
     client.run("CALL situ.train('adapter', 'made', passages => 'passages', options => '{\"epochs\": 1}')");
     assert_eq!(
         client.one::<String>("SELECT figures->>'queries' FROM situ.bridges WHERE name = 'made'"),
-        "made"
+        "synthetic"
     );
     // The state says that nobody asked those queries, and so does the file that leaves the server.
     client.run("SELECT situ.import_bridge('again', situ.export_bridge('made'), model => 'minilm')");
-    let states = "SELECT CASE WHEN (figures->'ndcg@10'->>'low')::float8 > 0 THEN 'accepted (made queries)' ELSE 'rejected' END = ALL (
+    let states = "SELECT CASE WHEN (figures->'ndcg@10'->>'low')::float8 > 0 THEN 'accepted (synthetic queries)' ELSE 'rejected' END = ALL (
                     SELECT state FROM situ.bridges WHERE name IN ('made', 'again')) FROM situ.bridges WHERE name = 'made'";
     assert!(client.one::<bool>(states));
     client.run("DROP ROLE IF EXISTS bridges_reader; CREATE ROLE bridges_reader LOGIN; GRANT EXECUTE ON PROCEDURE situ.train TO bridges_reader; SET ROLE bridges_reader");

@@ -13,7 +13,7 @@ fn numbers(file: &SafeTensors, name: &str) -> Vec<f32> {
 }
 
 /// `normalize(e * exp(s * sum of the tokens' rows + b))`, the published code's SLR near the identity, from the file; of a bridge
-/// that made queries alone have judged, half of that and half of the question itself.
+/// that synthetic queries alone have judged, half of that and half of the question itself.
 fn expected(file: &[u8], tokens: &[i32], vector: &[f32]) -> Vec<f32> {
     let file = SafeTensors::deserialize(file).expect("a safetensors file");
     let ids = file.tensor("tokens").expect("tokens");
@@ -81,7 +81,7 @@ fn a_query_is_corrected_by_the_stored_rows_of_its_tokens() {
     let trained = "SELECT kind || ' ' || (recipe->'options'->>'scheme') FROM situ.bridges WHERE name = 'learned'";
     assert_eq!(client.one::<String>(trained), "lexsem slr");
     // Nobody's questions have judged it.
-    let state = "SELECT state IN ('accepted (made queries)', 'rejected') AND (figures->>'strength')::float8 = 0.5 FROM situ.bridges";
+    let state = "SELECT state IN ('accepted (synthetic queries)', 'rejected') AND (figures->>'strength')::float8 = 0.5 FROM situ.bridges";
     assert!(client.one::<bool>(state));
     // What made-up goods teach is not the matter here: rows that certainly move a query take its place.
     let learned = client.one::<Vec<u8>>("SELECT situ.export_bridge('learned')");

@@ -26,6 +26,7 @@ mod counts;
 mod crash;
 mod data;
 mod devices;
+mod docs;
 mod drop_model;
 mod dump;
 mod endpoint;

@@ -38,6 +38,7 @@ fn functions(client: &mut Client) -> String {
     for row in rows {
         let (name, kind, arguments, result): (String, String, String, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
+        let arguments = without_casts(&arguments);
         let comment: String = row.get(4);
         let inputs: Vec<&str> = arguments.split(", ").filter(|one| !one.starts_with("OUT ")).collect();
         let outputs: Vec<&str> = arguments
@@ -74,6 +75,18 @@ fn functions(client: &mut Client) -> String {
     page
 }
 
+/// Arguments without the casts of NULL to the arguments' own types.
+fn without_casts(arguments: &str) -> String {
+    let mut pieces = arguments.split("NULL::");
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece.find(',').unwrap_or(piece.len());
+        plain += "NULL";
+        plain += &piece[end..];
+    }
+    plain
+}
+
 /// A comment with its first letter large.
 fn sentence(comment: &str) -> String {
     let mut letters = comment.chars();
@@ -92,7 +105,7 @@ fn page(client: &mut Client) -> String {
         client,
         ["setting", "what it says"],
         "SELECT format('`%s` = %s', name, CASE WHEN boot_val = '' THEN '''''' ELSE boot_val || coalesce(' ' || unit, '') END),
-                short_desc || '.' || CASE context WHEN 'postmaster' THEN ' Needs a restart.' WHEN 'sighup' THEN ' Reloaded.'
+                concat_ws(' ', short_desc, extra_desc) || CASE context WHEN 'postmaster' THEN ' Needs a restart.' WHEN 'sighup' THEN ' Set by a reload.'
                                                   WHEN 'superuser' THEN ' For superusers.' ELSE '' END
            FROM pg_settings WHERE name LIKE 'situ.%' AND name NOT LIKE 'situ.test%' ORDER BY name",
     );

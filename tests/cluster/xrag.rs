@@ -458,7 +458,7 @@ fn a_projector_is_trained_in_the_worker_and_stands_in_prompts() {
     client.run(&train("smol"));
     // Every figure is there, whatever came of so few steps.
     assert!(client.one::<bool>(
-        "SELECT kind = 'xrag' AND state IN ('accepted', 'accepted (made queries)', 'rejected')
+        "SELECT kind = 'xrag' AND state IN ('accepted', 'accepted (synthetic queries)', 'rejected')
             AND (figures -> 'bits_per_token' ->> 'own')::float8 > 0 AND (figures -> 'bits_per_token' ->> 'other')::float8 > 0
             AND (figures -> 'bits_per_token' ->> 'text')::float8 < (figures -> 'bits_per_token' ->> 'none')::float8
            FROM situ.bridges WHERE name = 'sayings'"

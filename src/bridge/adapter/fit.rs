@@ -3,15 +3,15 @@
 //!
 //! With `o = y / |y|` and `y = x + x M`, the loss's gradient by `M` is `x^T dy`, `dy = (do - (o . do) o) / |y|`.
 
-use super::train::{AdapterOptions, Queries};
+use super::options::{AdapterOptions, Queries};
 use super::{Adapter, KIND, Side};
 use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
-use crate::bridge::train::data::{Progress, Watch};
+use crate::bridge::train::data::{Monitor, Progress};
+use crate::bridge::train::early_stopping::{EarlyStopping, gains, mean, standard_error};
 use crate::bridge::train::loss::{Candidates, Groups, softmax_loss};
 use crate::bridge::train::matrix::{product, transposed};
-use crate::bridge::train::parts::{Choice, gains, mean, standard_error};
 use crate::compute::Pool;
 use crate::compute::rowwise::pooling::normalize;
 use crate::random::Random;
@@ -101,10 +101,21 @@ impl Passages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
-    /// On the training documents; others choose the epoch and judge.
-    Judged,
+    /// On the training documents; validation chooses the epoch, and test gives the figures.
+    Evaluation,
     /// On all documents, for as many epochs.
     Refit,
+}
+
+/// What a training is given.
+pub(super) struct Given {
+    /// The metric that the map begins with, where it does not begin at the identity.
+    pub start: Option<Vec<f32>>,
+    /// What queries are trained against, and measured against.
+    pub known: Passages,
+    pub passages: Passages,
+    pub training: Queries,
+    pub validation: Queries,
 }
 
 /// The loop's state. On the query side the map is `S (I + F) - I`: `S` the metric that it begins with, `F` trained over
@@ -123,7 +134,7 @@ pub(super) struct Fit<'a> {
     passages: Passages,
     /// With vectors `q S`.
     training: Queries,
-    choosing: Queries,
+    validation: Queries,
     moments: Adam,
     /// `F`.
     adapter: Adapter,
@@ -131,27 +142,29 @@ pub(super) struct Fit<'a> {
     pub best: Adapter,
     best_score: f64,
     pub best_epoch: usize,
-    /// Epochs that are over, of this stage and of the judged one.
+    /// Epochs that are over, of this stage and of the evaluated one.
     pub epoch: usize,
-    judged_epochs: usize,
-    /// Values of the choosing queries before anything was trained.
+    evaluated_epochs: usize,
+    /// Values of the validation queries before anything was trained.
     plain: Vec<f64>,
-    choice: Choice,
+    stopping: EarlyStopping,
 }
 
 impl<'a> Fit<'a> {
-    /// `known` and `passages` are what queries are trained and measured against.
-    #[allow(clippy::too_many_arguments)]
+    /// A training that has not begun.
     pub fn new(
         pool: &'a Pool,
         options: &'a AdapterOptions,
         stage: Stage,
-        start: Option<Vec<f32>>,
-        known: Passages,
-        passages: Passages,
-        mut training: Queries,
-        choosing: Queries,
+        given: Given,
     ) -> Result<Fit<'a>, BridgeError> {
+        let Given {
+            start,
+            known,
+            passages,
+            mut training,
+            validation,
+        } = given;
         let count = training.targets.len().max(1);
         let d = training.vectors.len() / count;
         if let Some(start) = &start {
@@ -168,21 +181,21 @@ impl<'a> Fit<'a> {
             all: passages.candidates(pool, d, options.batch)?,
             passages,
             training,
-            choosing,
+            validation,
             moments: Adam::new(d * d),
             adapter: Adapter::identity(options.side, d),
             best: Adapter::identity(options.side, d),
             best_score: 0.0,
             best_epoch: 0,
             epoch: 0,
-            judged_epochs: 0,
+            evaluated_epochs: 0,
             plain: Vec::new(),
-            choice: Choice::new(0.0),
+            stopping: EarlyStopping::new(0.0),
         };
-        if stage == Stage::Judged {
-            fit.plain = fit.scores(&fit.best, &fit.choosing)?;
+        if stage == Stage::Evaluation {
+            fit.plain = fit.scores(&fit.best, &fit.validation)?;
             fit.best_score = mean(&fit.plain);
-            fit.choice = Choice::new(fit.best_score);
+            fit.stopping = EarlyStopping::new(fit.best_score);
         }
         Ok(fit)
     }
@@ -192,11 +205,11 @@ impl<'a> Fit<'a> {
         self.training.targets.len()
     }
 
-    /// Takes over what the judged training chose.
-    pub fn follow(&mut self, judged: &Fit) {
-        self.best = judged.best.clone();
-        (self.best_score, self.best_epoch) = (judged.best_score, judged.best_epoch);
-        self.judged_epochs = judged.epoch;
+    /// Takes over what the evaluated training chose.
+    pub fn follow(&mut self, evaluated: &Fit) {
+        self.best = evaluated.best.clone();
+        (self.best_score, self.best_epoch) = (evaluated.best_score, evaluated.best_epoch);
+        self.evaluated_epochs = evaluated.epoch;
     }
 
     /// The map over the vectors as they come from the encoder: `S (I + F) - I`.
@@ -264,19 +277,19 @@ impl<'a> Fit<'a> {
     /// Whether another epoch is to be trained.
     fn goes_on(&self) -> bool {
         match self.stage {
-            Stage::Judged => self.epoch < self.options.epochs && self.epoch - self.best_epoch < PATIENCE,
+            Stage::Evaluation => self.epoch < self.options.epochs && self.epoch - self.best_epoch < PATIENCE,
             Stage::Refit => self.epoch < self.best_epoch,
         }
     }
 
-    /// Trains to the end; `watch` sees every few steps and the state after every epoch.
-    pub fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
+    /// Trains to the end; `monitor` sees every few steps and the state after every epoch.
+    pub fn run(&mut self, monitor: &mut dyn Monitor) -> Result<(), BridgeError> {
         let (count, d) = (self.training.targets.len(), self.adapter.dimensions);
         let once = count.div_ceil(self.options.batch).max(1);
         let rounds = LEAST_STEPS.div_ceil(once).max(1);
         let batches = once * rounds;
         let epochs = match self.stage {
-            Stage::Judged => self.options.epochs,
+            Stage::Evaluation => self.options.epochs,
             Stage::Refit => self.best_epoch,
         };
         while self.goes_on() {
@@ -289,12 +302,12 @@ impl<'a> Fit<'a> {
                 })
                 .collect();
             let mut loss = 0.0;
-            let parts = orders.iter().flat_map(|order| order.chunks(self.options.batch));
-            for (number, numbers) in parts.enumerate() {
+            let batches_of_epoch = orders.iter().flat_map(|order| order.chunks(self.options.batch));
+            for (number, numbers) in batches_of_epoch.enumerate() {
                 let batch = self.training.batch(numbers, d);
                 loss += self.step(&batch)?;
                 if number % REPORT_STEPS == 0 {
-                    watch.step(&Progress {
+                    monitor.step(&Progress {
                         step: (self.epoch * batches + number + 1) as u64,
                         steps: (epochs * batches) as u64,
                         loss: loss / (number + 1) as f64,
@@ -303,15 +316,15 @@ impl<'a> Fit<'a> {
                 }
             }
             self.epoch += 1;
-            if self.stage == Stage::Judged {
+            if self.stage == Stage::Evaluation {
                 let whole = self.whole()?;
-                let values = self.scores(&whole, &self.choosing)?;
+                let values = self.scores(&whole, &self.validation)?;
                 let score = mean(&values);
-                if self.choice.keeps(score, standard_error(&self.plain, &values)) {
+                if self.stopping.keeps(score, standard_error(&self.plain, &values)) {
                     (self.best, self.best_score, self.best_epoch) = (whole, score, self.epoch);
                 }
             }
-            watch.checkpoint(&self.checkpoint()?)?;
+            monitor.checkpoint(&self.checkpoint()?)?;
         }
         Ok(())
     }
@@ -321,7 +334,7 @@ impl<'a> Fit<'a> {
         let d = self.adapter.dimensions;
         let state = json!({"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score,
             "steps": self.moments.steps, "training": self.training.targets.len(), "stage": self.stage,
-            "judged_epochs": self.judged_epochs, "choice": self.choice});
+            "evaluated_epochs": self.evaluated_epochs, "stopping": self.stopping});
         let more = Map::from_iter([
             ("state".to_owned(), state),
             ("side".to_owned(), json!(self.adapter.side)),
@@ -356,28 +369,29 @@ impl<'a> Fit<'a> {
         let (Some(steps), Some(trained)) = (steps, number("training")) else {
             return Err(damaged());
         };
-        if stage == Stage::Judged && self.stage == Stage::Refit {
+        if stage == Stage::Evaluation && self.stage == Stage::Refit {
             return Ok(());
         }
         let d = self.adapter.dimensions;
         self.best.map = tensors.take("best", &[d, d])?;
         (self.best_score, self.best_epoch) = (score, best as usize);
         if stage != self.stage {
-            let epochs = number("judged_epochs")
+            let epochs = number("evaluated_epochs")
                 .filter(|epochs| *epochs >= best)
                 .ok_or_else(damaged)?;
             self.epoch = epochs as usize;
             return Ok(());
         }
         let most = match stage {
-            Stage::Judged => self.options.epochs as u64,
+            Stage::Evaluation => self.options.epochs as u64,
             Stage::Refit => best,
         };
-        if trained != self.training.targets.len() as u64 || epoch > most || (stage == Stage::Judged && best > epoch) {
+        if trained != self.training.targets.len() as u64 || epoch > most || (stage == Stage::Evaluation && best > epoch)
+        {
             return Err(damaged());
         }
-        let choice = state.get("choice").cloned().unwrap_or_default();
-        self.choice = serde_json::from_value(choice).map_err(|_| damaged())?;
+        let stopping = state.get("stopping").cloned().unwrap_or_default();
+        self.stopping = serde_json::from_value(stopping).map_err(|_| damaged())?;
         self.adapter.map = tensors.take("map", &[d, d])?;
         self.moments.first = tensors.take("first", &[d, d])?;
         self.moments.second = tensors.take("second", &[d, d])?;

@@ -1,8 +1,9 @@
 use super::fit::{by_map, mapped, passage_loss};
-use super::train::Queries;
+use super::options::Queries;
 use super::*;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Vectors};
 use crate::bridge::train::loss::{Candidates, Groups};
+use crate::bridge::train::run::Run;
 use crate::compute::Pool;
 use crate::model::Role;
 use crate::random::Random;
@@ -118,7 +119,7 @@ struct Seen {
     steps: usize,
 }
 
-impl Watch for Seen {
+impl Monitor for Seen {
     fn step(&mut self, _progress: &Progress) -> Result<(), BridgeError> {
         self.steps += 1;
         match self.stop_after {
@@ -159,7 +160,7 @@ fn a_turn_is_learned_on_both_sides_and_resumed_to_the_same_bytes() {
         let options = json!({"side": side, "rate": 0.004, "epochs": 6, "threads": 2});
         let mut encode = Turned { dimensions: 16 };
         let mut seen = Seen::default();
-        let whole = train(&passages, &pairs, &options, &mut encode, &mut seen, None).unwrap();
+        let whole = train(Run::new(&passages, &pairs, &options, &mut encode, &mut seen, None)).unwrap();
         let measured = &whole.figures["ndcg@10"];
         let (plain, bridge) = (
             measured["plain"].as_f64().unwrap(),
@@ -173,29 +174,37 @@ fn a_turn_is_learned_on_both_sides_and_resumed_to_the_same_bytes() {
         assert_eq!(whole.figures["queries"], "given");
 
         // Stopped in the second epoch, and after the first of the training on everything.
-        let judged = whole.figures["epochs"].as_u64().unwrap() as usize;
-        for stop_after in [2, judged + 1] {
+        let evaluated = whole.figures["epochs"].as_u64().unwrap() as usize;
+        for stop_after in [2, evaluated + 1] {
             let mut seen = Seen {
                 stop_after: Some(stop_after),
                 ..Seen::default()
             };
-            let stopped = train(&passages, &pairs, &options, &mut encode, &mut seen, None);
+            let stopped = train(Run::new(&passages, &pairs, &options, &mut encode, &mut seen, None));
             assert!(matches!(stopped, Err(BridgeError::Stopped)));
             let checkpoint = seen.checkpoints.last().unwrap();
             let rest = &mut Seen::default();
-            let resumed = train(&passages, &pairs, &options, &mut encode, rest, Some(checkpoint)).unwrap();
+            let resumed = train(Run::new(
+                &passages,
+                &pairs,
+                &options,
+                &mut encode,
+                rest,
+                Some(checkpoint),
+            ))
+            .unwrap();
             assert_eq!(resumed.weights, whole.weights, "{side}");
             assert_eq!(resumed.figures, whole.figures, "{side}");
         }
         let checkpoint = seen.checkpoints.first().unwrap();
-        let other = train(
+        let other = train(Run::new(
             &passages,
             &pairs[..500],
             &options,
             &mut encode,
             &mut Seen::default(),
             Some(checkpoint),
-        );
+        ));
         assert!(matches!(other, Err(BridgeError::File(_))));
     }
 }
@@ -211,7 +220,15 @@ fn noise_is_rejected() {
     }
     let options = json!({"rate": 0.02, "threads": 2});
     let mut encode = Turned { dimensions: 16 };
-    let trained = train(&passages, &pairs, &options, &mut encode, &mut Seen::default(), None).unwrap();
+    let trained = train(Run::new(
+        &passages,
+        &pairs,
+        &options,
+        &mut encode,
+        &mut Seen::default(),
+        None,
+    ))
+    .unwrap();
     assert!(!trained.verdict.accepts(), "{}", trained.figures);
     assert!(trained.figures["ndcg@10"]["bridge"].as_f64().unwrap() < 0.1);
 }
@@ -227,16 +244,23 @@ fn bad_options_and_too_little_are_errors() {
         json!({"held_out": 2}),
         json!(3),
     ] {
-        let result = train(&passages, &pairs, &options, &mut encode, &mut Seen::default(), None);
+        let result = train(Run::new(
+            &passages,
+            &pairs,
+            &options,
+            &mut encode,
+            &mut Seen::default(),
+            None,
+        ));
         assert!(matches!(result, Err(BridgeError::Option { .. })), "{options}");
     }
-    let result = train(
+    let result = train(Run::new(
         &passages,
         &pairs[..30],
         &json!({}),
         &mut encode,
         &mut Seen::default(),
         None,
-    );
+    ));
     assert!(matches!(result, Err(BridgeError::TooLittle(_))));
 }

@@ -1,6 +1,6 @@
 //! A bridge as bytes: a safetensors file whose metadata entry `situ` is a JSON object with `kind`, `scheme`, `fusion`,
-//! `dimensions`, `strength` (1 where there is none) and what the trainer adds. `rows` is row-major by token, so that one token's row is one slice of the file
-//! ([`Layout`]) and a query reads only those that it uses.
+//! `dimensions`, `strength` (1 where there is none) and what the trainer adds. `rows` is row-major by token, so that
+//! one token's row is one slice of the file ([`Layout`]) and a query reads only those that it uses.
 //!
 //! | tensor | type | shape | |
 //! |---|---|---|---|
@@ -13,9 +13,9 @@
 //! | `scale`, `projection`, `shift` | F32 | | parameters of the scheme |
 
 use super::{Fusion, Gate, LexSem, Scheme};
-use crate::bridge::BridgeError;
 use crate::bridge::file::little_endian;
-use crate::bridge::whiten;
+use crate::bridge::train::whiten;
+use crate::bridge::{BridgeError, BridgeKind};
 use crate::compute::memory::{collected, copied, room_for};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorView};
@@ -25,6 +25,8 @@ use std::ops::Range;
 
 /// The entry of the file's metadata that is ours.
 pub const METADATA: &str = "situ";
+/// This kind of bridge.
+const KIND: BridgeKind = BridgeKind::LexSem;
 /// Longest header that is read.
 const MOST_HEADER: usize = 1 << 20;
 
@@ -44,7 +46,7 @@ fn numbers_of(bytes: &[u8]) -> Result<Vec<f32>, BridgeError> {
 pub fn write(bridge: &LexSem, more: Map<String, Value>) -> Result<Vec<u8>, BridgeError> {
     let mut metadata = more;
     for (name, value) in [
-        ("kind", json!("lexsem")),
+        ("kind", json!(KIND.name())),
         ("scheme", json!(bridge.scheme)),
         ("fusion", json!(bridge.fusion)),
         ("dimensions", json!(bridge.dimensions)),
@@ -126,8 +128,8 @@ impl Layout {
             .and_then(|text| serde_json::from_str(text).ok())
             .ok_or_else(|| corrupt("it has no metadata of situ"))?;
         let text = |name: &str| metadata.get(name).and_then(Value::as_str).unwrap_or_default();
-        if text("kind") != "lexsem" {
-            return Err(corrupt(format!("it is of kind \"{}\", not lexsem", text("kind"))));
+        if BridgeKind::parse(text("kind")) != Some(KIND) {
+            return Err(corrupt(format!("it is of kind \"{}\", not {KIND}", text("kind"))));
         }
         let unknown = |what: &str| corrupt(format!("its {what} is not known"));
         let scheme = Scheme::from_name(text("scheme")).ok_or_else(|| unknown("scheme"))?;

@@ -1,12 +1,12 @@
-//! What a bridge is judged by: queries from words that training never saw, and pairs that it never saw.
+//! What a bridge is tested by: queries from words that training never saw, and pairs that it never saw.
 
-use super::queries::{Made, Maker, Part};
+use super::queries::{Part, QueryMaker, SyntheticQuery};
 use super::{LexSem, Readings, entries};
 use crate::bridge::BridgeError;
+use crate::bridge::train::acceptance::Evaluation;
 use crate::bridge::train::data::Pair;
-use crate::bridge::train::judged::Judged;
+use crate::bridge::train::early_stopping::mean;
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::mean;
 use crate::compute::Pool;
 use crate::eval::bootstrap::Interval;
 use crate::random::Random;
@@ -26,9 +26,9 @@ const COMMON_WORDS: usize = 4;
 const UNSEEN: &str = "unseen_";
 /// The task of the user's pairs.
 const PAIRS: &str = "pairs";
-/// Queries of a task by which the best epoch is chosen, and by which the bridge is judged.
-const CHOOSING: usize = 500;
-const JUDGING: usize = 1500;
+/// Queries of a task by which the best epoch is chosen, and by which the bridge is tested.
+const VALIDATION: usize = 500;
+const TEST: usize = 1500;
 
 /// Encoded queries, each with its passage's position among the candidates.
 #[derive(Default)]
@@ -89,9 +89,9 @@ impl Measure {
 pub struct Task {
     name: &'static str,
     measure: Measure,
-    choosing: Encoded,
-    judging: Encoded,
-    /// Of the plain vectors, each choosing and each judging query's measure.
+    validation: Encoded,
+    test: Encoded,
+    /// Of the plain vectors, each validation and each test query's measure.
     plain: [Vec<f64>; 2],
 }
 
@@ -99,12 +99,17 @@ pub struct Task {
 pub struct TaskTexts {
     name: &'static str,
     measure: Measure,
-    choosing: Vec<Made>,
-    judging: Vec<Made>,
+    validation: Vec<SyntheticQuery>,
+    test: Vec<SyntheticQuery>,
 }
 
 /// Queries from the held-out words of the passages at `from` (positions), which all are candidates.
-pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 5], random: &mut Random) -> Vec<TaskTexts> {
+pub fn synthetic(
+    maker: &QueryMaker<'_>,
+    from: &[usize],
+    names: [&'static str; 5],
+    random: &mut Random,
+) -> Vec<TaskTexts> {
     let mut tasks = Vec::new();
     for (kind, name) in names.into_iter().enumerate() {
         let mut order = from.to_vec();
@@ -119,7 +124,7 @@ pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 5], random:
                 3 => maker.sentence(passage, part, SENTENCE_WORDS, random),
                 _ => maker.common_sentence(passage, part, COMMON_WORDS, random),
             });
-            if found.len() == CHOOSING + JUDGING {
+            if found.len() == VALIDATION + TEST {
                 break;
             }
         }
@@ -131,26 +136,26 @@ pub fn made(maker: &Maker<'_>, from: &[usize], names: [&'static str; 5], random:
 
 /// The user's pairs as a task.
 pub fn pairs(pairs: &[Pair], random: &mut Random) -> Option<TaskTexts> {
-    let mut found: Vec<Made> = pairs
+    let mut found: Vec<SyntheticQuery> = pairs
         .iter()
-        .map(|pair| Made {
+        .map(|pair| SyntheticQuery {
             passage: pair.passage,
             text: pair.query.clone(),
         })
         .collect();
     random.shuffle(&mut found);
-    found.truncate(CHOOSING + JUDGING);
+    found.truncate(VALIDATION + TEST);
     task(PAIRS, Measure::Ndcg10, found)
 }
 
-/// A quarter is for choosing, the rest for judging.
-fn task(name: &'static str, measure: Measure, mut found: Vec<Made>) -> Option<TaskTexts> {
-    let judging = found.split_off(found.len() / 4);
+/// A quarter is for validation, the rest for test.
+fn task(name: &'static str, measure: Measure, mut found: Vec<SyntheticQuery>) -> Option<TaskTexts> {
+    let test = found.split_off(found.len() / 4);
     (!found.is_empty()).then_some(TaskTexts {
         name,
         measure,
-        choosing: found,
-        judging,
+        validation: found,
+        test,
     })
 }
 
@@ -160,18 +165,18 @@ impl TaskTexts {
         self,
         pool: &Pool,
         candidates: &Candidates,
-        encode: &mut dyn FnMut(&[Made]) -> Result<Encoded, BridgeError>,
+        encode: &mut dyn FnMut(&[SyntheticQuery]) -> Result<Encoded, BridgeError>,
     ) -> Result<Task, BridgeError> {
-        let (choosing, judging) = (encode(&self.choosing)?, encode(&self.judging)?);
+        let (validation, test) = (encode(&self.validation)?, encode(&self.test)?);
         let plain = |part: &Encoded| -> Result<Vec<f64>, BridgeError> {
             Ok(self.measure.of(&candidates.ranks(pool, &part.vectors, &part.targets)?))
         };
         Ok(Task {
-            plain: [plain(&choosing)?, plain(&judging)?],
+            plain: [plain(&validation)?, plain(&test)?],
             name: self.name,
             measure: self.measure,
-            choosing,
-            judging,
+            validation,
+            test,
         })
     }
 }
@@ -199,11 +204,11 @@ pub struct Measured {
     pub difference: Option<Interval>,
     /// The 95 % interval of the difference over the user's pairs.
     pub pairs: Option<Interval>,
-    /// The same over those about documents that training does not see, where there are any: some tens of queries in a small
-    /// corpus, too few for a smallest gain.
+    /// The same over those about documents that training does not see, where there are any: some tens of queries in a
+    /// small corpus, too few for a smallest gain.
     pub unseen: Option<Interval>,
-    /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over all
-    /// documents.
+    /// Smallest relative gain of what is to be kept: sentences, sentences without their rare words and pairs, each over
+    /// all documents.
     pub guard: f64,
     /// By task: measure, plain, with the bridge, gain, queries.
     pub figures: Map<String, Value>,
@@ -216,13 +221,13 @@ impl Measured {
     }
 }
 
-/// Measures a bridge on the choosing or the judging queries of each task.
+/// Measures a bridge on the validation or the test queries of each task.
 pub fn measure(
     pool: &Pool,
     candidates: &Candidates,
     bridge: &LexSem,
     tasks: &[Task],
-    judging: bool,
+    test: bool,
     seed: u64,
 ) -> Result<Measured, BridgeError> {
     let (mut gains, mut figures) = (Vec::new(), Map::new());
@@ -231,9 +236,9 @@ pub fn measure(
     let mut unseen = Paired::default();
     let mut kept: BTreeMap<&str, Paired> = BTreeMap::new();
     for task in tasks {
-        let (queries, plain_values) = match judging {
-            true => (&task.judging, &task.plain[1]),
-            false => (&task.choosing, &task.plain[0]),
+        let (queries, plain_values) = match test {
+            true => (&task.test, &task.plain[1]),
+            false => (&task.validation, &task.plain[0]),
         };
         let plain = mean(plain_values);
         let ranks = candidates.ranks(pool, &corrected(bridge, queries)?, &queries.targets)?;
@@ -262,13 +267,13 @@ pub fn measure(
         });
         figures.insert(task.name.to_owned(), entry);
     }
-    let pairs = kept.get(PAIRS).and_then(|pairs| pairs.judged(seed).difference);
+    let pairs = kept.get(PAIRS).and_then(|pairs| pairs.evaluation(seed).difference);
     let guard = kept.values().map(Paired::gain).min_by(f64::total_cmp);
-    let judged = gained.judged(seed);
+    let found = gained.evaluation(seed);
     Ok(Measured {
-        interval: judged.gain_interval,
-        difference: judged.difference,
-        unseen: unseen.judged(seed).difference,
+        interval: found.gain_interval,
+        difference: found.difference,
+        unseen: unseen.evaluation(seed).difference,
         pairs,
         gain: gains.iter().sum::<f64>() / gains.len().max(1) as f64,
         guard: guard.unwrap_or(0.0),
@@ -289,8 +294,8 @@ impl Paired {
         self.with.extend(with.iter().map(|value| value / over));
     }
 
-    fn judged(&self, seed: u64) -> Judged {
-        Judged::of(&self.plain, &self.with, seed)
+    fn evaluation(&self, seed: u64) -> Evaluation {
+        Evaluation::of(&self.plain, &self.with, seed)
     }
 
     fn gain(&self) -> f64 {

@@ -22,7 +22,8 @@ pub use fuse::Fusion;
 pub use options::Options;
 pub use train::train;
 
-use super::{BridgeError, whiten};
+use super::BridgeError;
+use super::train::whiten;
 use crate::compute::rowwise::pooling::normalize;
 use serde::{Deserialize, Serialize};
 
@@ -179,8 +180,8 @@ impl LexSem {
     }
 
     /// The corrected vector, of unit length. `parts` are the rows in use, each with its weight: places and weights as
-    /// [`entries`] gives them, rows as [`LexSem::row`] does (a caller may hold only those). Without anything learned this
-    /// is `vector` to the last bit.
+    /// [`entries`] gives them, rows as [`LexSem::row`] does (a caller may hold only those). Without anything learned
+    /// this is `vector` to the last bit.
     ///
     /// # Errors
     /// [`BridgeError::Vectors`] for a vector or a row of another length; [`BridgeError::NotFinite`] where numbers

@@ -13,11 +13,11 @@ pub struct Options {
     pub fusion: Fusion,
     /// Share of each document's words, the last ones, that training does not see.
     pub held_out: f64,
-    /// Share of the documents that training does not see, of one topic; without it a fifth where there are no pairs, else
-    /// none.
+    /// Share of the documents that training does not see, of one topic; without it a fifth where there are no pairs,
+    /// else none.
     pub unseen: Option<f64>,
-    /// How far a query goes from its own vector to what the bridge makes of it; without it half the way where there are no
-    /// pairs, else all of it.
+    /// How far a query goes from its own vector to what the bridge makes of it; without it half the way where there are
+    /// no pairs, else all of it.
     pub strength: Option<f32>,
     /// Pieces and keyword sets made of each passage.
     pub spans: usize,
@@ -50,20 +50,21 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// Share of the documents that is left out, and how far a query goes, where only made queries can judge.
-const UNSEEN_OF_MADE: f64 = 0.2;
-const STRENGTH_OF_MADE: f32 = 0.5;
+/// Share of the documents that is left out, and how far a query goes, where only synthetic queries can test.
+const UNSEEN_OF_SYNTHETIC: f64 = 0.2;
+const STRENGTH_OF_SYNTHETIC: f32 = 0.5;
 
 impl Options {
-    /// Share of the documents that training does not see. `made`: no pairs judge.
-    pub fn unseen(&self, made: bool) -> f64 {
-        self.unseen.unwrap_or(if made { UNSEEN_OF_MADE } else { 0.0 })
+    /// Share of the documents that training does not see. `synthetic`: no pairs test.
+    pub fn unseen(&self, synthetic: bool) -> f64 {
+        self.unseen.unwrap_or(if synthetic { UNSEEN_OF_SYNTHETIC } else { 0.0 })
     }
 
-    /// How far a query goes to what the bridge makes of it. Of what made queries gain half is believed
-    /// (`bridge/evidence.rs`), so half the way is gone.
-    pub fn strength(&self, made: bool) -> f32 {
-        self.strength.unwrap_or(if made { STRENGTH_OF_MADE } else { 1.0 })
+    /// How far a query goes to what the bridge makes of it. Of what synthetic queries gain half is believed
+    /// (`bridge/prior.rs`), so half the way is gone.
+    pub fn strength(&self, synthetic: bool) -> f32 {
+        self.strength
+            .unwrap_or(if synthetic { STRENGTH_OF_SYNTHETIC } else { 1.0 })
     }
 }
 
@@ -98,8 +99,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric, no
-    /// map and a longer step where nothing else is said.
+    /// From a JSON object: what is left out keeps its default. The published schemes have the fusion `exp`, no metric,
+    /// no map and a longer step where nothing else is said.
     ///
     /// # Errors
     /// [`BridgeError::Option`] for what is unknown or out of range.
@@ -142,6 +143,14 @@ impl Options {
                 "bag, slr, slr_paper, llr or clr can be trained",
             );
         }
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Fails where a number is out of its range.
+    fn check(&self) -> Result<(), BridgeError> {
+        let options = self;
+        let wrong = |name, value: String, range| Err(BridgeError::Option { name, value, range });
         let strength = f64::from(options.strength.unwrap_or(1.0));
         let numbers: [(&'static str, f64, f64, f64, &'static str); 12] = [
             ("held_out", options.held_out, 0.05, 0.9, "0.05 to 0.9"),
@@ -174,6 +183,6 @@ impl Options {
                 return wrong(name, value.to_string(), range);
             }
         }
-        Ok(options)
+        Ok(())
     }
 }

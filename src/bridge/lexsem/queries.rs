@@ -17,9 +17,9 @@ const FEW_PASSAGES: usize = 20;
 const RARE: f64 = 0.01;
 const FEWEST_HOLDING: f64 = 2.0;
 
-/// A query made from a passage.
+/// A synthetic query: made from a passage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct SyntheticQuery {
     /// Position of the passage.
     pub passage: u32,
     pub text: String,
@@ -35,7 +35,7 @@ pub enum Part {
 }
 
 /// Makes queries from passages.
-pub struct Maker<'a> {
+pub struct QueryMaker<'a> {
     passages: &'a [Passage],
     words: Vec<Vec<Span>>,
     /// Words of each passage that training sees.
@@ -61,9 +61,9 @@ fn words(text: &str) -> Vec<Span> {
         .collect()
 }
 
-impl<'a> Maker<'a> {
+impl<'a> QueryMaker<'a> {
     /// `held_out` is the share of each document's words that training never sees: the last ones.
-    pub fn new(passages: &'a [Passage], held_out: f64) -> Maker<'a> {
+    pub fn new(passages: &'a [Passage], held_out: f64) -> QueryMaker<'a> {
         let words: Vec<Vec<Span>> = passages.iter().map(|passage| words(&passage.text)).collect();
         let mut lengths: HashMap<u32, usize> = HashMap::new();
         for (passage, words) in passages.iter().zip(&words) {
@@ -82,7 +82,7 @@ impl<'a> Maker<'a> {
             *left -= seen;
             seen
         });
-        let mut maker = Maker {
+        let mut maker = QueryMaker {
             borders: borders.collect(),
             holding: HashMap::new(),
             words,
@@ -129,18 +129,18 @@ impl<'a> Maker<'a> {
         }
     }
 
-    fn made(passage: usize, text: String) -> Option<Made> {
+    fn query(passage: usize, text: String) -> Option<SyntheticQuery> {
         let passage = u32::try_from(passage).ok()?;
-        (!text.is_empty()).then_some(Made { passage, text })
+        (!text.is_empty()).then_some(SyntheticQuery { passage, text })
     }
 
     /// `length` words from any place of the part, or `None` where it has fewer.
-    pub fn span(&self, passage: usize, part: Part, length: usize, random: &mut Random) -> Option<Made> {
+    pub fn span(&self, passage: usize, part: Part, length: usize, random: &mut Random) -> Option<SyntheticQuery> {
         let words = self.part(passage, part);
         let room = words.len().checked_sub(length).filter(|_| length > 0)?;
         let start = random.below(room + 1);
         let text = self.between(passage, words.get(start..start + length)?);
-        Maker::made(passage, text.to_owned())
+        QueryMaker::query(passage, text.to_owned())
     }
 
     fn keywords(&self, passage: usize, part: Part) -> Vec<String> {
@@ -158,7 +158,7 @@ impl<'a> Maker<'a> {
         count: usize,
         random_terms: bool,
         random: &mut Random,
-    ) -> Option<Made> {
+    ) -> Option<SyntheticQuery> {
         let mut counts: HashMap<String, u32> = HashMap::new();
         for word in self.keywords(passage, part) {
             *counts.entry(word).or_default() += 1;
@@ -188,11 +188,11 @@ impl<'a> Maker<'a> {
         }
         random.shuffle(&mut terms);
         let words: Vec<String> = terms.into_iter().map(|(_, word)| word).collect();
-        Maker::made(passage, words.join(" "))
+        QueryMaker::query(passage, words.join(" "))
     }
 
     /// A whole sentence of the part, of at least `fewest` words.
-    pub fn sentence(&self, passage: usize, part: Part, fewest: usize, random: &mut Random) -> Option<Made> {
+    pub fn sentence(&self, passage: usize, part: Part, fewest: usize, random: &mut Random) -> Option<SyntheticQuery> {
         let text = self.text(passage);
         let ends = |span: &Span| span.of(text).is_some_and(|word| word.ends_with(['.', '!', '?', '。']));
         let words = self.part(passage, part);
@@ -212,12 +212,18 @@ impl<'a> Maker<'a> {
         }
         let chosen = sentences.get(random.below(sentences.len()))?;
         let text = self.between(passage, words.get(chosen.clone())?);
-        Maker::made(passage, text.to_owned())
+        QueryMaker::query(passage, text.to_owned())
     }
 
-    /// A sentence of the part without its rare words, those of few passages: what is left is what a person would say who does
-    /// not know the text's own words. Of at least `fewest` words, one of them a keyword.
-    pub fn common_sentence(&self, passage: usize, part: Part, fewest: usize, random: &mut Random) -> Option<Made> {
+    /// A sentence of the part without its rare words, those of few passages: what is left is what a person would say
+    /// who does not know the text's own words. Of at least `fewest` words, one of them a keyword.
+    pub fn common_sentence(
+        &self,
+        passage: usize,
+        part: Part,
+        fewest: usize,
+        random: &mut Random,
+    ) -> Option<SyntheticQuery> {
         let sentence = self.sentence(passage, part, fewest, random)?;
         let few = (RARE * self.passages.len() as f64).max(FEWEST_HOLDING);
         let holding = |word: &str| f64::from(self.holding.get(word).copied().unwrap_or(0));
@@ -232,12 +238,12 @@ impl<'a> Maker<'a> {
         });
         let left: Vec<&str> = left.collect();
         let enough = left.len() >= fewest && keywords > 0;
-        Maker::made(passage, left.join(" ")).filter(|_| enough)
+        QueryMaker::query(passage, left.join(" ")).filter(|_| enough)
     }
 
     /// Queries for training: of each passage `spans` pieces of 5 to 48 words, shorter ones more often, and `keywords`
     /// sets of 2 to 6 keywords.
-    pub fn training(&self, spans: usize, keywords: usize, random: &mut Random) -> Vec<Made> {
+    pub fn training(&self, spans: usize, keywords: usize, random: &mut Random) -> Vec<SyntheticQuery> {
         let mut made = Vec::new();
         for passage in 0..self.passages.len() {
             let room = self.part(passage, Part::Trained).len();

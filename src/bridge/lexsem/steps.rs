@@ -92,18 +92,31 @@ pub struct Gradients {
     pub map: Vec<f32>,
 }
 
-/// The gradients of the mean loss of a batch of training queries (positions). `starts` are their vectors after the metric.
-#[allow(clippy::too_many_arguments)]
+/// What every step has.
+#[derive(Clone, Copy)]
+pub struct Steps<'a> {
+    pub pool: &'a Pool,
+    pub candidates: &'a Candidates,
+    pub queries: &'a Encoded,
+    /// The queries' vectors after the metric.
+    pub starts: &'a [f32],
+    pub options: &'a Options,
+}
+
+/// The gradients of the mean loss of a batch of training queries (positions).
 pub fn gradients(
-    pool: &Pool,
+    steps: Steps<'_>,
     bridge: &LexSem,
-    candidates: &Candidates,
-    queries: &Encoded,
-    starts: &[f32],
     batch: &[usize],
-    options: &Options,
     random: &mut Random,
 ) -> Result<Gradients, BridgeError> {
+    let Steps {
+        pool,
+        candidates,
+        queries,
+        starts,
+        options,
+    } = steps;
     let d = bridge.dimensions;
     let start = |query: usize| starts.get(query * d..(query + 1) * d).unwrap_or_default();
     let known = |query: &&usize| queries.readings.len() > **query && queries.targets.len() > **query;
@@ -113,49 +126,22 @@ pub fn gradients(
         .flat_map(|query| start(*query))
         .copied()
         .collect();
-    let mapped = match &bridge.map {
-        Some(map) => {
-            let mut mapped = product(pool, &rows, &transposed(map, d)?, d)?;
-            mapped.iter_mut().zip(&rows).for_each(|(sum, x)| *sum += x);
-            mapped
-        }
-        None => rows.clone(),
-    };
+    let mapped = mapped(pool, bridge, &rows)?;
     let mut mapped = mapped.chunks_exact(d.max(1));
     let (mut parts, mut fused, mut vectors, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &query in batch {
         let (Some(reading), Some(target)) = (queries.readings.get(query), queries.targets.get(query)) else {
             continue;
         };
-        let mut used = entries(bridge, reading.borrow())?;
-        if options.dropout > 0.0 {
-            used.retain_mut(|(_, weight)| {
-                *weight /= 1.0 - options.dropout;
-                random.unit() >= f64::from(options.dropout)
-            });
-        }
-        let mut z = bridge.bias.clone();
-        for (place, weight) in &used {
-            z.iter_mut()
-                .zip(bridge.row(*place))
-                .for_each(|(sum, x)| *sum += weight * x);
-        }
-        let one = fuse::forward(bridge.fusion, mapped.next().unwrap_or_default(), &z);
+        let used = dropped_out(entries(bridge, reading.borrow())?, options.dropout, random);
+        let one = fuse::forward(bridge.fusion, mapped.next().unwrap_or_default(), &words(bridge, &used));
         vectors.extend_from_slice(&one.output);
         targets.push(*target);
         fused.push(one);
         parts.push((used, reading));
     }
     let (loss, by_output) = candidates.loss(pool, &vectors, &targets, options.tau)?;
-    let mut gradients = Gradients {
-        loss,
-        rows: HashMap::new(),
-        bias: vec![0.0; d],
-        scale: 0.0,
-        projection: vec![0.0; bridge.gate.projection.len()],
-        shift: vec![0.0; bridge.gate.shift.len()],
-        map: Vec::new(),
-    };
+    let mut gradients = Gradients::none(bridge, loss);
     let mut by_mapped = Vec::with_capacity(rows.len());
     for (((used, reading), fused), by_output) in parts.iter().zip(&fused).zip(by_output.chunks_exact(d)) {
         let by_z = fuse::backward(bridge.fusion, fused, by_output);
@@ -172,6 +158,53 @@ pub fn gradients(
         gradients.map = product(pool, &transposed(&rows, d)?, &transposed(&by_mapped, d)?, targets.len())?;
     }
     Ok(gradients)
+}
+
+/// `e + e M` of row-major vectors, or the vectors where the bridge has no map.
+fn mapped(pool: &Pool, bridge: &LexSem, rows: &[f32]) -> Result<Vec<f32>, BridgeError> {
+    let Some(map) = &bridge.map else {
+        return Ok(rows.to_vec());
+    };
+    let mut mapped = product(pool, rows, &transposed(map, bridge.dimensions)?, bridge.dimensions)?;
+    mapped.iter_mut().zip(rows).for_each(|(sum, x)| *sum += x);
+    Ok(mapped)
+}
+
+/// Weights of which a share is left out by chance, the others larger by as much.
+fn dropped_out(mut used: Vec<(usize, f32)>, dropout: f32, random: &mut Random) -> Vec<(usize, f32)> {
+    if dropout > 0.0 {
+        used.retain_mut(|(_, weight)| {
+            *weight /= 1.0 - dropout;
+            random.unit() >= f64::from(dropout)
+        });
+    }
+    used
+}
+
+/// `z = sum_t w_t W_t + b`.
+fn words(bridge: &LexSem, used: &[(usize, f32)]) -> Vec<f32> {
+    let mut z = bridge.bias.clone();
+    for (place, weight) in used {
+        z.iter_mut()
+            .zip(bridge.row(*place))
+            .for_each(|(sum, x)| *sum += weight * x);
+    }
+    z
+}
+
+impl Gradients {
+    /// Zeros for a bridge.
+    fn none(bridge: &LexSem, loss: f64) -> Gradients {
+        Gradients {
+            loss,
+            rows: HashMap::new(),
+            bias: vec![0.0; bridge.dimensions],
+            scale: 0.0,
+            projection: vec![0.0; bridge.gate.projection.len()],
+            shift: vec![0.0; bridge.gate.shift.len()],
+            map: Vec::new(),
+        }
+    }
 }
 
 /// Adds the gradient by the scheme's own parameters.
@@ -211,19 +244,15 @@ fn by_weights(
 }
 
 /// One step over a batch of training queries; gives the batch's mean loss.
-#[allow(clippy::too_many_arguments)]
 pub fn step(
-    pool: &Pool,
+    steps: Steps<'_>,
     bridge: &mut LexSem,
     optimiser: &mut Optimiser,
-    candidates: &Candidates,
-    queries: &Encoded,
-    starts: &[f32],
     batch: &[usize],
-    options: &Options,
     random: &mut Random,
 ) -> Result<f64, BridgeError> {
-    let gradients = gradients(pool, bridge, candidates, queries, starts, batch, options, random)?;
+    let options = steps.options;
+    let gradients = gradients(steps, bridge, batch, random)?;
     let (rate, d) = (options.rate, bridge.dimensions);
     optimiser.all().into_iter().for_each(Adam::begin);
     for (place, gradient) in &gradients.rows {

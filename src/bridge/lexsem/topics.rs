@@ -1,7 +1,7 @@
 //! Documents that are left out of a training because of what they are about.
 //!
-//! Words that were never trained on are still of a topic that was: documents that lie beside each other share them. Documents
-//! of one neighbourhood, left out together, tell what a bridge does to questions about something else.
+//! Words that were never trained on are still of a topic that was: documents that lie beside each other share them.
+//! Documents of one neighbourhood, left out together, tell what a bridge does to questions about something else.
 
 use crate::bridge::train::data::Passage;
 use crate::compute::rowwise::pooling::normalize;
@@ -11,8 +11,8 @@ use std::collections::HashMap;
 /// Fewest documents of which some are left out.
 const FEWEST_DOCUMENTS: usize = 10;
 
-/// Whether each passage is of a document that is left out: about `share` of the documents, the nearest to one that the seed
-/// draws, by the means of their passages' vectors (row-major, of unit length).
+/// Whether each passage is of a document that is left out: about `share` of the documents, the nearest to one that the
+/// seed draws, by the means of their passages' vectors (row-major, of unit length).
 pub fn left_out(passages: &[Passage], vectors: &[f32], dimensions: usize, share: f64, seed: u64) -> Vec<bool> {
     let mut places: HashMap<u32, usize> = HashMap::new();
     let mut means: Vec<f32> = Vec::new();

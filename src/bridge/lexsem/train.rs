@@ -1,16 +1,18 @@
-//! Training: made queries and the user's pairs against all passages, early stopping on what is held out.
+//! Training: synthetic queries and the user's pairs against all passages, early stopping on what is held out.
 
-use super::held_out::{self, Encoded, Measured, Reading, Task};
+use super::held_out::{self, Encoded, Measured, Reading, Task, TaskTexts};
 use super::options::Options;
-use super::queries::{Made, Maker, Part};
-use super::steps::{Optimiser, step};
+use super::queries::{Part, QueryMaker, SyntheticQuery};
+use super::steps::{Optimiser, Steps, step};
 use super::{LexSem, Scheme, file, topics, weigh};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::judged::{Verdict, is_above_chance};
+use crate::bridge::train::acceptance::{Verdict, is_above_chance};
+use crate::bridge::train::data::{Encode, Monitor, Pair, Progress, Trained};
+use crate::bridge::train::early_stopping::EarlyStopping;
+use crate::bridge::train::encode::passage_directions;
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::{Choice, passage_directions};
-use crate::bridge::whiten::Spread;
+use crate::bridge::train::run::Run;
+use crate::bridge::train::whiten::Spread;
 use crate::compute::Pool;
 use crate::model::Role;
 use crate::random::Random;
@@ -21,14 +23,14 @@ use std::collections::HashMap;
 const ENCODED_AT_ONCE: usize = 2048;
 /// Epochs that are not taken after which training ends.
 const PATIENCE: usize = 3;
-/// One document in this many keeps its pairs for judging.
+/// One document in this many keeps its pairs for test.
 const HELD_OUT_DOCUMENTS: u32 = 5;
 /// Fewest passages.
 const FEWEST_PASSAGES: usize = 8;
 /// Steps between two reports of progress.
 const REPORT_STEPS: usize = 8;
 
-/// What training and judging take from the user's rows.
+/// What training and test take from the user's rows.
 struct Material {
     dimensions: usize,
     /// Of all passages, row-major.
@@ -41,59 +43,70 @@ struct Material {
     known: Vec<usize>,
 }
 
-/// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on from a
-/// checkpoint ends as if it had not been interrupted.
+impl Material {
+    /// The metric of the passages that training knows.
+    fn metric(&self, options: &Options, monitor: &mut dyn Monitor) -> Result<Option<Vec<f32>>, BridgeError> {
+        let d = self.dimensions;
+        let known: Vec<f32> = self
+            .known
+            .iter()
+            .flat_map(|place| &self.passages[place * d..][..d])
+            .copied()
+            .collect();
+        let mut ask = || monitor.step(&Progress::default());
+        Spread::metric_of(&known, d, options.whiten, options.ridge, &mut ask)
+    }
+}
+
+/// Trains a bridge. Deterministic: the same rows, options and vectors give the same bytes; so a training that goes on
+/// from a checkpoint ends as if it had not been interrupted.
 ///
 /// # Errors
 /// [`BridgeError::Option`] for options out of range, [`BridgeError::TooLittle`] for too few passages,
-/// [`BridgeError::File`] for a checkpoint of another training, and what `encode` and `watch` fail with.
-pub fn train(
-    passages: &[Passage],
-    pairs: &[Pair],
-    options: &Value,
-    encode: &mut dyn Encode,
-    watch: &mut dyn Watch,
-    checkpoint: Option<&[u8]>,
-) -> Result<Trained, BridgeError> {
-    let options = Options::from_json(options)?;
+/// [`BridgeError::File`] for a checkpoint of another training, and what the encoder and the monitor fail with.
+pub fn train(mut run: Run<'_>) -> Result<Trained, BridgeError> {
+    let options = Options::from_json(run.options)?;
+    let passages = run.passages;
     if passages.len() < FEWEST_PASSAGES {
         return Err(BridgeError::TooLittle(format!("{} passages", passages.len())));
     }
-    let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    let pool = Pool::new(threads)?;
-    let maker = Maker::new(passages, options.held_out);
-    let (used, kept): (Vec<Pair>, Vec<Pair>) = pairs.iter().cloned().partition(|pair| {
+    let pool = run.pool()?;
+    let maker = QueryMaker::new(passages, options.held_out);
+    let (used, kept): (Vec<Pair>, Vec<Pair>) = run.pairs.iter().cloned().partition(|pair| {
         let document = passages
             .get(pair.passage as usize)
             .map_or(0, |passage| passage.document);
         !document.is_multiple_of(HELD_OUT_DOCUMENTS)
     });
-    let made = kept.is_empty();
-    let material = material(passages, &used, made, &maker, &options, encode, watch)?;
+    let synthetic = kept.is_empty();
+    let material = material(&mut run, &used, synthetic, &maker, &options)?;
     let candidates = Candidates::new(&pool, material.passages.clone(), material.dimensions, options.batch)?;
-    let tasks = tasks(&pool, passages, &kept, &maker, &material, &candidates, &options, encode)?;
-    let strength = options.strength(made);
-    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options, strength, watch)?;
-    if let Some(bytes) = checkpoint {
+    let texts = task_texts(passages.len(), &kept, &maker, &material, options.seed)?;
+    let mut encode =
+        |queries: &[SyntheticQuery]| encode_queries(queries, material.dimensions, options.scheme, run.encode);
+    let tasks = texts
+        .into_iter()
+        .map(|task| task.encode(&pool, &candidates, &mut encode))
+        .collect::<Result<Vec<_>, _>>()?;
+    let strength = options.strength(synthetic);
+    let mut training = Training::new(&pool, &material, &candidates, &tasks, &options, strength, run.monitor)?;
+    if let Some(bytes) = run.checkpoint {
         training.resume(bytes)?;
     }
-    training.run(watch)?;
+    training.run(run.monitor)?;
     training.finish(used.len())
 }
 
 /// Reads texts out: vectors, tokens and what else the scheme needs.
-fn encode_made(
-    made: &[Made],
+fn encode_queries(
+    queries: &[SyntheticQuery],
     dimensions: usize,
     scheme: Scheme,
     encode: &mut dyn Encode,
 ) -> Result<Encoded, BridgeError> {
     let mut encoded = Encoded::default();
-    for part in made.chunks(ENCODED_AT_ONCE) {
-        let texts: Vec<&str> = part.iter().map(|made| made.text.as_str()).collect();
+    for part in queries.chunks(ENCODED_AT_ONCE) {
+        let texts: Vec<&str> = part.iter().map(|query| query.text.as_str()).collect();
         let vectors = encode.embed(Role::Query, &texts)?;
         let ids = encode.tokens(&texts)?;
         if vectors.dimensions != dimensions
@@ -108,7 +121,7 @@ fn encode_made(
         encoded.vectors.extend(vectors.values);
         let readings = readings(&texts, ids, scheme, encode)?;
         encoded.readings.extend(readings);
-        encoded.targets.extend(part.iter().map(|made| made.passage));
+        encoded.targets.extend(part.iter().map(|query| query.passage));
     }
     Ok(encoded)
 }
@@ -144,42 +157,41 @@ fn readings(
 }
 
 fn material(
-    passages: &[Passage],
+    run: &mut Run<'_>,
     pairs: &[Pair],
-    judged_by_made: bool,
-    maker: &Maker<'_>,
+    synthetic: bool,
+    maker: &QueryMaker<'_>,
     options: &Options,
-    encode: &mut dyn Encode,
-    watch: &mut dyn Watch,
 ) -> Result<Material, BridgeError> {
+    let passages = run.passages;
     // A passage's length says nothing here: the index compares by angle.
-    let (dimensions, vectors) = passage_directions(encode, watch, passages)?;
+    let (dimensions, vectors) = passage_directions(run.encode, run.monitor, passages)?;
     let mut random = Random::new(options.seed);
-    let share = options.unseen(judged_by_made);
+    let share = options.unseen(synthetic);
     let left_out = topics::left_out(passages, &vectors, dimensions, share, options.seed);
     let known: Vec<usize> = (0..passages.len()).filter(|place| !left_out[*place]).collect();
-    let mut made = maker.training(options.spans, options.keywords, &mut random);
-    made.extend(pairs.iter().map(|pair| Made {
+    let mut queries = maker.training(options.spans, options.keywords, &mut random);
+    queries.extend(pairs.iter().map(|pair| SyntheticQuery {
         passage: pair.passage,
         text: pair.query.clone(),
     }));
-    made.retain(|made| left_out.get(made.passage as usize) == Some(&false));
-    random.shuffle(&mut made);
-    made.truncate(options.most_queries);
+    queries.retain(|query| left_out.get(query.passage as usize) == Some(&false));
+    random.shuffle(&mut queries);
+    queries.truncate(options.most_queries);
     let mut training = Encoded::default();
-    for part in made.chunks(ENCODED_AT_ONCE) {
-        let found = encode_made(part, dimensions, options.scheme, encode)?;
+    for part in queries.chunks(ENCODED_AT_ONCE) {
+        let found = encode_queries(part, dimensions, options.scheme, run.encode)?;
         training.vectors.extend(found.vectors);
         training.readings.extend(found.readings);
         training.targets.extend(found.targets);
-        watch.step(&Progress::default())?;
+        run.monitor.step(&Progress::default())?;
     }
     if training.targets.is_empty() {
         return Err(BridgeError::TooLittle(
             "no query could be made of the passages".to_owned(),
         ));
     }
-    let (tokens, rarity) = vocabulary(maker, &known, &training, options.scheme, encode)?;
+    let (tokens, rarity) = vocabulary(maker, &known, &training, options.scheme, run.encode)?;
     Ok(Material {
         dimensions,
         passages: vectors,
@@ -192,7 +204,7 @@ fn material(
 
 /// Tokens that the training's queries use, and how rare each is in the passages' trained parts.
 fn vocabulary(
-    maker: &Maker<'_>,
+    maker: &QueryMaker<'_>,
     known: &[usize],
     training: &Encoded,
     scheme: Scheme,
@@ -225,21 +237,19 @@ fn vocabulary(
     Ok((tokens, rarity))
 }
 
-#[allow(clippy::too_many_arguments)]
-fn tasks(
-    pool: &Pool,
-    passages: &[Passage],
+/// What the bridge is measured by, before it is encoded: queries from words that training does not see, the same of
+/// documents that it does not see, and the user's pairs that were kept back.
+fn task_texts(
+    passages: usize,
     pairs: &[Pair],
-    maker: &Maker<'_>,
+    maker: &QueryMaker<'_>,
     material: &Material,
-    candidates: &Candidates,
-    options: &Options,
-    encode: &mut dyn Encode,
-) -> Result<Vec<Task>, BridgeError> {
-    let mut random = Random::new(options.seed ^ 0x5eed);
+    seed: u64,
+) -> Result<Vec<TaskTexts>, BridgeError> {
+    let mut random = Random::new(seed ^ 0x5eed);
     let names = ["span16", "span8", "keyword", "sentence", "sentence_common"];
-    let mut texts = held_out::made(maker, &material.known, names, &mut random);
-    let unseen: Vec<usize> = (0..passages.len())
+    let mut texts = held_out::synthetic(maker, &material.known, names, &mut random);
+    let unseen: Vec<usize> = (0..passages)
         .filter(|place| material.known.binary_search(place).is_err())
         .collect();
     if !unseen.is_empty() {
@@ -250,17 +260,13 @@ fn tasks(
             "unseen_sentence",
             "unseen_sentence_common",
         ];
-        texts.extend(held_out::made(maker, &unseen, names, &mut random));
+        texts.extend(held_out::synthetic(maker, &unseen, names, &mut random));
     }
     texts.extend(held_out::pairs(pairs, &mut random));
-    if texts.is_empty() {
-        return Err(BridgeError::TooLittle("no query could be held out".to_owned()));
+    match texts.is_empty() {
+        true => Err(BridgeError::TooLittle("no query could be held out".to_owned())),
+        false => Ok(texts),
     }
-    let mut encode_texts = |made: &[Made]| encode_made(made, material.dimensions, options.scheme, encode);
-    texts
-        .into_iter()
-        .map(|task| task.encode(pool, candidates, &mut encode_texts))
-        .collect()
 }
 
 /// The loop's state.
@@ -280,8 +286,8 @@ struct Training<'a> {
     best_epoch: usize,
     /// Of the best.
     measured: Measured,
-    /// Of gains on the choosing queries.
-    choice: Choice,
+    /// Of gains on the validation queries.
+    stopping: EarlyStopping,
 }
 
 impl<'a> Training<'a> {
@@ -292,7 +298,7 @@ impl<'a> Training<'a> {
         tasks: &'a [Task],
         options: &'a Options,
         strength: f32,
-        watch: &mut dyn Watch,
+        monitor: &mut dyn Monitor,
     ) -> Result<Training<'a>, BridgeError> {
         let mut bridge = LexSem::identity(
             options.scheme,
@@ -308,15 +314,7 @@ impl<'a> Training<'a> {
             bridge.map = Some(vec![0.0; material.dimensions * material.dimensions]);
         }
         if options.whiten > 0.0 {
-            let known: Vec<f32> = material
-                .known
-                .iter()
-                .flat_map(|place| &material.passages[place * material.dimensions..][..material.dimensions])
-                .copied()
-                .collect();
-            let mut ask = || watch.step(&Progress::default());
-            let (power, ridge) = (options.whiten, options.ridge);
-            bridge.metric = Spread::metric_of(&known, material.dimensions, power, ridge, &mut ask)?;
+            bridge.metric = material.metric(options, monitor)?;
             let whitened = measure(&bridge)?;
             // Without the rows it need not be better yet, but it must not lose what is to be kept.
             if whitened.guard >= -options.guard {
@@ -342,12 +340,12 @@ impl<'a> Training<'a> {
             epoch: 0,
             loss: 0.0,
             best_epoch: 0,
-            choice: Choice::new(measured.gain),
+            stopping: EarlyStopping::new(measured.gain),
             measured,
         })
     }
 
-    fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
+    fn run(&mut self, monitor: &mut dyn Monitor) -> Result<(), BridgeError> {
         let count = self.material.training.targets.len();
         let batches = count.div_ceil(self.options.batch);
         while self.epoch < self.options.epochs && self.epoch - self.best_epoch <= PATIENCE {
@@ -356,19 +354,16 @@ impl<'a> Training<'a> {
             random.shuffle(&mut order);
             let mut loss = 0.0;
             for (number, batch) in order.chunks(self.options.batch).enumerate() {
-                loss += step(
-                    self.pool,
-                    &mut self.bridge,
-                    &mut self.optimiser,
-                    self.candidates,
-                    &self.material.training,
-                    &self.starts,
-                    batch,
-                    self.options,
-                    &mut random,
-                )?;
+                let steps = Steps {
+                    pool: self.pool,
+                    candidates: self.candidates,
+                    queries: &self.material.training,
+                    starts: &self.starts,
+                    options: self.options,
+                };
+                loss += step(steps, &mut self.bridge, &mut self.optimiser, batch, &mut random)?;
                 if number % REPORT_STEPS == 0 {
-                    watch.step(&Progress {
+                    monitor.step(&Progress {
                         step: (self.epoch * batches + number + 1) as u64,
                         steps: (self.options.epochs * batches) as u64,
                         loss: loss / (number + 1) as f64,
@@ -380,13 +375,13 @@ impl<'a> Training<'a> {
             self.loss = loss / batches.max(1) as f64;
             let seed = self.options.seed;
             let measured = held_out::measure(self.pool, self.candidates, &self.bridge, self.tasks, false, seed)?;
-            let within = self.choice.keeps(measured.gain, measured.standard_error());
+            let within = self.stopping.keeps(measured.gain, measured.standard_error());
             if measured.guard >= -self.options.guard && within {
                 self.best = self.bridge.clone();
                 self.best_epoch = self.epoch;
                 self.measured = measured;
             }
-            watch.checkpoint(&self.checkpoint()?)?;
+            monitor.checkpoint(&self.checkpoint()?)?;
         }
         Ok(())
     }
@@ -395,7 +390,7 @@ impl<'a> Training<'a> {
     fn checkpoint(&self) -> Result<Vec<u8>, BridgeError> {
         let state = json!({
             "epoch": self.epoch, "loss": self.loss, "best_epoch": self.best_epoch,
-            "gain": self.measured.gain, "guard": self.measured.guard, "most_gain": self.choice.most,
+            "gain": self.measured.gain, "guard": self.measured.guard, "most_gain": self.stopping.most,
         });
         let entry = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
         let bridge = file::write(&self.bridge, entry("training", state))?;
@@ -439,7 +434,7 @@ impl<'a> Training<'a> {
         self.loss = number("loss")?;
         self.measured.gain = number("gain")?;
         self.measured.guard = number("guard")?;
-        self.choice.most = number("most_gain")?;
+        self.stopping.most = number("most_gain")?;
         Ok(())
     }
 
@@ -447,11 +442,11 @@ impl<'a> Training<'a> {
     fn finish(self, pairs: usize) -> Result<Trained, BridgeError> {
         let seed = self.options.seed;
         let measured = held_out::measure(self.pool, self.candidates, &self.best, self.tasks, true, seed)?;
-        // Made queries judge it alone, where the user's pairs do not show a gain themselves.
-        let made = !is_above_chance(measured.pairs);
+        // Synthetic queries test it alone, where the user's pairs do not show a gain themselves.
+        let synthetic = !is_above_chance(measured.pairs);
         let loses_unseen = measured.unseen.is_some_and(|ends| ends.high < 0.0);
         let kept = measured.guard >= -self.options.guard && !loses_unseen;
-        let verdict = Verdict::of(&[measured.difference], made).provided(kept);
+        let verdict = Verdict::of(&[measured.difference], synthetic).provided(kept);
         let figures = json!({
             "tasks": measured.figures,
             "gain": measured.gain,

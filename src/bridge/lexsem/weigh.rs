@@ -28,8 +28,8 @@ pub fn slr(ids: &[u32], scale: f32) -> Sparse {
     present(ids).into_iter().map(|id| (id, scale)).collect()
 }
 
-/// LLR, code: `a_j = ReLU(u . h_j + c)` for each position, `w_t` the largest of a token's positions. `states` holds a row
-/// of `u.len()` numbers for each of `ids`. With each token, the position that it took its weight from.
+/// LLR, code: `a_j = ReLU(u . h_j + c)` for each position, `w_t` the largest of a token's positions. `states` holds a
+/// row of `u.len()` numbers for each of `ids`. With each token, the position that it took its weight from.
 pub fn llr_positions(ids: &[u32], states: &[f32], u: &[f32], c: f32) -> Vec<(u32, f32, usize)> {
     let mut found: Vec<(u32, f32, usize)> = ids
         .iter()
@@ -51,8 +51,8 @@ pub fn llr(ids: &[u32], states: &[f32], u: &[f32], c: f32) -> Sparse {
     positions.into_iter().map(|(id, weight, _)| (id, weight)).collect()
 }
 
-/// LLR, paper: `w_t = log(1 + ReLU(h_CLS U + b)_t)`. `projection` is `U` by token, a row of `state.len()` numbers for each
-/// of `shift`; the result has a weight for each row.
+/// LLR, paper: `w_t = log(1 + ReLU(h_CLS U + b)_t)`. `projection` is `U` by token, a row of `state.len()` numbers for
+/// each of `shift`; the result has a weight for each row.
 pub fn llr_paper(state: &[f32], projection: &[f32], shift: &[f32]) -> Vec<f32> {
     projection
         .chunks_exact(state.len().max(1))
@@ -64,7 +64,8 @@ pub fn llr_paper(state: &[f32], projection: &[f32], shift: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// CLR, code: `w = log(1 + ReLU(logits))` of the vocabulary's logits at the first token; the `most` largest (0 for all).
+/// CLR, code: `w = log(1 + ReLU(logits))` of the vocabulary's logits at the first token; the `most` largest (0 for
+/// all).
 pub fn clr(logits: &[f32], most: usize) -> Sparse {
     let mut found: Sparse = logits
         .iter()

@@ -1,17 +1,17 @@
 //! `bridge`: a trained residual over the vectors that a frozen encoder gives to the chunks of a document.
 //!
-//! With `b_i` the chunk's own vector (mixed with that of its place, see `place.rs`) and `x_s` those of its sources (three chunks before and three behind it, and the
-//! mean of the document's chunks with unit length):
+//! With `b_i` the chunk's own vector (mixed with that of its place, see `context_header.rs`) and `x_s` those of its
+//! sources (three chunks before and three behind it, and the mean of the document's chunks with unit length):
 //!
-//! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty one,
-//! `c_i = normalize(b_i + M b_i + V sum_s a_s x_s)`.
+//! `e_s = (A b_i) . (B x_s) / sqrt(rank) + beta_s`, `a = softmax(e, 0)` over the sources that there are and an empty
+//! one, `c_i = normalize(b_i + M b_i + V sum_s a_s x_s)`.
 //!
 //! `V = 0` is the chunk-only control, a linear map of the passage's vector; `M = V = 0` gives the normalised `b_i`. The
 //! encoder runs as for chunks alone, so the cost is the encoder's and `2 d^2 + (2 + sources) rank d` products a chunk.
 //! Parameters are one row of numbers, in the order of [`Shape::ranges`], matrices row-major.
 
 use super::linear::{add_scaled, apply, dot, unit};
-use crate::bridge::{BridgeError, file};
+use crate::bridge::{BridgeError, BridgeKind, file};
 use serde_json::{Map, Value};
 use std::ops::Range;
 
@@ -19,8 +19,8 @@ use std::ops::Range;
 const REACH: usize = 3;
 /// Neighbours and the document's mean.
 pub const SOURCES: usize = 2 * REACH + 1;
-/// What the file and the registry call it.
-pub const KIND: &str = "situate";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::Situate;
 const NAMES: [&str; 5] = ["map", "values", "query", "key", "bias"];
 
 /// Dimensions of vectors, and of the space in which chunk and source meet.
@@ -52,7 +52,7 @@ impl Shape {
 pub struct Bridge {
     pub shape: Shape,
     pub numbers: Vec<f32>,
-    /// Share of the place in the chunk's vector, see `place.rs`; 0 where the encoder reads the chunk alone.
+    /// Share of the place in the chunk's vector, see `context_header.rs`; 0 where the encoder reads the chunk alone.
     pub share: f32,
 }
 
@@ -135,37 +135,47 @@ impl<'a> Document<'a> {
             apply(&numbers[map.clone()], own, &mut mapped);
             add_scaled(out, 1.0, &mapped);
             if context {
-                let at = &mut passed.queries[i * r..(i + 1) * r];
-                apply(&numbers[query.clone()], own, at);
-                let shares = &mut passed.shares[i * SOURCES..(i + 1) * SOURCES];
-                let mut largest = 0.0f32;
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if let Some(row) = self.source(i, s) {
-                        let score = dot(at, &passed.keys[row * r..(row + 1) * r]) / (r as f32).sqrt();
-                        *share = score + numbers[bias.start + s];
-                        largest = largest.max(*share);
-                    }
-                }
-                let mut sum = (-largest).exp();
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if self.source(i, s).is_some() {
-                        *share = (*share - largest).exp();
-                        sum += *share;
-                    }
-                }
-                let context = &mut passed.context[i * d..(i + 1) * d];
-                for (s, share) in shares.iter_mut().enumerate() {
-                    if let Some(row) = self.source(i, s) {
-                        *share /= sum;
-                        add_scaled(context, *share, self.row(row));
-                    }
-                }
-                apply(&numbers[values.clone()], context, &mut mapped);
-                add_scaled(out, 1.0, &mapped);
+                apply(&numbers[query.clone()], own, &mut passed.queries[i * r..(i + 1) * r]);
+                self.attend(i, &numbers[bias.clone()], &mut passed);
+                apply(
+                    &numbers[values.clone()],
+                    &passed.context[i * d..(i + 1) * d],
+                    &mut mapped,
+                );
+                add_scaled(&mut passed.vectors[i * d..(i + 1) * d], 1.0, &mapped);
             }
-            passed.norms[i] = unit(out);
+            passed.norms[i] = unit(&mut passed.vectors[i * d..(i + 1) * d]);
         }
         passed
+    }
+
+    /// The shares of chunk `i`'s sources, and their sum weighted by them.
+    fn attend(&self, i: usize, bias: &[f32], passed: &mut Passed) {
+        let (d, r) = (self.shape.dimensions, self.shape.rank);
+        let at = &passed.queries[i * r..(i + 1) * r];
+        let shares = &mut passed.shares[i * SOURCES..(i + 1) * SOURCES];
+        let mut largest = 0.0f32;
+        for (s, share) in shares.iter_mut().enumerate() {
+            if let Some(row) = self.source(i, s) {
+                let score = dot(at, &passed.keys[row * r..(row + 1) * r]) / (r as f32).sqrt();
+                *share = score + bias[s];
+                largest = largest.max(*share);
+            }
+        }
+        let mut sum = (-largest).exp();
+        for (s, share) in shares.iter_mut().enumerate() {
+            if self.source(i, s).is_some() {
+                *share = (*share - largest).exp();
+                sum += *share;
+            }
+        }
+        let context = &mut passed.context[i * d..(i + 1) * d];
+        for (s, share) in shares.iter_mut().enumerate() {
+            if let Some(row) = self.source(i, s) {
+                *share /= sum;
+                add_scaled(context, *share, self.row(row));
+            }
+        }
     }
 }
 

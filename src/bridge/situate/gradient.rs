@@ -1,9 +1,9 @@
 //! The loss of a batch of documents and its gradient in the bridge's parameters.
 //!
-//! InfoNCE: for a query `q` of the batch and the passage `p` that answers it, `-log(exp(q.c_p / tau) / sum_j exp(q.c_j /
-//! tau))` over all passages of the batch's documents, so that the other passages of the same document are negatives as
-//! well as those of other documents. Backward through `c = u / |u|`: `du = (dc - c (c.dc)) / |u|`; through the softmax
-//! with an empty source: `de_s = a_s (x_s.dy - sum_r a_r x_r.dy)`.
+//! InfoNCE: for a query `q` of the batch and the passage `p` that answers it, `-log(exp(q.c_p / tau) / sum_j exp(q.c_j
+//! / tau))` over all passages of the batch's documents, so that the other passages of the same document are negatives
+//! as well as those of other documents. Backward through `c = u / |u|`: `du = (dc - c (c.dc)) / |u|`; through the
+//! softmax with an empty source: `de_s = a_s (x_s.dy - sum_r a_r x_r.dy)`.
 
 use super::bridge::{Document, Passed, SOURCES, Shape};
 use super::linear::{add_outer, add_scaled, apply_transposed, dot};

@@ -2,6 +2,7 @@
 
 use crate::bridge::BridgeError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// How a bridge is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +21,7 @@ pub struct Options {
     pub seed: u64,
     /// Whether the document is looked at; without, the chunk-only control alone is trained.
     pub document: bool,
-    /// Whether the chunk's vector is mixed with that of its place (`place.rs`), which is encoded beside it.
+    /// Whether the chunk's vector is mixed with that of its place (`context_header.rs`), which is encoded beside it.
     pub place: bool,
 }
 
@@ -40,7 +41,24 @@ impl Default for Options {
 }
 
 impl Options {
-    pub fn check(&self) -> Result<(), BridgeError> {
+    /// From a JSON object: what is left out keeps its default.
+    ///
+    /// # Errors
+    /// [`BridgeError::Option`] for what is unknown or out of range.
+    pub fn read(options: &Value) -> Result<Options, BridgeError> {
+        let options: Options = match options {
+            Value::Null => Options::default(),
+            given => serde_json::from_value(given.clone()).map_err(|error| BridgeError::Option {
+                name: "options",
+                value: error.to_string(),
+                range: "epochs, rate, temperature, decay, rank, seed, document, place",
+            })?,
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    fn check(&self) -> Result<(), BridgeError> {
         let positive = |x: f32| x.is_finite() && x > 0.0;
         let wrong = |name, value: String, range| Err(BridgeError::Option { name, value, range });
         match self {

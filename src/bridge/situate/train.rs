@@ -4,19 +4,21 @@
 //! places). Of the bridge, `V = CONTEXT (I + M)`: a source goes through the chunk's own map, so that what is learned of
 //! the document is how much each source counts, and not a second map, which some thousand pairs do not determine.
 //!
-//! Documents are parted: most train, some choose the pass and which of the two is stored, some judge. All figures are of
-//! those that judge. Where the document adds nothing the bridge is a map of the passage's vector and says so.
+//! Documents are split: most train, some choose the pass and which of the two is stored, some test. All figures are of
+//! those that test. Where the document adds nothing the bridge is a map of the passage's vector and says so.
 
 use super::bridge::{Bridge, Document, Shape};
 use super::gradient::{Rows, Target, loss};
 use super::linear::dot;
-use super::material::{BATCH_PASSAGES, Material, Run};
+use super::material::{BATCH_PASSAGES, Material, Segment};
 use super::options::Options;
-use super::{made, place};
+use super::{context_header, synthetic};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Watch};
-use crate::bridge::train::judged::{Judged, Verdict};
-use crate::bridge::train::parts::{Choice, Part, mean, standard_error};
+use crate::bridge::train::acceptance::{Evaluation, Verdict};
+use crate::bridge::train::data::{Monitor, Progress, Trained};
+use crate::bridge::train::early_stopping::{EarlyStopping, mean, standard_error};
+use crate::bridge::train::run::Run;
+use crate::bridge::train::split::Split;
 use crate::eval::bootstrap::{Draws, of_mean};
 use crate::random::Random;
 use serde::{Deserialize, Serialize};
@@ -45,7 +47,7 @@ struct State {
     best: Vec<f32>,
     best_figure: f64,
     best_epoch: u32,
-    choice: Choice,
+    stopping: EarlyStopping,
 }
 
 /// What a checkpoint holds.
@@ -56,72 +58,35 @@ struct Checkpoint {
     current: State,
 }
 
-/// Trains a bridge. `pairs` empty: they are made from the passages ([`made`]).
+/// Trains a bridge. Without pairs, they are made from the passages ([`synthetic`]).
 ///
 /// # Errors
-/// [`BridgeError::TooLittle`] for too few documents or pairs, [`BridgeError::Option`] for options out of range, what the
-/// encoder says, and [`BridgeError::Stopped`] from the watch.
-pub fn train(
-    passages: &[Passage],
-    pairs: &[Pair],
-    options: &Value,
-    encode: &mut dyn Encode,
-    watch: &mut dyn Watch,
-    checkpoint: Option<&[u8]>,
-) -> Result<Trained, BridgeError> {
-    let options: Options = match options {
-        Value::Null => Options::default(),
-        given => serde_json::from_value(given.clone()).map_err(|error| BridgeError::Option {
-            name: "options",
-            value: error.to_string(),
-            range: "epochs, rate, temperature, decay, rank, seed, document, place",
-        })?,
+/// [`BridgeError::TooLittle`] for too few documents or pairs, [`BridgeError::Option`] for options out of range, what
+/// the encoder says, and [`BridgeError::Stopped`] from the monitor.
+pub fn train(run: Run<'_>) -> Result<Trained, BridgeError> {
+    let options = Options::read(run.options)?;
+    let synthetic = run.pairs.is_empty();
+    let pairs = match synthetic {
+        true => synthetic::pairs(run.passages, run.seed),
+        false => run.pairs.to_vec(),
     };
-    options.check()?;
-    let made = pairs.is_empty();
-    let pairs = if made {
-        made::pairs(passages, options.seed)
-    } else {
-        pairs.to_vec()
-    };
-    let material = Material::gather(passages, pairs, options, encode)?;
-    let resumed: Option<Checkpoint> = checkpoint.and_then(|bytes| postcard::from_bytes(bytes).ok());
-    let fits = |state: &State| state.numbers.len() == material.shape.parameters();
-    let (mut control, mut current) = match resumed.filter(|resumed| fits(&resumed.current)) {
-        Some(resumed) => (resumed.control, resumed.current),
-        None => (None, State::new(&material, false)),
-    };
-    while !current.context {
-        material.run(&mut current, None, watch)?;
-        control = Some(current.clone());
-        if !material.options.document {
-            break;
-        }
-        current = State::new(&material, true);
-    }
-    let Some(control) = control else {
-        return Err(BridgeError::File("the checkpoint lacks the control".to_owned()));
-    };
-    if current.context {
-        material.run(&mut current, Some(&control), watch)?;
-    }
-    let bridge = Some(current).filter(|state| state.context);
+    let material = Material::gather(run.passages, pairs, options, run.encode)?;
+    let (control, bridge) = material.fit(run.checkpoint, run.monitor)?;
     let better = bridge
         .as_ref()
         .filter(|bridge| bridge.best_figure > control.best_figure);
     let used = better.is_some();
-    let better = better.unwrap_or(&control);
-    let (figures, verdict) = material.figures(&control, bridge.as_ref(), used, made);
-    let mut more = Map::new();
-    more.insert("figures".to_owned(), figures.clone());
-    more.insert("recipe".to_owned(), json!(material.options));
+    let (figures, verdict) = material.figures(&control, bridge.as_ref(), used, synthetic);
+    let more = Map::from_iter([
+        ("figures".to_owned(), figures.clone()),
+        ("recipe".to_owned(), json!(material.options)),
+    ]);
     let stored = Bridge {
         shape: material.shape,
-        numbers: better.best.clone(),
-        share: if used && material.options.place {
-            place::SHARE
-        } else {
-            0.0
+        numbers: better.unwrap_or(&control).best.clone(),
+        share: match used && material.options.place {
+            true => context_header::SHARE,
+            false => 0.0,
         },
     };
     Ok(Trained {
@@ -132,13 +97,35 @@ pub fn train(
 }
 
 impl Material {
-    /// What the judging pairs say of plain vectors, control and bridge, each with its 95 % interval, of the bridge against
+    /// Trains the control and, where the options want one, the bridge behind it, from the checkpoint on.
+    fn fit(&self, checkpoint: Option<&[u8]>, monitor: &mut dyn Monitor) -> Result<(State, Option<State>), BridgeError> {
+        let resumed: Option<Checkpoint> = checkpoint.and_then(|bytes| postcard::from_bytes(bytes).ok());
+        let fits = |state: &State| state.numbers.len() == self.shape.parameters();
+        let (mut control, mut current) = match resumed.filter(|resumed| fits(&resumed.current)) {
+            Some(resumed) => (resumed.control, resumed.current),
+            None => (None, State::new(self, false)),
+        };
+        if !current.context {
+            self.run(&mut current, None, monitor)?;
+            if !self.options.document {
+                return Ok((current, None));
+            }
+            control = Some(std::mem::replace(&mut current, State::new(self, true)));
+        }
+        let Some(control) = control else {
+            return Err(BridgeError::File("the checkpoint lacks the control".to_owned()));
+        };
+        self.run(&mut current, Some(&control), monitor)?;
+        Ok((control, Some(current)))
+    }
+
+    /// What the test pairs say of plain vectors, control and bridge, each with its 95 % interval, of the bridge against
     /// the control, and of what is stored against plain vectors; and the verdict on that.
-    fn figures(&self, control: &State, bridge: Option<&State>, used: bool, made: bool) -> (Value, Verdict) {
-        let judge = |numbers: &[f32], context| self.values(numbers, context, Part::Judging);
-        let plain = judge(&vec![0.0; self.shape.parameters()], false);
-        let with_control = judge(&control.best, false);
-        let with_bridge = bridge.map(|bridge| judge(&bridge.best, true));
+    fn figures(&self, control: &State, bridge: Option<&State>, used: bool, synthetic: bool) -> (Value, Verdict) {
+        let measure = |numbers: &[f32], context| self.values(numbers, context, Split::Test);
+        let plain = measure(&vec![0.0; self.shape.parameters()], false);
+        let with_control = measure(&control.best, false);
+        let with_bridge = bridge.map(|bridge| measure(&bridge.best, true));
         let seed = self.options.seed;
         let draws = Draws {
             seed,
@@ -147,9 +134,9 @@ impl Material {
         let ends = |values: &[f64]| of_mean(values, draws).map(|interval| [interval.low, interval.high]);
         let over_control = with_bridge
             .as_ref()
-            .map(|values| Judged::of(&with_control, values, seed));
+            .map(|values| Evaluation::of(&with_control, values, seed));
         let stored = with_bridge.as_ref().filter(|_| used).unwrap_or(&with_control);
-        let gained = Judged::of(&plain, stored, seed);
+        let gained = Evaluation::of(&plain, stored, seed);
         let figures = json!({
             "measure": "nDCG@10 of held-out pairs among the passages of their documents",
             "plain": gained.base, "control": mean(&with_control), "bridge": with_bridge.as_deref().map(mean),
@@ -163,30 +150,30 @@ impl Material {
             "gain": gained.gain,
             "low": gained.gain_interval.map(|ends| ends.low), "high": gained.gain_interval.map(|ends| ends.high),
             "document": used, "epochs": bridge.filter(|_| used).unwrap_or(control).best_epoch,
-            "pairs": if made { "made" } else { "given" },
-            "trained_pairs": self.count(Part::Training), "choosing_pairs": self.count(Part::Choosing),
-            "held_out_pairs": self.count(Part::Judging),
+            "pairs": if synthetic { "synthetic" } else { "given" },
+            "trained_pairs": self.count(Split::Training), "validation_pairs": self.count(Split::Validation),
+            "held_out_pairs": self.count(Split::Test),
         });
-        (figures, Verdict::of(&[gained.difference], made))
+        (figures, Verdict::of(&[gained.difference], synthetic))
     }
 
-    /// nDCG@10 of each pair of a part, each with its one passage, among the passages of the part's documents.
-    fn values(&self, numbers: &[f32], context: bool, part: Part) -> Vec<f64> {
-        let runs: Vec<&Run> = self.runs.iter().filter(|run| run.part == part).collect();
+    /// nDCG@10 of each pair of a split, each with its one passage, among the passages of the split's documents.
+    fn values(&self, numbers: &[f32], context: bool, split: Split) -> Vec<f64> {
+        let segments: Vec<&Segment> = self.segments.iter().filter(|segment| segment.split == split).collect();
         let mut vectors = Vec::new();
-        for run in &runs {
+        for segment in &segments {
             let document = Document {
                 shape: self.shape,
-                rows: &run.rows[usize::from(context)],
-                count: run.passages.len(),
+                rows: &segment.rows[usize::from(context)],
+                count: segment.passages.len(),
             };
             vectors.extend(document.forward(numbers, context).vectors);
         }
         let d = self.shape.dimensions;
         let (mut values, mut start) = (Vec::new(), 0);
-        for run in runs {
-            for &pair in &run.pairs {
-                let own = start + self.pairs[pair].passage as usize - run.passages.start;
+        for segment in segments {
+            for &pair in &segment.pairs {
+                let own = start + self.pairs[pair].passage as usize - segment.passages.start;
                 let query = self.query(pair);
                 let score = dot(query, &vectors[own * d..(own + 1) * d]);
                 let before = |(at, row): (usize, &[f32])| at != own && dot(query, row) >= score;
@@ -197,12 +184,12 @@ impl Material {
                     0.0
                 });
             }
-            start += run.passages.len();
+            start += segment.passages.len();
         }
         values
     }
 
-    /// The steps of an epoch: runs that are read together, and the pairs asked of them.
+    /// The steps of an epoch: segments that are read together, and the pairs asked of them.
     fn steps(&self, epoch: u32) -> Vec<(Vec<usize>, Vec<usize>)> {
         let mut random = Random::new(self.options.seed.wrapping_mul(0x5851_F42D_4C95_7F2D) ^ u64::from(epoch));
         let mut steps = self.round(&mut random);
@@ -215,20 +202,24 @@ impl Material {
 
     /// Steps that go through all pairs once.
     fn round(&self, random: &mut Random) -> Vec<(Vec<usize>, Vec<usize>)> {
-        let mut order: Vec<usize> = (0..self.runs.len())
-            .filter(|&run| self.runs[run].part == Part::Training && !self.runs[run].pairs.is_empty())
+        let mut order: Vec<usize> = (0..self.segments.len())
+            .filter(|&segment| {
+                self.segments[segment].split == Split::Training && !self.segments[segment].pairs.is_empty()
+            })
             .collect();
         random.shuffle(&mut order);
         let mut steps = Vec::new();
         let mut rest = order.as_slice();
         while !rest.is_empty() {
             let mut passages = 0;
-            let fits = rest.iter().take_while(|&&run| {
-                passages += self.runs[run].passages.len();
+            let fits = rest.iter().take_while(|&&segment| {
+                passages += self.segments[segment].passages.len();
                 passages <= BATCH_PASSAGES
             });
             let (together, others) = rest.split_at(fits.count().max(1));
-            let asked = together.iter().flat_map(|&run| self.runs[run].pairs.iter().copied());
+            let asked = together
+                .iter()
+                .flat_map(|&segment| self.segments[segment].pairs.iter().copied());
             let mut asked: Vec<usize> = asked.collect();
             random.shuffle(&mut asked);
             steps.extend(
@@ -243,24 +234,24 @@ impl Material {
     }
 
     /// The epochs that a training has left.
-    fn run(&self, state: &mut State, control: Option<&State>, watch: &mut dyn Watch) -> Result<(), BridgeError> {
+    fn run(&self, state: &mut State, control: Option<&State>, monitor: &mut dyn Monitor) -> Result<(), BridgeError> {
         let mut gradient = vec![0.0f32; state.numbers.len()];
-        let plain = self.values(&vec![0.0; state.numbers.len()], false, Part::Choosing);
+        let plain = self.values(&vec![0.0; state.numbers.len()], false, Split::Validation);
         if state.epoch == 0 {
             state.best_figure = mean(&plain);
-            state.choice = Choice::new(state.best_figure);
+            state.stopping = EarlyStopping::new(state.best_figure);
         }
         while state.epoch < self.options.epochs {
             let steps = self.steps(state.epoch);
             let all = steps.len() as u64 * u64::from(self.options.epochs);
             let mut held_out = Some(state.best_figure).filter(|_| state.epoch > 0);
-            for (runs, pairs) in steps {
-                let loss = self.gradient(state, &runs, &pairs, &mut gradient);
+            for (segments, pairs) in steps {
+                let loss = self.gradient(state, &segments, &pairs, &mut gradient);
                 if !loss.is_finite() {
                     return Err(BridgeError::NotFinite { what: "loss" });
                 }
                 state.adam(self.shape, &gradient, self.options.rate);
-                watch.step(&Progress {
+                monitor.step(&Progress {
                     step: state.step.min(all) + if state.context { all } else { 0 },
                     steps: 2 * all,
                     loss,
@@ -268,39 +259,39 @@ impl Material {
                 })?;
             }
             state.epoch += 1;
-            let values = self.values(&state.numbers, state.context, Part::Choosing);
+            let values = self.values(&state.numbers, state.context, Split::Validation);
             let figure = mean(&values);
-            if state.choice.keeps(figure, standard_error(&plain, &values)) {
+            if state.stopping.keeps(figure, standard_error(&plain, &values)) {
                 state.best_figure = figure;
                 state.best_epoch = state.epoch;
                 state.best.clone_from(&state.numbers);
             }
             let bytes = postcard::to_stdvec(&(control, &*state));
-            watch.checkpoint(&bytes.map_err(|error| BridgeError::File(error.to_string()))?)?;
+            monitor.checkpoint(&bytes.map_err(|error| BridgeError::File(error.to_string()))?)?;
         }
         Ok(())
     }
 
-    fn gradient(&self, state: &State, runs: &[usize], pairs: &[usize], gradient: &mut [f32]) -> f64 {
+    fn gradient(&self, state: &State, segments: &[usize], pairs: &[usize], gradient: &mut [f32]) -> f64 {
         gradient.fill(0.0);
-        let mut starts = Vec::with_capacity(runs.len());
-        let mut documents = Vec::with_capacity(runs.len());
+        let mut starts = Vec::with_capacity(segments.len());
+        let mut documents = Vec::with_capacity(segments.len());
         let mut start = 0;
-        for &run in runs {
-            let run = &self.runs[run];
-            starts.push((run.passages.clone(), start));
-            start += run.passages.len();
+        for &segment in segments {
+            let segment = &self.segments[segment];
+            starts.push((segment.passages.clone(), start));
+            start += segment.passages.len();
             documents.push(Rows {
-                rows: &run.rows[usize::from(state.context)],
-                count: run.passages.len(),
+                rows: &segment.rows[usize::from(state.context)],
+                count: segment.passages.len(),
             });
         }
         let target = |&pair: &usize| {
             let passage = self.pairs[pair].passage as usize;
-            let (run, start) = starts.iter().find(|(run, _)| run.contains(&passage))?;
+            let (segment, start) = starts.iter().find(|(segment, _)| segment.contains(&passage))?;
             Some(Target {
                 query: self.query(pair),
-                passage: start + passage - run.start,
+                passage: start + passage - segment.start,
             })
         };
         let targets: Vec<Target> = pairs.iter().filter_map(target).collect();
@@ -355,7 +346,7 @@ impl State {
             numbers,
             best_figure: 0.0,
             best_epoch: 0,
-            choice: Choice::new(0.0),
+            stopping: EarlyStopping::new(0.0),
         }
     }
 

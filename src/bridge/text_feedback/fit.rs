@@ -1,17 +1,18 @@
 //! The loop that fine-tunes the upper layers: one query at a time, its positive passage against the index's own
 //! negatives, gradients gathered over a batch, Adam with warm-up and linear decay, rounds that end in a measurement.
 //!
-//! `loss = -log softmax(q' [p+, p1-, .., pn-]^T / tau)[0]` with the passages' vectors frozen (Yu, Xiong, Callan 2021, the
-//! sampled form of the reproducibility study arXiv 2112.06400: several negatives, none of them another query's).
+//! `loss = -log softmax(q' [p+, p1-, .., pn-]^T / tau)[0]` with the passages' vectors frozen (Yu, Xiong, Callan 2021,
+//! the sampled form of the reproducibility study arXiv 2112.06400: several negatives, none of them another query's).
 
-use super::train::{Query, TextFeedbackOptions};
+use super::options::{Query, TextFeedbackOptions};
 use super::{KIND, Reading, TextFeedback};
 use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
 use crate::bridge::train::adam::Adam;
-use crate::bridge::train::data::{Progress, Watch};
+use crate::bridge::train::data::{Monitor, Progress};
+use crate::bridge::train::early_stopping::{gains, mean};
 use crate::bridge::train::loss::Candidates;
-use crate::bridge::train::parts::{Epochs, gains, mean};
+use crate::bridge::train::split::Epochs;
 use crate::compute::Pool;
 use crate::model::ModelError;
 use crate::model::fine_tune::FineTuning;
@@ -33,16 +34,24 @@ fn failed(error: candle_core::Error) -> BridgeError {
     BridgeError::Model(ModelError::Tensor(error.to_string()))
 }
 
+/// The passages that queries are searched among.
+#[derive(Clone, Copy)]
+pub struct Searched<'a> {
+    pub dimensions: usize,
+    /// Of all passages, row-major.
+    pub vectors: &'a [f32],
+    /// The same, ready to be ranked.
+    pub all: &'a Candidates,
+}
+
 /// The loop's state.
 pub struct Fit<'a> {
     pub model: FineTuning,
     options: &'a TextFeedbackOptions,
     pool: &'a Pool,
-    dimensions: usize,
-    vectors: &'a [f32],
-    all: &'a Candidates,
+    searched: Searched<'a>,
     training: Vec<Query>,
-    choosing: Vec<Query>,
+    validation: Vec<Query>,
     moments: Vec<Adam>,
     /// The trained tensors of the best round; empty where none beat the plain vectors' score.
     best: Vec<Vec<f32>>,
@@ -53,17 +62,14 @@ pub struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    /// `vectors` and `all` are all passages', `plain` the choosing queries' score without feedback.
-    #[allow(clippy::too_many_arguments)]
+    /// `plain` is the validation queries' score without feedback.
     pub fn new(
         model: FineTuning,
         options: &'a TextFeedbackOptions,
         pool: &'a Pool,
-        dimensions: usize,
-        vectors: &'a [f32],
-        all: &'a Candidates,
+        searched: Searched<'a>,
         training: Vec<Query>,
-        choosing: Vec<Query>,
+        validation: Vec<Query>,
         plain: f64,
     ) -> Fit<'a> {
         let numbers = |variable: &candle_core::Var| variable.elem_count();
@@ -77,11 +83,9 @@ impl<'a> Fit<'a> {
             model,
             options,
             pool,
-            dimensions,
-            vectors,
-            all,
+            searched,
             training,
-            choosing,
+            validation,
             best: Vec::new(),
             best_score: plain,
             best_round: 0,
@@ -103,10 +107,10 @@ impl<'a> Fit<'a> {
         let mut negatives = query.negatives.clone();
         Random::new(self.options.seed ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).shuffle(&mut negatives);
         negatives.truncate(self.options.negatives);
-        let d = self.dimensions;
+        let d = self.searched.dimensions;
         let chosen = std::iter::once(query.target).chain(negatives.iter().copied());
         let rows: Vec<f32> = chosen
-            .flat_map(|passage| &self.vectors[passage as usize * d..][..d])
+            .flat_map(|passage| &self.searched.vectors[passage as usize * d..][..d])
             .copied()
             .collect();
         Tensor::from_vec(rows, (negatives.len() + 1, d), &Device::Cpu).map_err(failed)
@@ -162,20 +166,20 @@ impl<'a> Fit<'a> {
     pub fn scores(
         &self,
         queries: &[Query],
-        watch: &mut dyn Watch,
+        monitor: &mut dyn Monitor,
         progress: &Progress,
     ) -> Result<Vec<f64>, BridgeError> {
         let mut ranks = Vec::with_capacity(queries.len());
         for query in queries {
-            watch.step(progress)?;
+            monitor.step(progress)?;
             let vector = self.model.vector(&query.sequence)?.to_vec1::<f32>().map_err(failed)?;
-            ranks.extend(self.all.ranks(self.pool, &vector, &[query.target])?);
+            ranks.extend(self.searched.all.ranks(self.pool, &vector, &[query.target])?);
         }
         Ok(gains(&ranks))
     }
 
-    /// Trains to the end; `watch` is asked between queries and sees the state after every round.
-    pub fn run(&mut self, watch: &mut dyn Watch) -> Result<(), BridgeError> {
+    /// Trains to the end; `monitor` is asked between queries and sees the state after every round.
+    pub fn run(&mut self, monitor: &mut dyn Monitor) -> Result<(), BridgeError> {
         let (steps, batch, of_round) = (self.steps(), self.options.batch, self.options.round_steps);
         let rounds = steps.div_ceil(of_round);
         let numbers = |(_, variable): &(String, candle_core::Var)| vec![0.0f32; variable.elem_count()];
@@ -189,20 +193,20 @@ impl<'a> Fit<'a> {
                     let query = epochs.at(place);
                     loss += self.backward(&self.training[query], place, &mut sums)?;
                     seen += 1;
-                    watch.step(&self.progress(step, loss / f64::from(seen)))?;
+                    monitor.step(&self.progress(step, loss / f64::from(seen)))?;
                 }
                 self.update(&mut sums, step)?;
             }
             self.round += 1;
             let progress = self.progress((self.round * of_round).min(steps), loss / f64::from(seen.max(1)));
-            let score = mean(&self.scores(&self.choosing, watch, &progress)?);
+            let score = mean(&self.scores(&self.validation, monitor, &progress)?);
             if score > self.best_score {
                 (self.best_score, self.best_round) = (score, self.round);
                 self.best = self.numbers()?;
             }
             let checkpoint = self.checkpoint()?;
             if checkpoint.len() <= MOST_CHECKPOINT {
-                watch.checkpoint(&checkpoint)?;
+                monitor.checkpoint(&checkpoint)?;
             }
         }
         Ok(())
@@ -263,7 +267,7 @@ impl<'a> Fit<'a> {
             .collect();
         file::write(
             KIND,
-            self.dimensions,
+            self.searched.dimensions,
             Map::from_iter([("state".to_owned(), state)]),
             &views,
         )

@@ -5,17 +5,20 @@
 //! how many `passages` are read, and how many tokens of each (`passage_tokens`, 0 for all).
 
 mod fit;
+mod options;
 mod train;
 
-pub use train::{TextFeedbackOptions, train};
+pub use options::TextFeedbackOptions;
+pub use train::train;
 
 use super::BridgeError;
 use super::file::{self, Tensors};
+use super::kind::BridgeKind;
 use crate::model::overlay::Replaced;
 use serde_json::{Map, Value, json};
 
-/// The name of this kind of bridge.
-pub const KIND: &str = "feedback";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::TextFeedback;
 /// Most passages that are read with a query.
 pub const MOST_PASSAGES: usize = 20;
 
@@ -45,6 +48,7 @@ impl Reading {
 }
 
 /// A bridge's file, read.
+#[derive(Debug)]
 pub struct TextFeedback {
     pub reading: Reading,
     /// What takes the place of the model's own tensors.

@@ -3,8 +3,9 @@
 use super::train::verdict;
 use super::{KIND, Reading, TextFeedback, train};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Vectors};
+use crate::bridge::train::run::Run;
 use crate::compute::Pool;
 use crate::model::tests::maker::Maker;
 use crate::model::{Encoder, Role};
@@ -44,7 +45,7 @@ struct Keeper {
     losses: Vec<(u64, f64)>,
 }
 
-impl Watch for Keeper {
+impl Monitor for Keeper {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         if progress.loss > 0.0 {
             self.losses.push((progress.step, progress.loss));
@@ -90,7 +91,7 @@ fn options() -> Value {
 
 fn run(
     dir: &tempfile::TempDir,
-    watch: &mut Keeper,
+    monitor: &mut Keeper,
     checkpoint: Option<&[u8]>,
 ) -> Result<super::super::train::data::Trained, BridgeError> {
     let mut model = Model {
@@ -99,7 +100,7 @@ fn run(
         pool: Pool::new(1).unwrap(),
     };
     let (passages, pairs) = material();
-    train(&passages, &pairs, &options(), &mut model, watch, checkpoint)
+    train(Run::new(&passages, &pairs, &options(), &mut model, monitor, checkpoint))
 }
 
 #[test]
@@ -147,15 +148,15 @@ fn a_gain_within_chance_is_rejected() {
     // Two hundred queries: gains and losses of a half, a few more gains.
     let plain = vec![0.5; 200];
     let better = |gains: usize| -> Vec<f64> { (0..200).map(|n| if n % 40 < gains { 1.0 } else { 0.0 }).collect() };
-    let (judged, verdict) = verdict(&plain, &better(21), 1, false, 1);
-    assert!(judged.gain > 0.0 && verdict == Verdict::Rejected, "{}", judged.gain);
+    let (found, verdict) = verdict(&plain, &better(21), 1, false, 1);
+    assert!(found.gain > 0.0 && verdict == Verdict::Rejected, "{}", found.gain);
     assert_eq!(
         super::train::verdict(&plain, &better(30), 1, false, 1).1,
         Verdict::Accepted
     );
     assert_eq!(
         super::train::verdict(&plain, &better(30), 1, true, 1).1,
-        Verdict::AcceptedMade
+        Verdict::AcceptedSynthetic
     );
     // A copy that was never changed.
     assert_eq!(
@@ -180,20 +181,27 @@ fn options_out_of_range_and_too_few_pairs_are_errors() {
         json!({"epochs": 0}),
         json!({"held_out": 1.0}),
     ] {
-        let found = train(&passages, &pairs, &bad, &mut model, &mut Keeper::default(), None);
+        let found = train(Run::new(
+            &passages,
+            &pairs,
+            &bad,
+            &mut model,
+            &mut Keeper::default(),
+            None,
+        ));
         assert!(
             matches!(found, Err(BridgeError::Option { name: "options", .. })),
             "{bad}"
         );
     }
-    let found = train(
+    let found = train(Run::new(
         &passages[..30],
         &pairs[..30],
         &json!({}),
         &mut model,
         &mut Keeper::default(),
         None,
-    );
+    ));
     assert!(matches!(found, Err(BridgeError::TooLittle(_))));
 }
 

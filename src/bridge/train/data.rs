@@ -1,6 +1,6 @@
 //! What every kind's trainer is given.
 
-use super::judged::Verdict;
+use super::acceptance::Verdict;
 use crate::bridge::BridgeError;
 use crate::model::Role;
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ pub struct Progress {
 }
 
 /// Told of progress; may end the training.
-pub trait Watch {
+pub trait Monitor {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError>;
     fn checkpoint(&mut self, bytes: &[u8]) -> Result<(), BridgeError>;
 }

@@ -1,8 +1,8 @@
 //! The contrastive loss: a query against all candidate passages at once.
 //!
-//! `loss = -log sum over its own of softmax(q P^T / tau)`, the mean over a batch. A query's own are the candidates of one
-//! group: one passage, or the chunks that it was cut in, of which the nearest is then pulled most. Every other candidate is
-//! a negative, so the hardest ones are always among them.
+//! `loss = -log sum over its own of softmax(q P^T / tau)`, the mean over a batch. A query's own are the candidates of
+//! one group: one passage, or the chunks that it was cut in, of which the nearest is then pulled most. Every other
+//! candidate is a negative, so the hardest ones are always among them.
 
 use crate::bridge::BridgeError;
 use crate::compute::cpu::Level;
@@ -194,8 +194,8 @@ impl Candidates {
     }
 }
 
-/// `-log sum over own of softmax(line / tau)`, and the shares of `own` in the softmax over them alone. Turns the line into
-/// `softmax(line / tau) / (tau rows)`, the gradient of the mean loss by the scores but for the own ones' part.
+/// `-log sum over own of softmax(line / tau)`, and the shares of `own` in the softmax over them alone. Turns the line
+/// into `softmax(line / tau) / (tau rows)`, the gradient of the mean loss by the scores but for the own ones' part.
 pub fn softmax_loss(line: &mut [f32], own: Range<usize>, tau: f32, rows: usize) -> (f64, Vec<f32>) {
     let most = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let best = line[own.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -257,7 +257,8 @@ mod tests {
                 "{place}: {slope} {gradient:?}"
             );
         }
-        // The first query's best is (0.6, 0.8) of its own group: 0.96 over 0.8. The second's own comes first with (0, -1).
+        // The first query's best is (0.6, 0.8) of its own group: 0.96 over 0.8. The second's own comes first with (0,
+        // -1).
         assert_eq!(candidates.ranks(&pool, &queries, &targets).unwrap(), [0, 0]);
         // For group 0 (score 0.8) only group 1 is higher, though two of its candidates may be.
         assert_eq!(candidates.ranks(&pool, &[0.6, 0.8], &[0]).unwrap(), [1]);

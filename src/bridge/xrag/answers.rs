@@ -1,28 +1,32 @@
-//! Stage 2 of xRAG: questions are answered from the passage's vectors, in the prompt that is used where answers are made; the
-//! loss is `-log p` of the answer's tokens and the divergence from what the same LLM says that reads the passage's text in
-//! the same place (self-distillation). Both are taken at the positions that predict the answer's tokens; the published code
-//! takes the divergence one position later, so that the first token's distribution is not distilled.
+//! Stage 2 of xRAG: questions are answered from the passage's vectors, in the prompt that is used where answers are
+//! made; the loss is `-log p` of the answer's tokens and the divergence from what the same LLM says that reads the
+//! passage's text in the same place (self-distillation). Both are taken at the positions that predict the answer's
+//! tokens; the published code takes the divergence one position later, so that the first token's distribution is not
+//! distilled.
 //!
-//! Among the questions passages are said as in the first stage, so that vectors go on saying what stands in them.
+//! Among the questions passages are reconstructed as in the first stage (replayed), so that vectors go on saying what
+//! stands in them.
 //!
-//! Where no pairs with answers are given, they are made: of each passage a sentence, whose first half is asked to be gone on
-//! with and whose second half is the answer. It stands in the passage, which an answer that a small LLM makes up to a question
-//! that it has made up often does not, and it costs no generation.
+//! Where no pairs with answers are given, synthetic ones are made: of each passage a sentence, whose first half is
+//! asked to be gone on with and whose second half is the answer. It stands in the passage, which an answer that a small
+//! LLM makes up to a question that it has made up often does not, and it costs no generation.
 
 use super::fit::Trainee;
 use super::options::XragOptions;
 use super::paraphrase::{Paraphrase, figure, saved};
 use super::pass::Factors;
 use super::prompts::Wording;
-use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
+use super::steps::{Fitted, Objective, Put, Stage, Task, Training, facts};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Pair, Passage, Progress, Watch};
-use crate::bridge::train::judged::Verdict;
-use crate::bridge::train::parts::{Part, made_pairs, mean, part};
+use crate::bridge::train::acceptance::Verdict;
+use crate::bridge::train::data::{Monitor, Pair, Passage, Progress};
+use crate::bridge::train::early_stopping::mean;
+use crate::bridge::train::split::Split;
+use crate::bridge::train::synthetic::synthetic_pairs;
 use crate::random::Random;
 use serde_json::{Map, Value, json};
 
-/// What is asked of a made pair; `{}` stands for the beginning of the sentence.
+/// What is asked of a synthetic pair; `{}` stands for the beginning of the sentence.
 const GO_ON: &str = "How does this sentence of the background go on: \"{}\"?";
 
 /// A question with its answer.
@@ -32,16 +36,18 @@ pub struct Asked {
     pub answer: String,
 }
 
-/// The questions as a lesson; items are numbers of `asked`, and behind them those of passages that are said.
+/// The questions as an objective; items are numbers of `asked`, and behind them those of passages that are replayed.
 pub struct Answers<'a> {
     pub options: &'a XragOptions,
     pub wording: &'a Wording,
     pub passages: &'a [Passage],
     pub asked: Vec<Asked>,
-    pub said: &'a Paraphrase<'a>,
+    /// Whether the questions were made of the passages.
+    pub synthetic: bool,
+    pub reconstruction: &'a Paraphrase<'a>,
 }
 
-/// Pairs whose answers are known, or made ones; and whether they are made.
+/// Pairs whose answers are known, or synthetic ones; and whether they are synthetic.
 pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>, bool) {
     let given = pairs.iter().filter_map(|pair| {
         let answer = pair
@@ -60,7 +66,7 @@ pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>
     if !given.is_empty() {
         return (given, false);
     }
-    let made = made_pairs(passages, seed).into_iter().filter_map(|pair| {
+    let synthetic = synthetic_pairs(passages, seed).into_iter().filter_map(|pair| {
         let words: Vec<&str> = pair.query.split_whitespace().collect();
         let (begin, rest) = words.split_at(words.len() / 2);
         (!begin.is_empty() && !rest.is_empty()).then(|| Asked {
@@ -69,20 +75,21 @@ pub fn questions(passages: &[Passage], pairs: &[Pair], seed: u64) -> (Vec<Asked>
             answer: rest.join(" "),
         })
     });
-    (made.collect(), true)
+    (synthetic.collect(), true)
 }
 
 impl Answers<'_> {
-    /// The passages that are said among `questions` that are trained on: of the documents that are trained on, drawn by the
-    /// seed. Questions alone teach the manner of an answer, and vectors lose of the passages what the first stage has taught.
-    pub fn retold(&self, questions: usize) -> Vec<usize> {
+    /// The passages that are replayed among `questions` that are trained on: of the documents that are trained on,
+    /// drawn by the seed. Questions alone teach the manner of an answer, and vectors lose of the passages what the
+    /// first stage has taught.
+    pub fn replayed(&self, questions: usize) -> Vec<usize> {
         let XragOptions { held_out, seed, .. } = *self.options;
-        let trained = |passage: &Passage| part(passage.document, held_out, seed) == Part::Training;
-        let passages = self.passages.iter().zip(&self.said.texts).enumerate();
+        let trained = |passage: &Passage| Split::of(passage.document, held_out, seed) == Split::Training;
+        let passages = self.passages.iter().zip(&self.reconstruction.texts).enumerate();
         let passages = passages.filter(|(_, (passage, text))| trained(passage) && !text.is_empty());
         let mut drawn: Vec<usize> = passages.map(|(number, _)| self.asked.len() + number).collect();
         Random::new(seed).shuffle(&mut drawn);
-        drawn.truncate((questions as f64 * self.options.retold) as usize);
+        drawn.truncate((questions as f64 * self.options.replayed) as usize);
         drawn
     }
 
@@ -97,7 +104,7 @@ impl Answers<'_> {
     }
 }
 
-impl Lesson for Answers<'_> {
+impl Objective for Answers<'_> {
     fn name(&self) -> &'static str {
         "answers"
     }
@@ -116,7 +123,7 @@ impl Lesson for Answers<'_> {
             answer,
         }) = self.asked.get(item)
         else {
-            return self.said.task(self.passage(item), place);
+            return self.reconstruction.task(self.passage(item), place);
         };
         let text = self.context(*passage)?;
         Ok(Task {
@@ -138,44 +145,43 @@ impl Lesson for Answers<'_> {
     }
 }
 
-/// The figures of questions about passages that were never seen, and the verdict on the stage: the answers' loss has fallen
-/// from what the stage began with, and it is lower with the passage's own vectors than with another's. Of a loss that falls
-/// alike with both, nothing was learned but the manner of an answer. `made`: the questions were made of the passages.
-#[allow(clippy::too_many_arguments)]
-pub fn judge(
+/// The figures of questions about passages that were never seen, and the verdict on the stage: the answers' loss has
+/// fallen from what the stage began with, and it is lower with the passage's own vectors than with another's. Of a loss
+/// that falls alike with both, nothing was learned but the manner of an answer. `trained`: what the stage began with,
+/// and what came of it.
+pub fn evaluate(
     training: &Training<'_>,
     stage: &Stage<'_>,
-    lesson: &Answers<'_>,
-    begun: &Trainee,
-    trainee: &Trainee,
-    judging: &[usize],
+    objective: &Answers<'_>,
+    trained: [&Trainee; 2],
     fitted: &Fitted,
-    made: bool,
-    watch: &mut dyn Watch,
+    monitor: &mut dyn Monitor,
 ) -> Result<(Map<String, Value>, Verdict), BridgeError> {
+    let test = &stage.splits.test;
     let progress = Progress::default();
-    let [before, after] = [begun, trainee].map(|trainee| training.projected(lesson, trainee, judging));
+    let [before, after] = trained.map(|trainee| training.projected(objective, trainee, test));
     let (before, after) = (before?, after?);
-    let taught = training.tasks(lesson, judging, true)?;
-    let plain = training.tasks(lesson, judging, false)?;
-    let alone = judging
+    let taught = training.tasks(objective, test, true)?;
+    let plain = training.tasks(objective, test, false)?;
+    let alone = test
         .iter()
-        .map(|item| lesson.wording.question_alone(&lesson.asked[*item].question));
+        .map(|item| objective.wording.question_alone(&objective.asked[*item].question));
     let alone = alone.collect::<Result<Vec<_>, _>>()?;
-    let own = training.measure(&taught, Put::Vectors(&after, 0), watch, &progress)?;
-    let first = training.measure(&taught, Put::Vectors(&before, 0), watch, &progress)?;
+    let own = training.measure(&taught, Put::Vectors(&after, 0), monitor, &progress)?;
+    let first = training.measure(&taught, Put::Vectors(&before, 0), monitor, &progress)?;
     let other = training
-        .measure(&plain, Put::Vectors(&after, 1), watch, &progress)?
+        .measure(&plain, Put::Vectors(&after, 1), monitor, &progress)?
         .bits;
-    let none = training.measure(&plain, Put::Prompts(&alone), watch, &progress)?.bits;
+    let none = training.measure(&plain, Put::Prompts(&alone), monitor, &progress)?.bits;
     let seed = training.options.seed;
     let over_before = saved(&first.bits, &own.bits, seed);
     let over_other = saved(&other, &own.bits, seed);
-    let verdict = Verdict::of(&[over_before.difference, over_other.difference], made);
-    let mut figures = facts(stage, judging.len(), fitted);
-    let retold = stage.items.iter().filter(|item| **item >= lesson.asked.len()).count();
+    let verdict = Verdict::of(&[over_before.difference, over_other.difference], objective.synthetic);
+    let mut figures = facts(stage, fitted);
+    let items = &stage.splits.training;
+    let replayed = items.iter().filter(|item| **item >= objective.asked.len()).count();
     let more = json!({
-        "trained_on": stage.items.len() - retold, "retold": retold,
+        "trained_on": items.len() - replayed, "replayed": replayed,
         "bits_per_token": {"own": mean(&own.bits), "before": mean(&first.bits), "other": mean(&other), "none": mean(&none),
             "text": mean(&own.taught)},
         "divergence": {"own": mean(&own.divergence), "before": mean(&first.divergence)},

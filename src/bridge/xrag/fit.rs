@@ -1,7 +1,7 @@
 //! The projector as it is trained.
 //!
-//! `o = W2 gelu(W1 x + b1) + b2`; with `do` from the decoder, `dW2 = do^T a`, `dz = (do W2) gelu'(z)`, `dW1 = dz^T x`, and
-//! `gelu'(z) = Phi(z) + z phi(z)`.
+//! `o = W2 gelu(W1 x + b1) + b2`; with `do` from the decoder, `dW2 = do^T a`, `dz = (do W2) gelu'(z)`, `dW1 = dz^T x`,
+//! and `gelu'(z) = Phi(z) + z phi(z)`.
 
 use super::projector::{KIND, gelu, normal};
 use crate::bridge::BridgeError;
@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 
 /// Longest gradient of a step.
 const CLIP: f32 = 1.0;
-/// How much larger outputs begin than the decoder's own inputs are: what a larger one says lasts longer beside what the layers
-/// add to it.
+/// How much larger outputs begin than the decoder's own inputs are: what a larger one says lasts longer beside what the
+/// layers add to it.
 const LARGER: f32 = 10.0;
 /// The first layer's rate, as a share of the second's: slower, it fits what is not trained on better.
 const FIRST: f32 = 0.15;
@@ -47,7 +47,8 @@ fn size(numbers: &[f32]) -> f32 {
 }
 
 impl Trainee {
-    /// Random weights whose outputs over `vectors` are [`LARGER`] times as large as `scale`, the size of the decoder's own inputs.
+    /// Random weights whose outputs over `vectors` are [`LARGER`] times as large as `scale`, the size of the decoder's
+    /// own inputs.
     pub fn new(pool: &Pool, sizes: Sizes, vectors: &[f32], scale: f32, seed: u64) -> Result<Trainee, BridgeError> {
         let mut random = Random::new(seed);
         let mut numbers = |count: usize, range: f32| -> Vec<f32> {
@@ -141,9 +142,9 @@ impl Trainee {
         .map(Adam::new)
     }
 
-    /// Forgets what Adam knows, and takes the rates from the weights as they are now over `vectors`: the rate counts in sizes
-    /// of a part's numbers, and for a bias in those of the sums that it is part of. So one rate serves encoders and decoders
-    /// of any scale.
+    /// Forgets what Adam knows, and takes the rates from the weights as they are now over `vectors`: the rate counts in
+    /// sizes of a part's numbers, and for a bias in those of the sums that it is part of. So one rate serves encoders
+    /// and decoders of any scale.
     pub fn begin_anew(&mut self, pool: &Pool, vectors: &[f32]) -> Result<(), BridgeError> {
         self.moments = Trainee::fresh(self.sizes);
         let (z, _, out) = self.forward(pool, self.some(vectors))?;
@@ -243,8 +244,8 @@ impl Trainee {
         file::write(KIND, self.sizes.inputs, more, &tensors.collect::<Vec<_>>())
     }
 
-    /// The state for a checkpoint; `state` says where the training is, `begun` is what its stage began with, where that is
-    /// kept.
+    /// The state for a checkpoint; `state` says where the training is, `begun` is what its stage began with, where that
+    /// is kept.
     pub fn checkpoint(&self, state: Value, begun: Option<&[Vec<f32>; 4]>) -> Result<Vec<u8>, BridgeError> {
         let mut tensors = Vec::new();
         for (part, (name, shape)) in begun.into_iter().flatten().zip(self.names()) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Passages are said from their vectors.
+    /// Passages are reconstructed from their vectors.
     Paraphrase,
     /// Questions are answered from the passage's vectors.
     Answers,
@@ -34,7 +34,7 @@ pub struct XragOptions {
     pub hidden: usize,
     /// Instructions of the paraphrase that are drawn from.
     pub templates: usize,
-    /// Tokens of a passage that are to be said, and those that are where it is measured.
+    /// Tokens of a passage that are to be reconstructed, and those that are where it is measured.
     pub text_tokens: usize,
     pub measured_tokens: usize,
     /// AdamW's highest learning rate, in sizes of the weights that it moves, and its decay.
@@ -50,8 +50,8 @@ pub struct XragOptions {
     /// Highest rate and epochs of the answers.
     pub answer_rate: f32,
     pub answer_epochs: usize,
-    /// Passages that are said among the answers, for each question.
-    pub retold: f64,
+    /// Passages that are replayed among the answers, for each question.
+    pub replayed: f64,
     /// Most tokens of an answer.
     pub answer_tokens: usize,
     /// Most tokens of the passage's text that the teacher reads.
@@ -61,7 +61,7 @@ pub struct XragOptions {
     pub kl: f32,
     /// Share of the documents that is held out, half for stopping, half for the figures.
     pub held_out: f64,
-    /// Most passages, or questions, that choose, and that judge.
+    /// Most passages, or questions, of validation, and of test.
     pub measured: usize,
     pub seed: u64,
     /// Threads, 0 for the machine's.
@@ -88,7 +88,7 @@ impl Default for XragOptions {
             round_steps: 200,
             answer_rate: 0.1,
             answer_epochs: 1,
-            retold: 0.5,
+            replayed: 0.5,
             answer_tokens: 32,
             context_tokens: 256,
             nll: 1.0,
@@ -113,7 +113,7 @@ impl XragOptions {
             range,
         };
         let names = "llm, stage (paraphrase, answers, both), start, normalized, tokens, hidden, templates, text_tokens, \
-                     measured_tokens, rate, decay, warm_up, epochs, batch, round_steps, answer_rate, answer_epochs, retold, \
+                     measured_tokens, rate, decay, warm_up, epochs, batch, round_steps, answer_rate, answer_epochs, replayed, \
                      answer_tokens, context_tokens, nll, kl, held_out, measured, seed, threads";
         let read: XragOptions =
             serde_json::from_value(options.clone()).map_err(|error| bad(error.to_string(), names))?;
@@ -121,9 +121,12 @@ impl XragOptions {
         if !(1..=16).contains(&read.tokens) || read.hidden > 8192 {
             return Err(bad(shown(), "tokens 1 to 16, hidden to 8192"));
         }
-        let said = [read.text_tokens, read.measured_tokens];
-        if !said.iter().all(|tokens| (4..=512).contains(tokens)) || !(0.0..=16.0).contains(&read.retold) {
-            return Err(bad(shown(), "text_tokens and measured_tokens 4 to 512, retold 0 to 16"));
+        let counts = [read.text_tokens, read.measured_tokens];
+        if !counts.iter().all(|tokens| (4..=512).contains(tokens)) || !(0.0..=16.0).contains(&read.replayed) {
+            return Err(bad(
+                shown(),
+                "text_tokens and measured_tokens 4 to 512, replayed 0 to 16",
+            ));
         }
         if !(1..=super::prompts::TEMPLATES.len()).contains(&read.templates) {
             return Err(bad(shown(), "templates 1 to 13"));

@@ -1,29 +1,29 @@
-//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to say the passage;
-//! the loss is `-log p` of its tokens.
+//! Stage 1 of xRAG: the frozen LLM is given a passage's vectors in one of thirteen instructions and has to reconstruct
+//! the passage; the loss is `-log p` of its tokens.
 //!
-//! What is held out is judged in bits a token: given nothing, the passage's own vectors, another passage's, and the beginning
-//! of its text. The stage has succeeded where its own vectors beat another's by an interval without zero.
+//! What is held out is measured in bits a token: given nothing, the passage's own vectors, another passage's, and the
+//! beginning of its text. The stage has succeeded where its own vectors beat another's by an interval without zero.
 
 use super::fit::Trainee;
 use super::options::XragOptions;
 use super::pass::Factors;
 use super::prompts::Prompt;
-use super::steps::{Fitted, Lesson, Put, Stage, Task, Training, facts};
+use super::steps::{Fitted, Objective, Put, Stage, Task, Training, facts};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Progress, Watch};
-use crate::bridge::train::judged::{Judged, Verdict};
-use crate::bridge::train::parts::mean;
+use crate::bridge::train::acceptance::{Evaluation, Verdict};
+use crate::bridge::train::data::{Monitor, Progress};
+use crate::bridge::train::early_stopping::mean;
 use crate::random::Random;
 use serde_json::{Map, Value, json};
 
 /// Tokens of the text that is given in the place of vectors, for comparison.
 const TEXT_TOKENS: usize = 32;
 
-/// The passages as a lesson; items are passages.
+/// The passages as an objective; items are passages.
 pub struct Paraphrase<'a> {
     pub options: &'a XragOptions,
     pub prompts: Vec<Prompt>,
-    /// The tokens of each passage, as many as are ever to be said.
+    /// The tokens of each passage, as many as are ever to be reconstructed.
     pub texts: Vec<Vec<u32>>,
 }
 
@@ -34,7 +34,7 @@ impl Paraphrase<'_> {
     }
 }
 
-impl Lesson for Paraphrase<'_> {
+impl Objective for Paraphrase<'_> {
     fn name(&self) -> &'static str {
         "paraphrase"
     }
@@ -62,35 +62,35 @@ impl Lesson for Paraphrase<'_> {
 }
 
 /// What is saved over something else, from each item's bits.
-pub fn saved(over: &[f64], own: &[f64], seed: u64) -> Judged {
-    Judged::of(own, over, seed)
+pub fn saved(over: &[f64], own: &[f64], seed: u64) -> Evaluation {
+    Evaluation::of(own, over, seed)
 }
 
 /// A saving as figures: its mean and 95 % interval.
-pub fn figure(saved: &Judged) -> Value {
+pub fn figure(saved: &Evaluation) -> Value {
     let ends = saved.difference;
     json!({"value": saved.with - saved.base, "low": ends.map(|ends| ends.low), "high": ends.map(|ends| ends.high)})
 }
 
 /// The figures of passages that were never seen, and the verdict on the stage.
-pub fn judge(
+pub fn evaluate(
     training: &Training<'_>,
     stage: &Stage<'_>,
-    lesson: &Paraphrase<'_>,
+    objective: &Paraphrase<'_>,
     trainee: &Trainee,
-    judging: &[usize],
     fitted: &Fitted,
-    watch: &mut dyn Watch,
+    monitor: &mut dyn Monitor,
 ) -> Result<(Map<String, Value>, Verdict), BridgeError> {
+    let test = &stage.splits.test;
     let progress = Progress::default();
-    let vectors = training.projected(lesson, trainee, judging)?;
-    let tasks = training.tasks(lesson, judging, false)?;
+    let vectors = training.projected(objective, trainee, test)?;
+    let tasks = training.tasks(objective, test, false)?;
     let beginnings: Vec<Vec<u32>> = tasks
         .iter()
         .map(|task| task.text.iter().take(TEXT_TOKENS).copied().collect())
         .collect();
-    let nothing = vec![Vec::new(); judging.len()];
-    let mut bits = |put: Put<'_>| Ok::<_, BridgeError>(training.measure(&tasks, put, watch, &progress)?.bits);
+    let nothing = vec![Vec::new(); test.len()];
+    let mut bits = |put: Put<'_>| Ok::<_, BridgeError>(training.measure(&tasks, put, monitor, &progress)?.bits);
     let own = bits(Put::Vectors(&vectors, 0))?;
     // Another passage that was drawn: the next of the shuffled ones.
     let other = bits(Put::Vectors(&vectors, 1))?;
@@ -98,13 +98,13 @@ pub fn judge(
     let text = bits(Put::Ids(&beginnings))?;
     let seed = training.options.seed;
     let over_other = saved(&other, &own, seed);
-    let mut figures = facts(stage, judging.len(), fitted);
+    let mut figures = facts(stage, fitted);
     let more = json!({
         "text_tokens": training.options.text_tokens, "measured_tokens": training.options.measured_tokens,
         "bits_per_token": {"own": mean(&own), "other": mean(&other), "none": mean(&none), "text": mean(&text)},
         "saved_over_other": figure(&over_other), "saved_over_none": figure(&saved(&none, &own, seed)),
     });
     figures.extend(more.as_object().cloned().unwrap_or_default());
-    // Passages judge it, and no query.
+    // Passages test it, and no query.
     Ok((figures, Verdict::of(&[over_other.difference], false)))
 }

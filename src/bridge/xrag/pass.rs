@@ -1,5 +1,5 @@
-//! Examples through the decoder: what stands around and behind a passage's place, packed into passes, with what they begin
-//! with read once.
+//! Examples through the decoder: what stands around and behind a passage's place, packed into passes, with what they
+//! begin with read once.
 
 use super::prompts::Prompt;
 use crate::bridge::BridgeError;
@@ -185,8 +185,8 @@ impl<'a> Reader<'a> {
         Ok(passed)
     }
 
-    /// Where passes end that have about [`ROWS`] rows, and whose teachers say [`TAUGHT`] numbers; `tokens` are those that
-    /// each example has a teacher for.
+    /// Where passes end that have about [`ROWS`] rows, and whose teachers say [`TAUGHT`] numbers; `tokens` are those
+    /// that each example has a teacher for.
     fn cuts(&self, packed: &[Packed], tokens: &[usize]) -> Vec<usize> {
         let most = TAUGHT / self.decoder.config().vocabulary.max(1);
         let (mut cuts, mut rows, mut taught) = (Vec::new(), 0, 0);
@@ -212,18 +212,7 @@ impl<'a> Reader<'a> {
         passed: &mut Passed,
     ) -> Result<(), BridgeError> {
         let taught = self.teachers(examples, stop)?;
-        let mut taught = taught.chunks_exact(self.decoder.config().vocabulary);
-        let (mut targets, mut rows) = (Vec::new(), 0);
-        for (example, packed) in examples.iter().zip(packed) {
-            for (number, id) in example.text.iter().enumerate() {
-                targets.push(Target {
-                    row: rows + packed.last + number,
-                    id: *id,
-                    teacher: example.teacher.and_then(|_| taught.next()),
-                });
-            }
-            rows += self.sequence(packed).rows;
-        }
+        let targets = self.targets(examples, packed, &taught);
         let vectors: Vec<f32> = packed.iter().flat_map(|packed| &packed.vectors).copied().collect();
         let sequences: Vec<Sequence> = packed.iter().map(|packed| self.sequence(packed)).collect();
         let batch = Batch {
@@ -252,10 +241,10 @@ impl<'a> Reader<'a> {
             divergence = rest;
             passed.divergence.push(bits(own));
             let own = targets.by_ref().take(example.text.len());
-            let said: Vec<f32> = own
+            let of_teacher: Vec<f32> = own
                 .filter_map(|target| Some(-target.teacher?.get(target.id as usize)?))
                 .collect();
-            passed.taught.push(bits(&said));
+            passed.taught.push(bits(&of_teacher));
             passed.gradients.push(match (factors, &example.given) {
                 (Some(_), Given::Vectors(_)) => gradient[first + packed.place.start..first + packed.place.end].to_vec(),
                 _ => Vec::new(),
@@ -265,8 +254,25 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// What the teachers of some examples say: logarithms of probabilities, a row of the vocabulary for each token of each
-    /// text that has a teacher.
+    /// The tokens that examples are measured at, each with what its teacher says, out of `taught`.
+    fn targets<'t>(&self, examples: &[Example<'_>], packed: &[Packed], taught: &'t [f32]) -> Vec<Target<'t>> {
+        let mut taught = taught.chunks_exact(self.decoder.config().vocabulary);
+        let (mut targets, mut rows) = (Vec::new(), 0);
+        for (example, packed) in examples.iter().zip(packed) {
+            for (number, id) in example.text.iter().enumerate() {
+                targets.push(Target {
+                    row: rows + packed.last + number,
+                    id: *id,
+                    teacher: example.teacher.and_then(|_| taught.next()),
+                });
+            }
+            rows += self.sequence(packed).rows;
+        }
+        targets
+    }
+
+    /// What the teachers of some examples say: logarithms of probabilities, a row of the vocabulary for each token of
+    /// each text that has a teacher.
     fn teachers(&self, examples: &[Example<'_>], stop: &dyn Fn() -> bool) -> Result<Vec<f32>, BridgeError> {
         let mut packed = Vec::new();
         let mut texts = Vec::new();

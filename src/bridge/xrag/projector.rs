@@ -1,18 +1,18 @@
-//! The projector of a bridge of kind `xrag`: `W2 gelu(W1 x + b1) + b2` with the exact GELU, from a passage's vector to the
-//! vectors that stand for it in the input of an LLM (xRAG, arXiv 2405.13792).
+//! The projector of a bridge of kind `xrag`: `W2 gelu(W1 x + b1) + b2` with the exact GELU, from a passage's vector to
+//! the vectors that stand for it in the input of an LLM (xRAG, arXiv 2405.13792).
 //!
 //! The file has the published tensors: `projector.projector.0.weight` (F32, hidden x dimensions), `.0.bias`,
-//! `projector.projector.2.weight` (F32, tokens * width x hidden), `.2.bias`. The metadata may say `llm` (the fingerprint of
-//! the LLM) and `normalized` (whether it was trained on vectors of length 1).
+//! `projector.projector.2.weight` (F32, tokens * width x hidden), `.2.bias`. The metadata may say `llm` (the
+//! fingerprint of the LLM) and `normalized` (whether it was trained on vectors of length 1).
 
-use crate::bridge::BridgeError;
 use crate::bridge::file::{self, Tensors};
+use crate::bridge::{BridgeError, BridgeKind};
 use crate::compute::memory::collected;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-/// The name of this kind of bridge.
-pub const KIND: &str = "xrag";
+/// This kind of bridge.
+pub const KIND: BridgeKind = BridgeKind::Xrag;
 
 /// One affine map, `outputs` rows of weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +97,8 @@ pub(super) const TENSORS: [&str; 4] = [
     "projector.projector.2.bias",
 ];
 
-/// A bridge's bytes from a published safetensors file of a projector in F32, F16 or BF16. `more` is added to the metadata.
+/// A bridge's bytes from a published safetensors file of a projector in F32, F16 or BF16. `more` is added to the
+/// metadata.
 ///
 /// # Errors
 /// [`BridgeError::File`] for bytes that are no projector.
@@ -212,7 +213,8 @@ mod tests {
         assert_eq!(projector.llm.as_deref(), Some("f"));
         assert!(projector.normalized);
         assert_eq!(projector.outputs(), 3);
-        // W1 x + b1 = (1.5, 1) for x = (1, 1); gelu(1.5) = 1.3997892, gelu(1) = 0.8413447 (tables of the normal distribution).
+        // W1 x + b1 = (1.5, 1) for x = (1, 1); gelu(1.5) = 1.3997892, gelu(1) = 0.8413447 (tables of the normal
+        // distribution).
         let found = projector.project(&[1.0, 1.0]).expect("projected");
         let expected = [1.399_789_2, 1.841_344_7, 2.0 * (1.399_789_2 - 0.841_344_7)];
         for (found, expected) in found.iter().zip(expected) {
@@ -282,7 +284,7 @@ mod tests {
         let other: [(&str, Vec<usize>, &[f32]); 1] = [("map", vec![1], &[1.0])];
         let bad = file::write(KIND, 1, Map::new(), &other).expect("written");
         assert!(matches!(Projector::read(&bad), Err(BridgeError::File(_))));
-        let adapter = file::write("adapter", 1, Map::new(), &other).expect("written");
+        let adapter = file::write(BridgeKind::Adapter, 1, Map::new(), &other).expect("written");
         assert!(matches!(Projector::read(&adapter), Err(BridgeError::File(_))));
         let whole = bytes(Map::new());
         for cut in 0..whole.len() {

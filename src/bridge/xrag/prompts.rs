@@ -1,5 +1,5 @@
-//! What the LLM is told around a passage: thirteen instructions of our own wording to say the passage, and the template in
-//! which questions are answered; in the model's own chat template, ready as token ids.
+//! What the LLM is told around a passage: thirteen instructions of our own wording to say the passage, and the template
+//! in which questions are answered; in the model's own chat template, ready as token ids.
 
 use crate::bridge::BridgeError;
 use crate::model::ModelError;
@@ -23,8 +23,8 @@ pub(super) const TEMPLATES: [&str; 13] = [
     "Content: {}\nWhich text is this?",
 ];
 
-/// What a question with documents, and one without, is asked in where no template is given. `{documents}` and `{question}`
-/// are their places.
+/// What a question with documents, and one without, is asked in where no template is given. `{documents}` and
+/// `{question}` are their places.
 pub const WITH_DOCUMENTS: &str =
     "Use the background to answer the question.\n\nBackground: {documents}\n\nQuestion: {question}";
 pub const PLAIN: &str = "Answer the question.\n\nQuestion: {question}";

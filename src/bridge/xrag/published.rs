@@ -1,5 +1,5 @@
-//! A projector out of a safetensors file, of which it may be a small part: published weights hold it among those of a whole
-//! LLM. The header and the projector's tensors are read, the rest is not.
+//! A projector out of a safetensors file, of which it may be a small part: published weights hold it among those of a
+//! whole LLM. The header and the projector's tensors are read, the rest is not.
 
 use super::projector::TENSORS;
 use crate::bridge::BridgeError;
@@ -27,13 +27,11 @@ pub enum Found {
 /// # Errors
 /// [`BridgeError::File`] for a file that cannot be read, is cut, is too large, or has no projector in it.
 pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
-    let bad = |what: String| BridgeError::File(what);
-    let failed = |error: std::io::Error| BridgeError::File(error.to_string());
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(failed)?;
     let header = u64::from_le_bytes(length);
     if header > MOST_HEADER {
-        return Err(bad("it is no safetensors file".to_owned()));
+        return Err(bad("it is no safetensors file"));
     }
     // As bytes, and parsed.
     room_for(header as usize * 5)?;
@@ -42,26 +40,41 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
     // What the format's own reader asks for beyond this is the rest of the file.
     let json = start.get(8..).unwrap_or_default();
     let metadata: Metadata = serde_json::from_slice(json).map_err(|error| bad(error.to_string()))?;
-    if metadata
-        .metadata()
-        .as_ref()
-        .is_some_and(|entries| entries.contains_key(METADATA))
-    {
-        let mut whole = start;
-        let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        file.seek(SeekFrom::Start(8 + header)).map_err(failed)?;
-        let more = end.saturating_sub(8 + header).min(MOST_BYTES + 1);
-        reserve_exact(&mut whole, more as usize)?;
-        let rest = file
-            .by_ref()
-            .take(MOST_BYTES + 1)
-            .read_to_end(&mut whole)
-            .map_err(failed)?;
-        return match rest as u64 > MOST_BYTES {
-            true => Err(bad("it is larger than 1 GB".to_owned())),
-            false => Ok(Found::Bridge(whole)),
-        };
+    let entries = metadata.metadata().as_ref();
+    match entries.is_some_and(|entries| entries.contains_key(METADATA)) {
+        true => bridge(file, start, 8 + header),
+        false => projector(file, &metadata, 8 + header),
     }
+}
+
+fn bad(what: impl Into<String>) -> BridgeError {
+    BridgeError::File(what.into())
+}
+
+fn failed(error: std::io::Error) -> BridgeError {
+    BridgeError::File(error.to_string())
+}
+
+/// The whole file, of which `start` is the beginning; tensors lie behind `header` bytes.
+fn bridge(file: &mut (impl Read + Seek), start: Vec<u8>, header: u64) -> Result<Found, BridgeError> {
+    let mut whole = start;
+    let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    file.seek(SeekFrom::Start(header)).map_err(failed)?;
+    let more = end.saturating_sub(header).min(MOST_BYTES + 1);
+    reserve_exact(&mut whole, more as usize)?;
+    let rest = file
+        .by_ref()
+        .take(MOST_BYTES + 1)
+        .read_to_end(&mut whole)
+        .map_err(failed)?;
+    match rest as u64 > MOST_BYTES {
+        true => Err(bad("it is larger than 1 GB")),
+        false => Ok(Found::Bridge(whole)),
+    }
+}
+
+/// The projector's tensors alone, as a file.
+fn projector(file: &mut (impl Read + Seek), metadata: &Metadata, header: u64) -> Result<Found, BridgeError> {
     let mut parts = Vec::new();
     for name in TENSORS {
         let info = metadata
@@ -72,7 +85,7 @@ pub fn read(file: &mut (impl Read + Seek)) -> Result<Found, BridgeError> {
         if size as u64 > MOST_BYTES {
             return Err(bad(format!("tensor \"{name}\" is larger than 1 GB")));
         }
-        let at = (8 + header).saturating_add(from as u64);
+        let at = header.saturating_add(from as u64);
         file.seek(SeekFrom::Start(at)).map_err(failed)?;
         let mut bytes = zeros::<u8>(size)?;
         file.read_exact(&mut bytes).map_err(failed)?;

@@ -5,8 +5,9 @@ use super::options::XragOptions;
 use super::pass::{Example, Factors, Given, Passed, Reader};
 use super::prompts::Prompt;
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Progress, Watch};
-use crate::bridge::train::parts::{Epochs, mean};
+use crate::bridge::train::data::{Monitor, Progress};
+use crate::bridge::train::early_stopping::mean;
+use crate::bridge::train::split::{Epochs, Splits};
 use crate::compute::Pool;
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
@@ -24,7 +25,7 @@ pub struct Task {
 }
 
 /// What a stage trains on.
-pub trait Lesson {
+pub trait Objective {
     /// The stage's name in checkpoints and figures.
     fn name(&self) -> &'static str;
     /// The passage whose vectors an item is given.
@@ -45,16 +46,24 @@ pub struct Training<'a> {
     pub vectors: Vec<f32>,
 }
 
-/// Asks a watch from inside of a pass, and keeps what it said.
+/// The items of a step.
+struct Batch {
+    items: Vec<usize>,
+    /// The first one's place among all of the training.
+    place: usize,
+    rate: f32,
+}
+
+/// Asks a monitor from inside of a pass, and keeps what it said.
 struct Asking<'a, 'b> {
-    watch: RefCell<&'a mut dyn Watch>,
+    monitor: RefCell<&'a mut dyn Monitor>,
     progress: &'b Progress,
     said: RefCell<Option<BridgeError>>,
 }
 
 impl Asking<'_, '_> {
     fn stop(&self) -> bool {
-        match self.watch.borrow_mut().step(self.progress) {
+        match self.monitor.borrow_mut().step(self.progress) {
             Ok(()) => false,
             Err(error) => {
                 *self.said.borrow_mut() = Some(error);
@@ -64,14 +73,14 @@ impl Asking<'_, '_> {
     }
 }
 
-/// Runs something that asks the watch between layers.
-pub fn watched<T>(
-    watch: &mut dyn Watch,
+/// Runs something that asks the monitor between layers.
+pub fn monitored<T>(
+    monitor: &mut dyn Monitor,
     progress: &Progress,
     body: impl FnOnce(&dyn Fn() -> bool) -> Result<T, BridgeError>,
 ) -> Result<T, BridgeError> {
     let asking = Asking {
-        watch: RefCell::new(watch),
+        monitor: RefCell::new(monitor),
         progress,
         said: RefCell::new(None),
     };
@@ -98,15 +107,20 @@ impl Training<'_> {
     }
 
     /// The projector's vectors of items' passages, those of each one after another.
-    pub fn projected(&self, lesson: &dyn Lesson, trainee: &Trainee, items: &[usize]) -> Result<Vec<f32>, BridgeError> {
-        let x = self.rows(items.iter().map(|item| lesson.passage(*item)));
+    pub fn projected(
+        &self,
+        objective: &dyn Objective,
+        trainee: &Trainee,
+        items: &[usize],
+    ) -> Result<Vec<f32>, BridgeError> {
+        let x = self.rows(items.iter().map(|item| objective.passage(*item)));
         Ok(trainee.forward(self.pool, &x)?.2)
     }
 
     /// Items as they are measured.
-    pub fn tasks(&self, lesson: &dyn Lesson, items: &[usize], taught: bool) -> Result<Vec<Task>, BridgeError> {
+    pub fn tasks(&self, objective: &dyn Objective, items: &[usize], taught: bool) -> Result<Vec<Task>, BridgeError> {
         let task = |item: &usize| {
-            let mut task = lesson.task(*item, None)?;
+            let mut task = objective.task(*item, None)?;
             task.teacher = task.teacher.filter(|_| taught);
             Ok(task)
         };
@@ -118,7 +132,7 @@ impl Training<'_> {
         &self,
         tasks: &[Task],
         put: Put<'_>,
-        watch: &mut dyn Watch,
+        monitor: &mut dyn Monitor,
         progress: &Progress,
     ) -> Result<Passed, BridgeError> {
         let count = tasks.len();
@@ -135,25 +149,23 @@ impl Training<'_> {
             .enumerate()
             .map(|(number, task)| task.example(given(number)))
             .collect();
-        watched(watch, progress, |stop| self.reader.pass(&examples, None, stop))
+        monitored(monitor, progress, |stop| self.reader.pass(&examples, None, stop))
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn step(
         &self,
-        lesson: &dyn Lesson,
+        objective: &dyn Objective,
         trainee: &mut Trainee,
-        items: &[usize],
-        place: usize,
-        rate: f32,
-        watch: &mut dyn Watch,
+        batch: &Batch,
+        monitor: &mut dyn Monitor,
         progress: &Progress,
     ) -> Result<f64, BridgeError> {
-        let x = self.rows(items.iter().map(|item| lesson.passage(*item)));
+        let Batch { items, place, rate } = batch;
+        let x = self.rows(items.iter().map(|item| objective.passage(*item)));
         let (_, _, out) = trainee.forward(self.pool, &x)?;
         let width = trainee.sizes.outputs;
         let tasks = items.iter().enumerate();
-        let tasks = tasks.map(|(number, item)| lesson.task(*item, Some(place + number)));
+        let tasks = tasks.map(|(number, item)| objective.task(*item, Some(place + number)));
         let tasks = tasks.collect::<Result<Vec<_>, BridgeError>>()?;
         let examples: Vec<Example> = tasks
             .iter()
@@ -162,13 +174,15 @@ impl Training<'_> {
             .collect();
         let tokens: usize = tasks.iter().map(|task| task.text.len()).sum();
         let share = 1.0 / tokens.max(1) as f32;
-        let (_, _, factors) = lesson.plan();
+        let (_, _, factors) = objective.plan();
         let factors = Factors {
             nll: factors.nll * share,
             kl: factors.kl * share,
         };
-        let passed = watched(watch, progress, |stop| self.reader.pass(&examples, Some(factors), stop))?;
-        trainee.step(self.pool, &x, &passed.gradients.concat(), rate, self.options.decay)?;
+        let passed = monitored(monitor, progress, |stop| {
+            self.reader.pass(&examples, Some(factors), stop)
+        })?;
+        trainee.step(self.pool, &x, &passed.gradients.concat(), *rate, self.options.decay)?;
         Ok(mean(&passed.bits))
     }
 }
@@ -210,21 +224,21 @@ pub struct Fitted {
 
 /// A stage to be run.
 pub struct Stage<'a> {
-    pub lesson: &'a dyn Lesson,
-    pub items: &'a [usize],
-    pub choosing: &'a [usize],
+    pub objective: &'a dyn Objective,
+    /// Items of the objective.
+    pub splits: &'a Splits,
     pub place: Place,
     /// What checkpoints carry for the stages behind.
     pub carried: Value,
-    /// Whether the stage begins with something that is worth keeping: it is measured first, and is what is left where no
-    /// round is better.
+    /// Whether the stage begins with something that is worth keeping: it is measured first, and is what is left where
+    /// no round is better.
     pub keeps_beginning: bool,
 }
 
 impl Stage<'_> {
     /// Steps that it has.
     pub fn steps(&self, options: &XragOptions) -> usize {
-        (self.items.len() * self.lesson.plan().1).div_ceil(options.batch)
+        (self.splits.training.len() * self.objective.plan().1).div_ceil(options.batch)
     }
 
     fn chosen_by(
@@ -232,13 +246,13 @@ impl Stage<'_> {
         training: &Training<'_>,
         trainee: &Trainee,
         tasks: &[Task],
-        watch: &mut dyn Watch,
+        monitor: &mut dyn Monitor,
         progress: &Progress,
     ) -> Result<f64, BridgeError> {
-        let vectors = training.projected(self.lesson, trainee, self.choosing)?;
+        let vectors = training.projected(self.objective, trainee, &self.splits.validation)?;
         Ok(mean(
             &training
-                .measure(tasks, Put::Vectors(&vectors, 0), watch, progress)?
+                .measure(tasks, Put::Vectors(&vectors, 0), monitor, progress)?
                 .bits,
         ))
     }
@@ -249,62 +263,37 @@ impl Stage<'_> {
         training: &Training<'_>,
         trainee: &mut Trainee,
         resumed: Option<&Resumed>,
-        watch: &mut dyn Watch,
+        monitor: &mut dyn Monitor,
     ) -> Result<Fitted, BridgeError> {
         let options = training.options;
-        let (highest, _, _) = self.lesson.plan();
-        let steps = self.steps(options);
-        let rounds = steps.div_ceil(options.round_steps);
-        let warm = (steps as f32 * options.warm_up).max(1.0);
-        let tasks = training.tasks(self.lesson, self.choosing, false)?;
+        let rounds = self.steps(options).div_ceil(options.round_steps);
+        let tasks = training.tasks(self.objective, &self.splits.validation, false)?;
         let begun = match resumed {
             Some(resumed) => resumed.begun.clone(),
             None => self.keeps_beginning.then(|| trainee.parts.clone()),
         };
-        let progress = |step: usize, loss: f64, best: f64| Progress {
-            step: (self.place.before + step) as u64,
-            steps: self.place.all as u64,
-            loss,
-            held_out: best.is_finite().then_some(best),
-        };
-        let keep = |trainee: &Trainee, round: usize, best_bits: f64, watch: &mut dyn Watch| {
-            let state = json!({"stage": self.lesson.name(), "items": self.items.len(), "round": round, "best_bits": best_bits,
-                "carried": self.carried});
-            watch.checkpoint(&trainee.checkpoint(state, begun.as_ref())?)
-        };
-        // Checkpoints are kept at the ends of rounds that were better than all before, so what was best then is where to go on.
+        // Checkpoints are kept at the ends of rounds that were better than all before, so what was best then is where
+        // to go on.
         let (mut round, mut best_bits) = match resumed {
             Some(resumed) => self.read(&resumed.state)?,
             None if self.keeps_beginning => {
-                let bits = self.chosen_by(training, trainee, &tasks, watch, &progress(0, 0.0, f64::INFINITY))?;
-                keep(trainee, 0, bits, watch)?;
+                let progress = self.progress(0, 0.0, f64::INFINITY);
+                let bits = self.chosen_by(training, trainee, &tasks, monitor, &progress)?;
+                self.keep(trainee, begun.as_ref(), 0, bits, monitor)?;
                 (0, bits)
             }
             None => (0, f64::INFINITY),
         };
         let (mut best_round, mut best) = (round, trainee.parts.clone());
-        let mut epochs = Epochs::new(self.items.len(), options.seed);
+        let mut epochs = Epochs::new(self.splits.training.len(), options.seed);
         while round < rounds && round - best_round < PATIENCE {
-            let mut bits = 0.0;
-            let range = round * options.round_steps..((round + 1) * options.round_steps).min(steps);
-            for step in range.clone() {
-                let of_step: Vec<usize> = (step * options.batch..(step + 1) * options.batch)
-                    .map(|place| self.items[epochs.at(place)])
-                    .collect();
-                let now = step as f32 + 1.0;
-                let rate = highest * (now / warm).min((steps as f32 - now + 1.0) / steps as f32).min(1.0);
-                let loss = bits / (step - range.start).max(1) as f64;
-                let progress = progress(step, loss, best_bits);
-                let place = step * options.batch;
-                bits += training.step(self.lesson, trainee, &of_step, place, rate, watch, &progress)?;
-            }
+            let progress = self.round(training, trainee, round, best_bits, &mut epochs, monitor)?;
             round += 1;
-            let progress = progress(range.end, bits / range.len().max(1) as f64, best_bits);
-            let found = self.chosen_by(training, trainee, &tasks, watch, &progress)?;
+            let found = self.chosen_by(training, trainee, &tasks, monitor, &progress)?;
             if found < best_bits {
                 (best_bits, best_round) = (found, round);
                 best = trainee.parts.clone();
-                keep(trainee, round, best_bits, watch)?;
+                self.keep(trainee, begun.as_ref(), round, best_bits, monitor)?;
             }
         }
         trainee.parts = best;
@@ -314,9 +303,70 @@ impl Stage<'_> {
         })
     }
 
+    /// The steps of one round; gives where the training is behind them.
+    fn round(
+        &self,
+        training: &Training<'_>,
+        trainee: &mut Trainee,
+        round: usize,
+        best_bits: f64,
+        epochs: &mut Epochs,
+        monitor: &mut dyn Monitor,
+    ) -> Result<Progress, BridgeError> {
+        let options = training.options;
+        let mut bits = 0.0;
+        let range = round * options.round_steps..((round + 1) * options.round_steps).min(self.steps(options));
+        for step in range.clone() {
+            let place = step * options.batch;
+            let places = place..place + options.batch;
+            let batch = Batch {
+                items: places.map(|place| self.splits.training[epochs.at(place)]).collect(),
+                place,
+                rate: self.rate(step, options),
+            };
+            let loss = bits / (step - range.start).max(1) as f64;
+            let progress = self.progress(step, loss, best_bits);
+            bits += training.step(self.objective, trainee, &batch, monitor, &progress)?;
+        }
+        Ok(self.progress(range.end, bits / range.len().max(1) as f64, best_bits))
+    }
+
+    /// The learning rate of a step: it rises in the first ones, and falls to the end.
+    fn rate(&self, step: usize, options: &XragOptions) -> f32 {
+        let (highest, _, _) = self.objective.plan();
+        let (steps, now) = (self.steps(options) as f32, step as f32 + 1.0);
+        let warm = (steps * options.warm_up).max(1.0);
+        highest * (now / warm).min((steps - now + 1.0) / steps).min(1.0)
+    }
+
+    fn progress(&self, step: usize, loss: f64, best: f64) -> Progress {
+        Progress {
+            step: (self.place.before + step) as u64,
+            steps: self.place.all as u64,
+            loss,
+            held_out: best.is_finite().then_some(best),
+        }
+    }
+
+    /// Hands the state to the monitor; `begun` is what the stage began with, where that is worth keeping.
+    fn keep(
+        &self,
+        trainee: &Trainee,
+        begun: Option<&[Vec<f32>; 4]>,
+        round: usize,
+        best_bits: f64,
+        monitor: &mut dyn Monitor,
+    ) -> Result<(), BridgeError> {
+        let state = json!({
+            "stage": self.objective.name(), "items": self.splits.training.len(), "round": round, "best_bits": best_bits,
+            "carried": self.carried,
+        });
+        monitor.checkpoint(&trainee.checkpoint(state, begun)?)
+    }
+
     fn read(&self, state: &Value) -> Result<(usize, f64), BridgeError> {
         let number = |name: &str| state.get(name).and_then(Value::as_u64).map(|number| number as usize);
-        let same = number("items") == Some(self.items.len());
+        let same = number("items") == Some(self.splits.training.len());
         let found = number("round").zip(state.get("best_bits").and_then(Value::as_f64));
         found
             .filter(|_| same)
@@ -325,10 +375,10 @@ impl Stage<'_> {
 }
 
 /// Figures of a stage that every stage has.
-pub fn facts(stage: &Stage<'_>, judged: usize, fitted: &Fitted) -> Map<String, Value> {
+pub fn facts(stage: &Stage<'_>, fitted: &Fitted) -> Map<String, Value> {
     Map::from_iter([
-        ("trained_on".to_owned(), json!(stage.items.len())),
-        ("held_out".to_owned(), json!(judged)),
+        ("trained_on".to_owned(), json!(stage.splits.training.len())),
+        ("held_out".to_owned(), json!(stage.splits.test.len())),
         ("rounds".to_owned(), json!(fitted.rounds)),
         ("best_round".to_owned(), json!(fitted.best_round)),
     ])

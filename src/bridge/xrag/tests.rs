@@ -6,11 +6,12 @@ use super::options::XragOptions;
 use super::paraphrase::Paraphrase;
 use super::pass::{Example, Factors, Given, Reader};
 use super::prompts::Wording;
-use super::steps::Lesson;
+use super::steps::Objective;
 use super::{projector::Projector, train};
 use crate::bridge::BridgeError;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Trained, Vectors, Watch};
-use crate::bridge::train::parts::{Part, part};
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Trained, Vectors};
+use crate::bridge::train::run::Run;
+use crate::bridge::train::split::Split;
 use crate::compute::{Pool, Precision};
 use crate::model::Role;
 use crate::model::llm::files::LlmFiles;
@@ -70,9 +71,9 @@ struct Keeper {
     stop_after: Option<usize>,
 }
 
-impl Watch for Keeper {
+impl Monitor for Keeper {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
-        // Judging between two stages has no steps.
+        // Evaluation between two stages has no steps.
         if progress.steps > 0 {
             self.steps.push(progress.step);
         }
@@ -120,8 +121,15 @@ fn letters(dir: &tempfile::TempDir) -> Letters {
     }
 }
 
-fn run(dir: &tempfile::TempDir, watch: &mut Keeper, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
-    train(&passages(), &[], &options(), &mut letters(dir), watch, checkpoint)
+fn run(dir: &tempfile::TempDir, monitor: &mut Keeper, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
+    train(Run::new(
+        &passages(),
+        &[],
+        &options(),
+        &mut letters(dir),
+        monitor,
+        checkpoint,
+    ))
 }
 
 #[test]
@@ -168,8 +176,15 @@ fn pairs() -> Vec<Pair> {
 fn answers_are_learned_after_the_paraphrase_and_checkpoints_go_through_both_stages() {
     let dir = maker().write();
     let options = with(json!({"epochs": 2, "answer_rate": 0.1, "answer_epochs": 4}));
-    let run = |watch: &mut Keeper, checkpoint: Option<&[u8]>| {
-        train(&passages(), &pairs(), &options, &mut letters(&dir), watch, checkpoint)
+    let run = |monitor: &mut Keeper, checkpoint: Option<&[u8]>| {
+        train(Run::new(
+            &passages(),
+            &pairs(),
+            &options,
+            &mut letters(&dir),
+            monitor,
+            checkpoint,
+        ))
     };
     let mut whole = Keeper::default();
     let trained = run(&mut whole, None).unwrap();
@@ -223,14 +238,14 @@ fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_ga
         ..letters(&dir)
     };
     let mut run = |pairs: &[Pair], more: Value| {
-        train(
+        train(Run::new(
             &passages(),
             pairs,
             &with(more),
             &mut letters,
             &mut Keeper::default(),
             None,
-        )
+        ))
     };
     let gained = run(
         &pairs(),
@@ -260,14 +275,14 @@ fn a_stage_begins_with_the_bridge_that_is_named_and_keeps_it_where_nothing_is_ga
         on.figures
     );
     letters.start = Some(vec![1, 2, 3]);
-    let bad = train(
+    let bad = train(Run::new(
         &passages(),
         &[],
         &with(json!({"start": "x"})),
         &mut letters,
         &mut Keeper::default(),
         None,
-    );
+    ));
     assert!(matches!(bad, Err(BridgeError::File(_))));
 }
 
@@ -287,8 +302,16 @@ fn a_manner_of_answering_that_any_vector_brings_about_is_not_kept() {
             ..pair
         })
         .collect();
-    let options = with(json!({"start": "first", "answer_rate": 0.1, "answer_epochs": 2, "retold": 0.0}));
-    let trained = train(&passages(), &same, &options, &mut letters, &mut Keeper::default(), None).unwrap();
+    let options = with(json!({"start": "first", "answer_rate": 0.1, "answer_epochs": 2, "replayed": 0.0}));
+    let trained = train(Run::new(
+        &passages(),
+        &same,
+        &options,
+        &mut letters,
+        &mut Keeper::default(),
+        None,
+    ))
+    .unwrap();
     let answers = &trained.figures["answers"];
     assert!(answers["saved_over_before"]["low"].as_f64().unwrap() > 0.0, "{answers}");
     assert!(answers["saved_over_other"]["low"].as_f64().unwrap() <= 0.0, "{answers}");
@@ -391,8 +414,8 @@ fn the_projectors_gradient_is_that_of_finite_differences() {
             "{place}: {found} {expected}"
         );
     }
-    // A step against the gradient lowers the loss; the first one of Adam moves every number by the rate, which counts in sizes
-    // of what is moved, and less in the first layer.
+    // A step against the gradient lowers the loss; the first one of Adam moves every number by the rate, which counts
+    // in sizes of what is moved, and less in the first layer.
     let before = nats(&trainee);
     let mut stepped = Trainee::new(&pool, sizes, &x, 0.5, 3).unwrap();
     stepped.step(&pool, &x, &gradients, 1e-3, 0.0).unwrap();
@@ -426,8 +449,8 @@ fn passages_are_said_among_the_answers() {
         .iter()
         .map(|passage| tokenizer.encode(&passage.text).unwrap())
         .collect();
-    let options = XragOptions::read(&with(json!({"retold": 0.5, "text_tokens": 4, "measured_tokens": 5}))).unwrap();
-    let said = Paraphrase {
+    let options = XragOptions::read(&with(json!({"replayed": 0.5, "text_tokens": 4, "measured_tokens": 5}))).unwrap();
+    let reconstruction = Paraphrase {
         options: &options,
         prompts: wording.instructions(13).unwrap(),
         texts: texts.clone(),
@@ -437,30 +460,34 @@ fn passages_are_said_among_the_answers() {
         wording: &wording,
         passages: &passages,
         asked: questions(&passages, &pairs(), 1).0,
-        said: &said,
+        synthetic: false,
+        reconstruction: &reconstruction,
     };
-    let lesson = answers(&options);
-    let count = lesson.asked.len();
-    let retold = lesson.retold(40);
-    assert_eq!(retold.len(), 20);
-    assert_eq!(retold.iter().collect::<std::collections::BTreeSet<_>>().len(), 20);
-    for item in retold {
-        let passage = lesson.passage(item);
-        assert!(item >= count && part(passages[passage].document, 0.4, options.seed) == Part::Training);
+    let objective = answers(&options);
+    let count = objective.asked.len();
+    let replayed = objective.replayed(40);
+    assert_eq!(replayed.len(), 20);
+    assert_eq!(replayed.iter().collect::<std::collections::BTreeSet<_>>().len(), 20);
+    for item in replayed {
+        let passage = objective.passage(item);
+        assert!(item >= count && Split::of(passages[passage].document, 0.4, options.seed) == Split::Training);
         // As many tokens as are trained on, and as are measured; nobody teaches.
-        let (trained, measured) = (lesson.task(item, Some(3)).unwrap(), lesson.task(item, None).unwrap());
+        let (trained, measured) = (
+            objective.task(item, Some(3)).unwrap(),
+            objective.task(item, None).unwrap(),
+        );
         assert_eq!(
             (&trained.text[..], &measured.text[..]),
             (&texts[passage][..4], &texts[passage][..5])
         );
         assert!(trained.teacher.is_none());
     }
-    assert!(lesson.task(0, Some(0)).unwrap().teacher.is_some());
+    assert!(objective.task(0, Some(0)).unwrap().teacher.is_some());
     let none = XragOptions {
-        retold: 0.0,
+        replayed: 0.0,
         ..options.clone()
     };
-    assert!(answers(&none).retold(40).is_empty());
+    assert!(answers(&none).replayed(40).is_empty());
 }
 
 #[test]
@@ -511,27 +538,34 @@ fn what_does_not_fit_is_an_error() {
         json!({"other": 1}),
         json!({"held_out": 0.0}),
         json!({"measured_tokens": 3}),
-        json!({"retold": -1}),
+        json!({"replayed": -1}),
     ] {
-        let found = train(&passages(), &[], &bad, &mut letters, &mut Keeper::default(), None);
+        let found = train(Run::new(
+            &passages(),
+            &[],
+            &bad,
+            &mut letters,
+            &mut Keeper::default(),
+            None,
+        ));
         assert!(matches!(found, Err(BridgeError::Option { .. })), "{bad}");
     }
-    let found = train(
+    let found = train(Run::new(
         &passages()[..30],
         &[],
         &json!({"llm": "x"}),
         &mut letters,
         &mut Keeper::default(),
         None,
-    );
+    ));
     assert!(matches!(found, Err(BridgeError::TooLittle(_))));
-    let few = train(
+    let few = train(Run::new(
         &passages(),
         &pairs()[..10],
         &json!({"llm": "x", "stage": "answers"}),
         &mut letters,
         &mut Keeper::default(),
         None,
-    );
+    ));
     assert!(matches!(few, Err(BridgeError::TooLittle(_))));
 }

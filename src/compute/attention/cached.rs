@@ -13,7 +13,7 @@ pub const BLOCK: usize = 64;
 
 /// One token's query heads that share a head of keys.
 pub struct Group<'a> {
-    /// `heads * width` numbers; the results take their place.
+    /// `heads * width` elements; the results take their place.
     pub queries: &'a mut [f32],
     pub width: usize,
     /// Blocks of the key head, and of its values.

@@ -5,10 +5,10 @@ use crate::compute::cpu::simd::Simd;
 /// Keys as panels of the right side of `Q K^T`: panel, then number of the head, then key. Missing keys are zero.
 ///
 /// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `length` rounded up to panels, times `width`.
+/// `from` has `length` rows of `width` elements, `stride` apart; `to` holds `length` rounded up to panels, times `width`.
 #[inline(always)]
 pub unsafe fn pack_keys<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
-    // Four keys at a time: rows are read in order, and four numbers are written at once.
+    // Four keys at a time: rows are read in order, and four elements are written at once.
     for key in (0..length.next_multiple_of(S::COLUMNS)).step_by(4) {
         let present = length.saturating_sub(key).min(4);
         // SAFETY: inside the ranges that the caller promises; panels have a multiple of four columns.
@@ -16,7 +16,7 @@ pub unsafe fn pack_keys<S: Simd>(from: *const f32, stride: usize, length: usize,
             let target = to.add(key / S::COLUMNS * width * S::COLUMNS + key % S::COLUMNS);
             let source = from.wrapping_add(key * stride);
             for i in 0..width {
-                let numbers: [f32; 4] = if present == 4 {
+                let elements: [f32; 4] = if present == 4 {
                     std::array::from_fn(|next| source.add(next * stride + i).read())
                 } else {
                     std::array::from_fn(|next| {
@@ -27,16 +27,16 @@ pub unsafe fn pack_keys<S: Simd>(from: *const f32, stride: usize, length: usize,
                         }
                     })
                 };
-                target.add(i * S::COLUMNS).cast::<[f32; 4]>().write_unaligned(numbers);
+                target.add(i * S::COLUMNS).cast::<[f32; 4]>().write_unaligned(elements);
             }
         }
     }
 }
 
-/// Values as panels of the right side of `P V`: panel, then token, then number of the head. Missing numbers are zero.
+/// Values as panels of the right side of `P V`: panel, then token, then number of the head. Missing elements are zero.
 ///
 /// # Safety
-/// `from` has `length` rows of `width` numbers, `stride` apart; `to` holds `width` rounded up to panels, times `length`.
+/// `from` has `length` rows of `width` elements, `stride` apart; `to` holds `width` rounded up to panels, times `length`.
 #[inline(always)]
 pub unsafe fn pack_values<S: Simd>(from: *const f32, stride: usize, length: usize, width: usize, to: *mut f32) {
     for panel in 0..width.div_ceil(S::COLUMNS) {

@@ -40,7 +40,7 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Writes rows of [`Shape::out_row`] numbers to `out`. `stop` is asked between tasks.
+    /// Writes rows of [`Shape::out_row`] elements to `out`. `stop` is asked between tasks.
     pub fn run(&self, pool: &Pool, out: &mut [f32], stop: &dyn Fn() -> bool) -> Result<(), ComputeError> {
         let shape = self.shape;
         let sequences = || self.starts.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
@@ -92,7 +92,7 @@ impl Job<'_> {
         assert!(self.scratch.scores.len() >= keys * level.tile_rows());
         assert!(self.scratch.states.len() >= self.queries.len() * shape.group() * 2);
         match self.qkv {
-            Elements::F32(numbers) => assert!(numbers.len() >= last + shape.width),
+            Elements::F32(elements) => assert!(elements.len() >= last + shape.width),
             Elements::Bf16(words) => {
                 assert!(words.len() * 2 >= last + shape.width);
                 // SAFETY: `Attention::run` has checked instructions and shape; the rest as below.
@@ -335,7 +335,7 @@ impl QueryTile<'_, '_> {
 /// `keys` does not count (it becomes `exp` of the clamp, 1e-38, below the precision of a sum of at least 1).
 ///
 /// # Safety
-/// `row` holds `keys.end` numbers rounded up to whole vectors, `state` two.
+/// `row` holds `keys.end` elements rounded up to whole vectors, `state` two.
 #[inline(always)]
 unsafe fn softmax_numerators<S: Simd>(row: *mut f32, keys: Range<usize>, scale: f32, state: *mut f32) -> f32 {
     if keys.is_empty() {

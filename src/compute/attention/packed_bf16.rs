@@ -1,6 +1,6 @@
 //! The tasks of `packed.rs` with both products in bf16 (AVX512-BF16), for sequences whose tokens all see each other.
 //!
-//! Queries, keys and values come rounded: a word is two numbers of a head on the way to the scores, and two tokens on the way to
+//! Queries, keys and values come rounded: a word is two elements of a head on the way to the scores, and two tokens on the way to
 //! the values. Scores and their maximum are f32; the exponentials are rounded to bf16, and their sum is that of the rounded
 //! ones, so the weights of a row add up to one. Exponentials are powers of two to 3e-6.
 //!
@@ -249,7 +249,7 @@ unsafe fn exp2(x: __m512) -> __m512 {
 /// have to be multiplied with.
 ///
 /// # Safety
-/// `row` holds `length` (at least one) numbers rounded up to whole panels, `state` two.
+/// `row` holds `length` (at least one) elements rounded up to whole panels, `state` two.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn weights(row: *mut f32, length: usize, scale: f32, state: *mut f32) -> f32 {
@@ -286,7 +286,7 @@ unsafe fn weights(row: *mut f32, length: usize, scale: f32, state: *mut f32) -> 
     }
 }
 
-/// Keys as panels of the right side of `Q K^T`: panel, then pair of numbers of the head, then key. Missing keys are zero.
+/// Keys as panels of the right side of `Q K^T`: panel, then pair of elements of the head, then key. Missing keys are zero.
 ///
 /// # Safety
 /// `from` has `length` rows of `words` words, `stride` apart, sixteen or a multiple of that; `to` holds `length` rounded up to
@@ -314,15 +314,15 @@ unsafe fn pack_keys(from: *const u32, stride: usize, length: usize, words: usize
 /// Values as panels of the right side of `P V`: panel, then pair of tokens, then number of the head. A missing token is zero.
 ///
 /// # Safety
-/// `from` has `length` rows of `width` numbers, two a word, `stride` words apart; `to` holds `width` times half of `length`,
+/// `from` has `length` rows of `width` elements, two a word, `stride` words apart; `to` holds `width` times half of `length`,
 /// rounded up.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack_values(from: *const u32, stride: usize, length: usize, width: usize, to: *mut u32) {
     let pairs = length.div_ceil(2);
-    // A number of the first token, the same number of the second, and so on: of numbers 0 to 15, and 16 to 31.
+    // A number of the first token, the same number of the second, and so on: of elements 0 to 15, and 16 to 31.
     let order: [u16; 64] = std::array::from_fn(|i| (i / 2 + i % 2 * COLUMNS) as u16);
-    // SAFETY: twice 32 numbers of 16 bits.
+    // SAFETY: twice 32 elements of 16 bits.
     let order = unsafe { [0, 32].map(|first| _mm512_loadu_si512(order.as_ptr().add(first).cast())) };
     for panel in 0..width / COLUMNS {
         for pair in 0..pairs {
@@ -383,24 +383,24 @@ unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
 #[cfg(test)]
 mod tests {
     use super::super::job::Elements;
-    use super::super::packed::tests::{expected, numbers, run_in, shape};
+    use super::super::packed::tests::{elements, expected, run_in, shape};
     use super::super::shape::Places;
     use super::super::shape::Shape;
     use crate::compute::cpu::level::{self, Level};
     use half::bf16;
 
-    fn rounded(numbers: &[f32]) -> Vec<u32> {
+    fn rounded(elements: &[f32]) -> Vec<u32> {
         let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
-        numbers
+        elements
             .chunks(2)
             .map(|pair| bits(pair[0]) | bits(pair[1]) << 16)
             .collect()
     }
 
-    /// Attention over rows of numbers, rounded.
+    /// Attention over rows of elements, rounded.
     fn run(threads: usize, shape: Shape, qkv: &[f32], starts: &[usize]) -> Vec<f32> {
-        let numbers = Elements::Bf16(&rounded(qkv));
-        run_in(Level::Avx512, threads, shape, numbers, shape.by_rows(), starts)
+        let elements = Elements::Bf16(&rounded(qkv));
+        run_in(Level::Avx512, threads, shape, elements, shape.by_rows(), starts)
     }
 
     fn starts(lengths: &[usize]) -> Vec<usize> {
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_formula_over_rounded_numbers() {
+    fn equals_the_formula_over_rounded_elements() {
         if !level::has_bf16() {
             println!("SKIPPED: no AVX512-BF16");
             return;
@@ -425,7 +425,7 @@ mod tests {
         ];
         for (heads, width, lengths) in cases {
             let (shape, starts) = (shape(heads, heads, width, false, None), starts(&lengths));
-            let qkv = numbers(starts[lengths.len()] * shape.row());
+            let qkv = elements(starts[lengths.len()] * shape.row());
             let exact: Vec<f32> = qkv.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
             let out = run(2, shape, &qkv, &starts);
             for (start, length) in starts.iter().zip(&lengths) {
@@ -434,7 +434,7 @@ mod tests {
                         let want = expected(shape, &exact, *start, *length, head, row);
                         let at = (start + row) * shape.out_row() + head * width;
                         for (found, want) in out[at..].iter().zip(want) {
-                            // Numbers of at most 2, weights rounded by at most 1 in 512.
+                            // Elements of at most 2, weights rounded by at most 1 in 512.
                             let error = (*found as f64 - want).abs();
                             assert!(error < 4.1e-3, "{width} {length} {row}: {found} {want}");
                         }
@@ -453,7 +453,7 @@ mod tests {
         let shape = shape(3, 3, 32, false, None);
         let lengths = [3usize, 61, 15, 200, 1, 700];
         let starts = starts(&lengths);
-        let qkv = numbers(starts[lengths.len()] * shape.row());
+        let qkv = elements(starts[lengths.len()] * shape.row());
         let together = run(3, shape, &qkv, &starts);
         for (start, length) in starts.iter().zip(lengths) {
             let alone = run(1, shape, &qkv[start * shape.row()..], &[0, length]);
@@ -468,8 +468,8 @@ mod tests {
                 apart[column / 32 * head + number * token + column % 32] = *x;
             }
         }
-        let numbers = Elements::Bf16(&rounded(&apart));
-        assert_eq!(run_in(Level::Avx512, 2, shape, numbers, places, &starts), together);
+        let elements = Elements::Bf16(&rounded(&apart));
+        assert_eq!(run_in(Level::Avx512, 2, shape, elements, places, &starts), together);
     }
 
     #[test]
@@ -481,7 +481,7 @@ mod tests {
         let shape = shape(1, 1, 32, false, None);
         for place in [0, 40, 70] {
             for odd in [f32::NAN, f32::INFINITY] {
-                let mut qkv = numbers(20 * shape.row());
+                let mut qkv = elements(20 * shape.row());
                 qkv[7 * shape.row() + place] = odd;
                 let out = run(1, shape, &qkv, &[0, 20]);
                 assert!(out.iter().any(|x| !x.is_finite()), "{odd} at {place}");

@@ -14,19 +14,19 @@ use crate::compute::rowwise::rms_norm::RmsNorm;
 /// Positions of a task.
 const TASK_POSITIONS: usize = 256;
 
-/// Angles' frequencies, one for each pair of a head's numbers.
+/// Angles' frequencies, one for each pair of a head's elements.
 pub struct Rope {
     frequencies: Vec<f32>,
 }
 
 /// Cosines and sines of the first positions: for each position `width / 2` cosines, then as many sines.
 pub struct Rotations {
-    numbers: Buffer<f32>,
+    elements: Buffer<f32>,
     pairs: usize,
 }
 
 impl Rope {
-    /// For heads of `width` numbers, an even number.
+    /// For heads of `width` elements, an even number.
     pub fn new(width: usize, base: f64) -> Result<Rope, ComputeError> {
         if width == 0 || !width.is_multiple_of(2) {
             return Err(ComputeError::Shape(format!(
@@ -39,7 +39,7 @@ impl Rope {
         })
     }
 
-    /// With the frequency of each pair of a head's numbers, for models that stretch them.
+    /// With the frequency of each pair of a head's elements, for models that stretch them.
     pub fn with_frequencies(frequencies: Vec<f32>) -> Rope {
         Rope { frequencies }
     }
@@ -47,8 +47,8 @@ impl Rope {
     /// Cosines and sines of the positions below `length`. `stop` is asked between tasks.
     pub fn rotations(&self, pool: &Pool, length: usize, stop: &dyn Fn() -> bool) -> Result<Rotations, ComputeError> {
         let pairs = self.frequencies.len();
-        let mut numbers = Buffer::zeroed(length * pairs * 2)?;
-        let shared = Shared::new(&mut numbers);
+        let mut elements = Buffer::zeroed(length * pairs * 2)?;
+        let shared = Shared::new(&mut elements);
         pool.run_until(length.div_ceil(TASK_POSITIONS), stop, |_, task| {
             let positions = task * TASK_POSITIONS..((task + 1) * TASK_POSITIONS).min(length);
             // SAFETY: each task has positions of its own.
@@ -60,7 +60,7 @@ impl Rope {
                 }
             }
         })?;
-        Ok(Rotations { numbers, pairs })
+        Ok(Rotations { elements, pairs })
     }
 }
 
@@ -104,10 +104,10 @@ impl Kernel for Rotate<'_> {
         let pairs = width / 2;
         for (row, position) in self.rows.chunks_exact_mut(self.shape.row()).zip(self.positions) {
             let at = *position as usize * width;
-            let (cosines, sines) = self.rotations.numbers[at..at + width].split_at(pairs);
+            let (cosines, sines) = self.rotations.elements[at..at + width].split_at(pairs);
             for (number, head) in row.chunks_exact_mut(width).take(heads + key_heads).enumerate() {
                 let norm = if number < heads { self.query_norm } else { self.key_norm };
-                // SAFETY: the head has `width` numbers, cosines and sines half as many; every part is read and written
+                // SAFETY: the head has `width` elements, cosines and sines half as many; every part is read and written
                 // with its own number of lanes.
                 unsafe {
                     let low = head.as_mut_ptr();
@@ -163,12 +163,12 @@ impl Kernel for RotateBackward<'_> {
             width,
             ..
         } = self.shape;
-        let (pairs, row_numbers) = (width / 2, self.shape.row());
-        for (place, (row, position)) in self.rows.chunks_exact_mut(row_numbers).zip(self.positions).enumerate() {
+        let (pairs, row_elements) = (width / 2, self.shape.row());
+        for (place, (row, position)) in self.rows.chunks_exact_mut(row_elements).zip(self.positions).enumerate() {
             let at = *position as usize * width;
-            let (cosines, sines) = self.rotations.numbers[at..at + width].split_at(pairs);
+            let (cosines, sines) = self.rotations.elements[at..at + width].split_at(pairs);
             for (number, head) in row.chunks_exact_mut(width).take(heads + key_heads).enumerate() {
-                // SAFETY: the head has `width` numbers, cosines and sines half as many; every part is read and written
+                // SAFETY: the head has `width` elements, cosines and sines half as many; every part is read and written
                 // with its own number of lanes.
                 unsafe {
                     let low = head.as_mut_ptr();
@@ -183,7 +183,7 @@ impl Kernel for RotateBackward<'_> {
                     }
                     if let Some((before, query, key)) = self.norms {
                         let norm = if number < heads { query } else { key };
-                        norm.row_backward::<S>(before[place * row_numbers + number * width..][..width].as_ptr(), low);
+                        norm.row_backward::<S>(before[place * row_elements + number * width..][..width].as_ptr(), low);
                     }
                 }
             }

@@ -19,7 +19,7 @@ pub struct Shape {
     pub heads: usize,
     /// Heads of keys and values.
     pub key_heads: usize,
-    /// Numbers of a head.
+    /// Elements of a head.
     pub width: usize,
     /// Whether a token sees itself and those before it alone.
     pub causal: bool,
@@ -35,17 +35,17 @@ pub struct Places {
 }
 
 impl Shape {
-    /// Numbers of a row of queries, keys and values, in that order.
+    /// Elements of a row of queries, keys and values, in that order.
     pub fn row(&self) -> usize {
         (self.heads + 2 * self.key_heads) * self.width
     }
 
-    /// Numbers of a row that comes out.
+    /// Elements of a row that comes out.
     pub fn out_row(&self) -> usize {
         self.heads * self.width
     }
 
-    /// Where tokens and heads are in rows of [`Shape::row`] numbers.
+    /// Where tokens and heads are in rows of [`Shape::row`] elements.
     pub fn by_rows(&self) -> Places {
         Places {
             token: self.row(),

@@ -14,7 +14,7 @@ pub struct Buffer<T: Number> {
     length: usize,
 }
 
-/// Plain numbers: every bit pattern is a value, zero bits are 0, nothing to drop.
+/// Plain elements: every bit pattern is a value, zero bits are 0, nothing to drop.
 pub trait Number: Copy + Send + Sync + 'static {}
 impl Number for f32 {}
 impl Number for f64 {}
@@ -37,7 +37,7 @@ impl<T: Number> Buffer<T> {
         let layout = Layout::array::<T>(length)
             .and_then(|layout| layout.align_to(ALIGNMENT))
             .map_err(|_| refused())?;
-        // SAFETY: the layout is not empty (`length` > 0 and numbers have a size).
+        // SAFETY: the layout is not empty (`length` > 0 and elements have a size).
         let memory = unsafe { alloc_zeroed(layout) }.cast::<T>();
         #[cfg(test)]
         count::allocated(layout.size());
@@ -65,7 +65,7 @@ impl<T: Number> Drop for Buffer<T> {
 impl<T: Number> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `length` initialised numbers, or none at a dangling aligned pointer.
+        // SAFETY: `length` initialised elements, or none at a dangling aligned pointer.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.length) }
     }
 }
@@ -77,7 +77,7 @@ impl<T: Number> DerefMut for Buffer<T> {
     }
 }
 
-// SAFETY: the buffer owns its numbers, like a `Vec`.
+// SAFETY: the buffer owns its elements, like a `Vec`.
 unsafe impl<T: Number> Send for Buffer<T> {}
 // SAFETY: shared access only reads.
 unsafe impl<T: Number> Sync for Buffer<T> {}
@@ -98,14 +98,14 @@ pub struct Shared<T: Number> {
 }
 
 impl<T: Number> Shared<T> {
-    pub fn new(numbers: &mut [T]) -> Shared<T> {
+    pub fn new(elements: &mut [T]) -> Shared<T> {
         Shared {
-            pointer: numbers.as_mut_ptr(),
-            length: numbers.len(),
+            pointer: elements.as_mut_ptr(),
+            length: elements.len(),
         }
     }
 
-    /// The address of the numbers `start..start + length`, which lie inside.
+    /// The address of the elements `start..start + length`, which lie inside.
     pub fn address(&self, start: usize, length: usize) -> *mut T {
         assert!(
             start <= self.length && length <= self.length - start,
@@ -114,10 +114,10 @@ impl<T: Number> Shared<T> {
         self.pointer.wrapping_add(start)
     }
 
-    /// The numbers `start..start + length`.
+    /// The elements `start..start + length`.
     ///
     /// # Safety
-    /// The slice given to `new` is still borrowed for this use, and no other task uses these numbers meanwhile.
+    /// The slice given to `new` is still borrowed for this use, and no other task uses these elements meanwhile.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part<'a>(&self, start: usize, length: usize) -> &'a mut [T] {
         assert!(

@@ -86,12 +86,12 @@ pub fn zeros<T: Number>(count: usize) -> Result<Vec<T>, ComputeError> {
         return Ok(Vec::new());
     }
     let layout = Layout::array::<T>(count).map_err(|_| refused::<T>(count))?;
-    // SAFETY: the layout is not empty: `count` > 0, and numbers have a size.
+    // SAFETY: the layout is not empty: `count` > 0, and elements have a size.
     let memory = unsafe { alloc_zeroed(layout) }.cast::<T>();
     if memory.is_null() {
         return Err(refused::<T>(count));
     }
-    // SAFETY: allocated by the global allocator with the layout of `count` numbers, all of them zero, which is a number.
+    // SAFETY: allocated by the global allocator with the layout of `count` elements, all of them zero, which is a number.
     Ok(unsafe { Vec::from_raw_parts(memory, count, count) })
 }
 
@@ -254,10 +254,10 @@ mod tests {
     #[test]
     fn what_fits_is_what_was_asked_for() {
         assert_eq!(filled(7u8, 3).unwrap(), [7, 7, 7]);
-        let mut numbers = zeros::<f32>(1000).unwrap();
-        assert!(numbers.iter().all(|number| *number == 0.0));
-        numbers.extend([1.0; 1000]);
-        assert_eq!(numbers.len(), 2000);
+        let mut elements = zeros::<f32>(1000).unwrap();
+        assert!(elements.iter().all(|number| *number == 0.0));
+        elements.extend([1.0; 1000]);
+        assert_eq!(elements.len(), 2000);
         assert!(zeros::<u64>(0).unwrap().is_empty());
         assert_eq!(collected([1u32, 2].iter().map(|x| x * 2)).unwrap(), [2, 4]);
         assert_eq!(copied(&[3u32, 4]).unwrap(), [3, 4]);

@@ -28,7 +28,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_rounded(to: *mut bf16, low: Self::V, high: Self::V) {
         for (part, vector) in [low, high].into_iter().enumerate() {
             let mut lanes = [0f32; MOST_LANES];
-            // SAFETY: the caller promises room for two vectors of such numbers.
+            // SAFETY: the caller promises room for two vectors of such elements.
             unsafe {
                 Self::store(lanes.as_mut_ptr(), vector);
                 for (lane, number) in lanes.iter().enumerate().take(Self::LANES) {
@@ -95,19 +95,19 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        // SAFETY: the caller promises `LANES` readable numbers.
+        // SAFETY: the caller promises `LANES` readable elements.
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
-        // SAFETY: the caller promises `LANES` writable numbers.
+        // SAFETY: the caller promises `LANES` writable elements.
         unsafe { to.cast::<Self::V>().write_unaligned(value) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self::V {
         each(|lane| {
             if lane < lanes {
-                // SAFETY: the caller promises `lanes` readable numbers.
+                // SAFETY: the caller promises `lanes` readable elements.
                 unsafe { from.add(lane).read() }
             } else {
                 0.0
@@ -117,7 +117,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, value: Self::V, lanes: usize) {
         for (lane, number) in value.into_iter().enumerate().take(lanes) {
-            // SAFETY: the caller promises `lanes` writable numbers.
+            // SAFETY: the caller promises `lanes` writable elements.
             unsafe { to.add(lane).write(number) }
         }
     }

@@ -16,7 +16,7 @@ pub struct Avx512;
 #[inline(always)]
 unsafe fn first8(lanes: usize) -> __m256i {
     const WINDOW: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-    // SAFETY: the offset is at most 8, so 8 numbers are left; AVX2 is the caller's promise.
+    // SAFETY: the offset is at most 8, so 8 elements are left; AVX2 is the caller's promise.
     unsafe { _mm256_loadu_si256(WINDOW.as_ptr().add(8 - lanes.min(8)).cast()) }
 }
 
@@ -86,22 +86,22 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> __m256 {
-        // SAFETY: the caller promises 8 readable numbers.
+        // SAFETY: the caller promises 8 readable elements.
         unsafe { _mm256_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: __m256) {
-        // SAFETY: the caller promises 8 writable numbers.
+        // SAFETY: the caller promises 8 writable elements.
         unsafe { _mm256_storeu_ps(to, value) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> __m256 {
-        // SAFETY: the caller promises `lanes` readable numbers; masked lanes are not read.
+        // SAFETY: the caller promises `lanes` readable elements; masked lanes are not read.
         unsafe { _mm256_maskload_ps(from, first8(lanes)) }
     }
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, value: __m256, lanes: usize) {
-        // SAFETY: the caller promises `lanes` writable numbers; masked lanes are not written.
+        // SAFETY: the caller promises `lanes` writable elements; masked lanes are not written.
         unsafe { _mm256_maskstore_ps(to, first8(lanes), value) }
     }
     #[inline(always)]
@@ -178,7 +178,7 @@ impl Simd for Avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn store_rounded(to: *mut bf16, low: __m512, high: __m512) {
-        // SAFETY: the caller promises room for 32 numbers; both types are 512 bits.
+        // SAFETY: the caller promises room for 32 elements; both types are 512 bits.
         unsafe {
             let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(to.cast(), both)
@@ -196,22 +196,22 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: the caller promises 16 readable numbers.
+        // SAFETY: the caller promises 16 readable elements.
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: __m512) {
-        // SAFETY: the caller promises 16 writable numbers.
+        // SAFETY: the caller promises 16 writable elements.
         unsafe { _mm512_storeu_ps(to, value) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> __m512 {
-        // SAFETY: the caller promises `lanes` readable numbers; masked lanes are not read.
+        // SAFETY: the caller promises `lanes` readable elements; masked lanes are not read.
         unsafe { _mm512_maskz_loadu_ps(first16(lanes), from) }
     }
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, value: __m512, lanes: usize) {
-        // SAFETY: the caller promises `lanes` writable numbers; masked lanes are not written.
+        // SAFETY: the caller promises `lanes` writable elements; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(to, first16(lanes), value) }
     }
     #[inline(always)]

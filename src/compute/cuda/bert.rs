@@ -1,12 +1,12 @@
-//! The forward pass of the BERT family on a card. CPU twin: `compute/forward/bert.rs`.
+//! The forward pass of the BERT family on a GPU. CPU twin: `compute/forward/bert.rs`.
 //!
 //! Activations are bf16, sums, normalisations and softmax f32. The residual is bf16 as well: it is normalised after each
 //! sum, so its error does not grow from layer to layer.
 
 use super::super::{Activation, ComputeError};
-use super::card::{Memory, Stream};
+use super::batch_stream::{Buffers, Network, Shape};
 use super::engine::Engine;
-use super::lane::{Buffers, Network, Shape};
+use super::gpu::{Memory, Stream};
 use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
 use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::collected;
@@ -73,7 +73,7 @@ struct Layer {
     output_norm: Norm,
 }
 
-/// A model of the BERT family on a card.
+/// A model of the BERT family on a GPU.
 pub struct Bert {
     shape: BertShape,
     widths: [usize; 5],
@@ -90,8 +90,8 @@ const CONTEXT: usize = 2;
 const UP: usize = 3;
 const Y: usize = 4;
 
-pub(super) fn rounded(numbers: &[f32]) -> Result<Vec<bf16>, ComputeError> {
-    collected(numbers.iter().map(|number| bf16::from_f32(*number)))
+pub(super) fn rounded(elements: &[f32]) -> Result<Vec<bf16>, ComputeError> {
+    collected(elements.iter().map(|number| bf16::from_f32(*number)))
 }
 
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
@@ -109,7 +109,7 @@ fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Nor
 }
 
 impl Bert {
-    /// Copies a model to the card. Layers are taken one by one, so that the host never needs to hold all of them; `E` is
+    /// Copies a model to the GPU. Layers are taken one by one, so that the host never needs to hold all of them; `E` is
     /// the error of whoever reads them.
     pub fn new<E: From<ComputeError>>(
         engine: &Engine,
@@ -120,7 +120,7 @@ impl Bert {
         check_shape(&shape)?;
         check_tables(&shape, &embedding)?;
         let (hidden, intermediate) = (shape.hidden, shape.intermediate);
-        let stream = &Stream::new(&engine.card)?;
+        let stream = &Stream::new(&engine.gpu)?;
         let up = if shape.unfused() {
             Epilogue::Bias
         } else {
@@ -153,7 +153,7 @@ impl Bert {
     }
 }
 
-/// A linear layer on the card.
+/// A linear layer on the GPU.
 pub(super) fn linear(
     engine: &Engine,
     stream: &Stream,

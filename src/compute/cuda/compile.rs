@@ -1,4 +1,4 @@
-//! The kernels, compiled for the card at hand by NVRTC and kept on disk.
+//! The kernels, compiled for the GPU at hand by NVRTC and kept on disk.
 //!
 //! A kept file is named after the kernel's file, the architecture and a hash of everything that makes the result: source,
 //! options, architecture and the compiler's version. It holds the SHA-256 of the machine code, then the machine code. A
@@ -6,7 +6,7 @@
 //! renamed, so several processes may share the directory. A directory that cannot be written costs time, nothing else.
 
 use super::super::ComputeError;
-use super::card::{Card, sorted};
+use super::gpu::{Gpu, sorted};
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::{result as compiler, sys as nvrtc};
 use sha2::{Digest, Sha256};
@@ -43,9 +43,9 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
-/// All kernels, loaded on one card.
+/// All kernels, loaded on one GPU.
 pub struct Kernels {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     modules: Vec<sys::CUmodule>,
     by_name: HashMap<&'static str, Kernel>,
 }
@@ -109,14 +109,14 @@ const NAMES: [(&str, &[&str]); 8] = [
 ];
 
 impl Kernels {
-    /// Loads all kernels for the card; compiles those that `cache` does not hold.
-    pub fn load(card: &Arc<Card>, cache: Option<&Path>) -> Result<Kernels, ComputeError> {
-        card.enter()?;
+    /// Loads all kernels for the GPU; compiles those that `cache` does not hold.
+    pub fn load(gpu: &Arc<Gpu>, cache: Option<&Path>) -> Result<Kernels, ComputeError> {
+        gpu.enter()?;
         let version = version()?;
-        let (major, minor) = card.info.capability;
+        let (major, minor) = gpu.info.capability;
         let architecture = format!("sm_{major}{minor}");
         let mut kernels = Kernels {
-            card: card.clone(),
+            gpu: gpu.clone(),
             modules: Vec::new(),
             by_name: HashMap::new(),
         };
@@ -158,7 +158,7 @@ impl Kernels {
     fn allow_shared_memory(&self) -> Result<(), ComputeError> {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         for (name, kernel) in &self.by_name {
-            let bytes = super::launch::shared_memory(name).min(self.card.shared_memory);
+            let bytes = super::shared_memory::shared_memory(name).min(self.gpu.shared_memory);
             if bytes > 0 {
                 // SAFETY: the function belongs to a loaded module.
                 unsafe { result::function::set_function_attribute(kernel.0, attribute, bytes as i32) }
@@ -177,7 +177,7 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             for module in &self.modules {
                 // SAFETY: loaded in `load`, unloaded once.
                 let _ = unsafe { result::module::unload(*module) };

@@ -1,13 +1,13 @@
-//! The forward pass of decoders (Qwen3, Mistral, Llama) on a card: root-mean-square norms before each part, rotary
+//! The forward pass of decoders (Qwen3, Mistral, Llama) on a gpu: root-mean-square norms before each part, rotary
 //! positions, grouped-query attention to the left, SwiGLU.
 //!
 //! The residual stream is f32, because it grows from layer to layer; everything else is bf16 with f32 sums.
 
 use super::super::ComputeError;
+use super::batch_stream::{Buffers, Network, Shape};
 use super::bert::{LinearWeights, linear, rounded};
-use super::card::{Memory, Stream};
 use super::engine::Engine;
-use super::lane::{Buffers, Network, Shape};
+use super::gpu::{Memory, Stream};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
 use super::matmul::{Epilogue, Product};
 use crate::compute::cpu::memory::with_room;
@@ -44,7 +44,7 @@ pub struct DecoderLayerWeights {
     pub attention_norm: Vec<f32>,
     /// Rows of the queries, then of the keys, then of the values.
     pub qkv: LinearWeights,
-    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` numbers each.
+    /// Scales of the norms of each query's and key's head (Qwen3), `head_size` elements each.
     pub head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub attention_output: LinearWeights,
     /// Scale of the norm before the feed-forward block.
@@ -78,7 +78,7 @@ struct Layer {
     down: Product,
 }
 
-/// A decoder on a card. Its token vectors are those after the last norm.
+/// A decoder on a GPU. Its token vectors are those after the last norm.
 pub struct Decoder {
     shape: DecoderShape,
     widths: [usize; 5],
@@ -97,7 +97,7 @@ const GATE_UP: usize = 3;
 const Y: usize = 4;
 
 impl Decoder {
-    /// Copies a model to the card, layer by layer, as [`super::bert::Bert::new`] does.
+    /// Copies a model to the GPU, layer by layer, as [`super::bert::Bert::new`] does.
     pub fn new<E: From<ComputeError>>(
         engine: &Engine,
         shape: DecoderShape,
@@ -114,7 +114,7 @@ impl Decoder {
             intermediate,
             ..
         } = shape;
-        let stream = &Stream::new(&engine.card)?;
+        let stream = &Stream::new(&engine.gpu)?;
         let product = |weights: LinearWeights, inputs: usize, outputs: usize| {
             linear(engine, stream, &weights, inputs, outputs, Epilogue::Bias)
         };

@@ -1,10 +1,11 @@
 //! One function a kernel: checks that the memory is as large as the kernel reads and writes, and launches it.
 //!
-//! What the numbers mean stands at the head of each file of kernels/. Widths are multiples of 8.
+//! What the elements mean stands at the head of each file of kernels/. Widths are multiples of 8.
 
 use super::super::{Activation, ComputeError};
-use super::card::{Memory, Plain, Stream, sorted};
 use super::compile::{Kernel, Kernels};
+use super::gpu::{Memory, Plain, Stream, sorted};
+use super::shared_memory::attention_memory;
 use cudarc::driver::result;
 use half::bf16;
 use std::ffi::c_void;
@@ -14,25 +15,6 @@ pub const HEAD_SIZES: [usize; 4] = [32, 64, 96, 128];
 
 /// Widest row that the normalisations keep in registers.
 pub const WIDEST_ROW: usize = 4096;
-
-/// Bytes of shared memory of an attention block: two stages of 64 keys and 64 values, rows padded by 8 numbers.
-pub fn attention_memory(head_size: usize) -> usize {
-    4 * 64 * (head_size + 8) * size_of::<bf16>()
-}
-
-/// The most dynamic shared memory that a kernel is launched with, in bytes; 0 where it is what every block gets.
-pub fn shared_memory(kernel: &str) -> usize {
-    if kernel == "rotate" {
-        return super::launch_coding::ROTATED * size_of::<f32>();
-    }
-    let size = kernel
-        .strip_prefix("attention_")
-        .map(|rest| rest.trim_start_matches("causal_"));
-    let size = size
-        .and_then(|rest| rest.split('_').next())
-        .and_then(|size| size.parse().ok());
-    size.map_or(0, attention_memory)
-}
 
 /// The kernels and the stream that they are put on.
 #[derive(Clone, Copy)]
@@ -85,7 +67,7 @@ pub struct Embedding<'a> {
     pub positions: &'a Memory<bf16>,
 }
 
-/// Scale, shift and epsilon on the card.
+/// Scale, shift and epsilon on the GPU.
 pub struct Norm {
     pub scale: Memory<f32>,
     pub shift: Memory<f32>,
@@ -116,7 +98,7 @@ impl Launch<'_> {
         parameters: &mut [*mut c_void],
     ) -> Result<(), ComputeError> {
         let grid = (number(grid.0)?, number(grid.1)?, 1);
-        self.stream.card.enter()?;
+        self.stream.gpu.enter()?;
         // SAFETY: the parameters are those of the kernel, in order and type (each function below, beside its kernel's
         // signature); they are copied before the call returns. The memory outlives the work: its owner waits for the
         // stream before it lets go of it.

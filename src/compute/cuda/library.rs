@@ -1,5 +1,5 @@
 //! Whether CUDA's libraries are there. Every call of `cudarc` panics where its library is missing, so each entry to this
-//! room asks here first.
+//! module asks here first.
 
 use super::super::ComputeError;
 use cudarc::{cublaslt, driver, nvrtc};
@@ -27,7 +27,7 @@ pub fn require_all() -> Result<(), ComputeError> {
     missing.map_or(Ok(()), |library| Err(ComputeError::Library { library }))
 }
 
-/// Whether the driver alone is there: enough to list cards.
+/// Whether the driver alone is there: enough to list GPUs.
 pub fn has_driver() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     // SAFETY: as in `require_all`.

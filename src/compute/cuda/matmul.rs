@@ -5,7 +5,7 @@
 
 use super::super::{Activation, ComputeError};
 use super::bert::rounded;
-use super::card::{Card, Memory, Stream};
+use super::gpu::{Gpu, Memory, Stream};
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 use std::ffi::c_void;
@@ -21,9 +21,9 @@ const OTHER_ROWS: [u64; 4] = [1, 16, 500, 32_768];
 /// Algorithms that the library is asked for.
 const CANDIDATES: usize = 16;
 
-/// cublasLt on one card.
+/// cublasLt on one GPU.
 pub struct Library {
-    card: Arc<Card>,
+    gpu: Arc<Gpu>,
     handle: sys::cublasLtHandle_t,
 }
 
@@ -37,7 +37,7 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), ComputeE
     match status {
         CUBLAS_STATUS_SUCCESS => Ok(()),
         CUBLAS_STATUS_ALLOC_FAILED => Err(ComputeError::DeviceMemory { bytes: 0 }),
-        // The kernel could not be launched: the driver knows why, and a lost card shows there.
+        // The kernel could not be launched: the driver knows why, and a lost GPU shows there.
         CUBLAS_STATUS_EXECUTION_FAILED | CUBLAS_STATUS_INTERNAL_ERROR => {
             Err(ComputeError::DeviceLost(format!("{call}: {status:?}")))
         }
@@ -46,12 +46,12 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), ComputeE
 }
 
 impl Library {
-    pub fn new(card: &Arc<Card>) -> Result<Library, ComputeError> {
-        card.enter()?;
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Library, ComputeError> {
+        gpu.enter()?;
         let handle =
             result::create_handle().map_err(|error| ComputeError::Device(format!("cublasLtCreate: {error:?}")))?;
         Ok(Library {
-            card: card.clone(),
+            gpu: gpu.clone(),
             handle,
         })
     }
@@ -59,7 +59,7 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        if self.card.enter().is_ok() {
+        if self.gpu.enter().is_ok() {
             // SAFETY: created in `new`, destroyed once.
             let _ = unsafe { result::destroy_handle(self.handle) };
         }
@@ -167,7 +167,7 @@ impl Drop for Preference {
     }
 }
 
-/// A linear layer on the card: `out = epilogue(x W^T + bias)`.
+/// A linear layer on the gpu: `out = epilogue(x W^T + bias)`.
 pub struct Product {
     library: Arc<Library>,
     weight: Memory<bf16>,
@@ -185,7 +185,7 @@ unsafe impl Send for Product {}
 unsafe impl Sync for Product {}
 
 impl Product {
-    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` numbers to the card, rounded to bf16. Both numbers are
+    /// Copies a weight `[outputs][inputs]` and a bias of `outputs` elements to the GPU, rounded to bf16. Both numbers are
     /// multiples of 8.
     pub fn new(
         library: &Arc<Library>,
@@ -260,7 +260,7 @@ impl Product {
                 self.inputs, self.outputs
             )));
         }
-        self.library.card.enter()?;
+        self.library.gpu.enter()?;
         let kind = sys::cudaDataType_t::CUDA_R_16BF;
         let (from, to) = (
             Layout::new(kind, self.inputs as u64, rows as u64)?,
@@ -306,7 +306,7 @@ struct Choice<'a> {
 impl Choice<'_> {
     /// The best algorithm for a large batch that keeps each sum in one block and takes every number of rows.
     fn best(&self) -> Result<sys::cublasLtMatmulAlgo_t, ComputeError> {
-        self.library.card.enter()?;
+        self.library.gpu.enter()?;
         for candidate in self.candidates()? {
             let algorithm = candidate.algo;
             if !divides_sums(&algorithm) && self.takes_other_rows(&algorithm)? {

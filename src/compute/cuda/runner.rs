@@ -1,48 +1,31 @@
-//! A model on a card: cuts a list of sequences into batches and keeps two of them under way.
+//! A model on a gpu: cuts a list of sequences into batches and keeps two of them under way.
 //!
-//! One caller at a time has the lanes; others wait. Where the card has not enough memory for two batches, one is under way
+//! One caller at a time has the streams; others wait. Where the GPU has not enough memory for two batches, one is under way
 //! at a time; where it has not enough for one, half of it is tried, and the size that failed is not tried again.
 
 use super::super::ComputeError;
+use super::batch_stream::{BatchStream, Network};
 use super::engine::Engine;
-use super::lane::{Lane, Network};
+use super::request::{Range, Request};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// Tokens of a batch: enough that every product of a large model fills a large card several times.
+/// Tokens of a batch: enough that every product of a large model fills a large GPU several times.
 const TOKENS_AT_ONCE: usize = 16_384;
 
-/// Tokens of a sequence that become one vector, `start..end` (not empty).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    pub start: u32,
-    pub end: u32,
-    /// The largest number of each column instead of the mean.
-    pub largest: bool,
-    /// To unit length.
-    pub unit: bool,
-}
-
-/// A sequence and what is read out of it.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    pub ids: &'a [u32],
-    pub ranges: Vec<Range>,
-}
-
-struct Lanes {
-    lanes: [Lane; 2],
+struct Streams {
+    streams: [BatchStream; 2],
     /// Tokens that a batch may have.
     limit: usize,
-    /// Whether only one lane is used: the card has no memory for two.
+    /// Whether only one stream is used: the GPU has no memory for two.
     single: bool,
 }
 
-/// A model that is loaded on a card.
+/// A model that is loaded on a GPU.
 pub struct Runner {
     engine: Arc<Engine>,
     network: Box<dyn Network>,
-    lanes: Mutex<Lanes>,
+    streams: Mutex<Streams>,
 }
 
 impl Runner {
@@ -50,8 +33,8 @@ impl Runner {
         Ok(Runner {
             engine: engine.clone(),
             network,
-            lanes: Mutex::new(Lanes {
-                lanes: [Lane::new(engine)?, Lane::new(engine)?],
+            streams: Mutex::new(Streams {
+                streams: [BatchStream::new(engine)?, BatchStream::new(engine)?],
                 limit: TOKENS_AT_ONCE,
                 single: false,
             }),
@@ -69,30 +52,30 @@ impl Runner {
 
     /// Tokens of a batch at present; less than at first where memory was short.
     pub fn tokens_at_once(&self) -> usize {
-        self.lanes.lock().limit
+        self.streams.lock().limit
     }
 
     /// One vector a range, in order. `stop` is asked before each batch; [`ComputeError::Stopped`] where it says so.
-    /// After [`ComputeError::DeviceLost`] nothing on this card works in this process any more.
+    /// After [`ComputeError::DeviceLost`] nothing on this GPU works in this process any more.
     pub fn run(&self, requests: &[Request], stop: &dyn Fn() -> bool) -> Result<Vec<Vec<f32>>, ComputeError> {
         self.check(requests)?;
-        let mut lanes = self.lanes.lock();
-        let result = self.run_batches(&mut lanes, requests, stop);
+        let mut streams = self.streams.lock();
+        let result = self.run_batches(&mut streams, requests, stop);
         if result.is_err() {
-            // Nothing may still read or write the lanes' memory when the next caller comes.
-            lanes.lanes.iter_mut().for_each(Lane::release);
+            // Nothing may still read or write the streams' memory when the next caller comes.
+            streams.streams.iter_mut().for_each(BatchStream::release);
         }
         result
     }
 
     fn run_batches(
         &self,
-        state: &mut Lanes,
+        state: &mut Streams,
         requests: &[Request],
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>, ComputeError> {
-        let Lanes { lanes, limit, single } = state;
-        let [mut here, mut there] = lanes.each_mut();
+        let Streams { streams, limit, single } = state;
+        let [mut here, mut there] = streams.each_mut();
         let network = &*self.network;
         let mut vectors = Vec::with_capacity(requests.iter().map(|request| request.ranges.len()).sum());
         let mut rest = requests;

@@ -1,5 +1,5 @@
-//! The card of the tests: a real one where there is one, else the emulated one of kernels/emulate/, which needs a C++
-//! compiler. `SITU_TEST_CUDA=emulated` takes the emulated one on every machine, `SITU_TEST_CUDA=card` insists on a card.
+//! The GPU of the tests: a real one where there is one, else the emulated one of kernels/emulate/, which needs a C++
+//! compiler. `SITU_TEST_CUDA=emulated` takes the emulated one on every machine, `SITU_TEST_CUDA=gpu` insists on a GPU.
 
 use super::engine::Engine;
 use parking_lot::{Mutex, MutexGuard};
@@ -11,11 +11,11 @@ use std::sync::{Arc, OnceLock};
 /// What the kernels of these tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
-    Card,
+    Gpu,
     Emulated,
 }
 
-/// An engine, and the turn: the emulated card is not thread-safe, and switches of one test must not reach another.
+/// An engine, and the turn: the emulated GPU is not thread-safe, and switches of one test must not reach another.
 pub struct Bench {
     pub platform: Platform,
     pub engine: Arc<Engine>,
@@ -24,7 +24,7 @@ pub struct Bench {
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The platform, decided once; `None` where there is neither card nor compiler.
+/// The platform, decided once; `None` where there is neither GPU nor compiler.
 fn platform() -> Option<Platform> {
     static FOUND: OnceLock<Option<Platform>> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -32,14 +32,14 @@ fn platform() -> Option<Platform> {
         let emulated = wanted == "emulated";
         if wanted == "card" {
             assert!(
-                !super::cards().is_empty(),
+                !super::gpus().is_empty(),
                 "SITU_TEST_CUDA asks for a card, and none is found"
             );
-            return Some(Platform::Card);
+            return Some(Platform::Gpu);
         }
-        // Asking for a card loads the driver's library: the emulated one has to be loaded before where it is wanted.
-        if !emulated && std::path::Path::new("/dev/nvidiactl").exists() && !super::cards().is_empty() {
-            return Some(Platform::Card);
+        // Asking for a GPU loads the driver's library: the emulated one has to be loaded before where it is wanted.
+        if !emulated && std::path::Path::new("/dev/nvidiactl").exists() && !super::gpus().is_empty() {
+            return Some(Platform::Gpu);
         }
         load_emulated().map(|()| Platform::Emulated)
     })
@@ -87,7 +87,7 @@ pub fn bench() -> Option<Bench> {
     })
 }
 
-/// A switch or counter of the emulated card; the caller knows its type.
+/// A switch or counter of the emulated GPU; the caller knows its type.
 pub fn switch(name: &CStr) -> *mut libc::c_void {
     // SAFETY: a look-up by name.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -95,21 +95,21 @@ pub fn switch(name: &CStr) -> *mut libc::c_void {
     found
 }
 
-/// A counter of the emulated card.
+/// A counter of the emulated GPU.
 pub fn counter(name: &CStr) -> u64 {
     // SAFETY: all counters have this type.
     let read: extern "C" fn() -> u64 = unsafe { std::mem::transmute(switch(name)) };
     read()
 }
 
-/// Memory of the emulated card, in bytes.
+/// Memory of the emulated GPU, in bytes.
 pub fn set_memory(bytes: usize) {
     // SAFETY: the type of this switch.
     let set: extern "C" fn(usize) = unsafe { std::mem::transmute(switch(c"emulate_set_memory")) };
     set(bytes);
 }
 
-/// Takes the emulated card away, or gives it back.
+/// Takes the emulated GPU away, or gives it back.
 pub fn lose(lost: bool) {
     // SAFETY: the type of this switch.
     let set: extern "C" fn(bool) = unsafe { std::mem::transmute(switch(c"emulate_lose")) };

@@ -23,7 +23,7 @@ const BLOCK_ROWS: usize = 112;
 /// Fewest rows of a block; below that for each thread, products are divided by columns.
 const FEWEST_ROWS: usize = 28;
 
-/// Bytes of a batch's rows that stay in a cache which all cores share, and rows of `hidden` numbers a token ([`State`]).
+/// Bytes of a batch's rows that stay in a cache which all cores share, and rows of `hidden` elements a token ([`State`]).
 const STATE_BYTES: usize = 8 << 20;
 const STATE_ROWS: usize = 5;
 /// Bytes that are kept between two passes.
@@ -54,9 +54,9 @@ pub struct Bert {
     pub heads: usize,
     pub intermediate: usize,
     pub activation: Activation,
-    /// Rows of `hidden` numbers, one an id.
+    /// Rows of `hidden` elements, one an id.
     pub words: Vec<f32>,
-    /// Rows of `hidden` numbers, one a position; the embedding of token type 0 is already added.
+    /// Rows of `hidden` elements, one a position; the embedding of token type 0 is already added.
     pub positions: Vec<f32>,
     pub embedding_norm: LayerNorm,
     pub layers: Vec<Layer>,
@@ -69,11 +69,18 @@ pub struct Bert {
 pub struct Spare(Mutex<Option<[Buffer<f32>; 2]>>);
 
 impl Spare {
-    /// Memory for at least so many numbers each; what they are is left over from before.
-    fn take(&self, numbers: [usize; 2]) -> Result<[Buffer<f32>; 2], ComputeError> {
+    /// Memory for at least so many elements each; what they are is left over from before.
+    fn take(&self, elements: [usize; 2]) -> Result<[Buffer<f32>; 2], ComputeError> {
         match self.0.lock().take() {
-            Some(spare) if spare.iter().zip(numbers).all(|(buffer, number)| buffer.len() >= number) => Ok(spare),
-            _ => Ok([Buffer::zeroed(numbers[0])?, Buffer::zeroed(numbers[1])?]),
+            Some(spare)
+                if spare
+                    .iter()
+                    .zip(elements)
+                    .all(|(buffer, number)| buffer.len() >= number) =>
+            {
+                Ok(spare)
+            }
+            _ => Ok([Buffer::zeroed(elements[0])?, Buffer::zeroed(elements[1])?]),
         }
     }
 
@@ -94,9 +101,9 @@ pub struct Packed {
 
 /// Scratch memory of one thread.
 struct Workspace {
-    /// Rows of `hidden` numbers, made ready.
+    /// Rows of `hidden` elements, made ready.
     rows: Rows,
-    /// Rows of `intermediate` numbers, made ready.
+    /// Rows of `intermediate` elements, made ready.
     inner: Rows,
     /// As many of the feed-forward activations as are needed at once.
     up: Buffer<f32>,
@@ -118,7 +125,7 @@ struct State<'a> {
     /// Positions of the tokens in their sequences.
     places: Vec<u32>,
     x: Buffer<f32>,
-    /// In bf16 where attention takes that: half as many numbers of memory then.
+    /// In bf16 where attention takes that: half as many elements of memory then.
     qkv: Buffer<f32>,
     context: Buffer<f32>,
 }
@@ -144,7 +151,7 @@ impl Bert {
         (STATE_BYTES / row.max(1)).max(threads * FEWEST_BLOCKS * BLOCK_ROWS)
     }
 
-    /// Token vectors of all sequences: rows of `hidden` numbers in the order of the ids. `stop` is asked
+    /// Token vectors of all sequences: rows of `hidden` elements in the order of the ids. `stop` is asked
     /// between the tasks of every loop; [`ComputeError::Stopped`] where it says so.
     pub fn forward(&self, pool: &Pool, batch: &Packed, stop: &dyn Fn() -> bool) -> Result<Buffer<f32>, ComputeError> {
         let tokens = batch.ids.len();

@@ -61,7 +61,7 @@ pub struct PreNorm {
     pub intermediate: usize,
     /// Of the gates.
     pub activation: Activation,
-    /// Rows of `hidden` numbers, one an id.
+    /// Rows of `hidden` elements, one an id.
     pub words: Vec<f32>,
     /// Of the words, where the model has it.
     pub embedding_norm: Option<Norm>,

@@ -87,7 +87,7 @@ pub struct Attention<'a> {
     pub level: Level,
     /// Causal.
     pub shape: Shape,
-    /// Rows of [`Shape::row`] numbers, queries and keys turned.
+    /// Rows of [`Shape::row`] elements, queries and keys turned.
     pub qkv: &'a [f32],
     pub spans: &'a [Span<'a>],
     /// One for each thread of the pool.
@@ -95,7 +95,7 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Writes rows of [`Shape::out_row`] numbers to `out`.
+    /// Writes rows of [`Shape::out_row`] elements to `out`.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where rows, spans and memory do not fit each other.
@@ -171,7 +171,7 @@ struct Job<'a> {
 #[derive(Clone, Copy)]
 struct Right {
     from: *const f32,
-    /// Numbers from panel to panel, and from step to step.
+    /// Elements from panel to panel, and from step to step.
     panel: usize,
     stride: usize,
 }
@@ -513,7 +513,7 @@ unsafe fn product<S: Simd>(
 /// Replaces the scores of `own` by `softmax(scale x)`, and the others below `until` by 0.
 ///
 /// # Safety
-/// `row` holds `until` numbers and a vector more; `own` ends at `until` or before.
+/// `row` holds `until` elements and a vector more; `own` ends at `until` or before.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(row: *mut f32, own: Range<usize>, until: usize, scale: f32) {
     // SAFETY: a vector behind `own` may be overwritten.
@@ -542,7 +542,7 @@ unsafe fn softmax<S: Simd>(row: *mut f32, own: Range<usize>, until: usize, scale
 /// Replaces `dp` by `p (dp - sum(p dp)) scale` in `own`, and by 0 elsewhere below `until`.
 ///
 /// # Safety
-/// Both rows hold `until` numbers.
+/// Both rows hold `until` elements.
 #[inline(always)]
 unsafe fn softmax_backward<S: Simd>(p: *const f32, dp: *mut f32, own: Range<usize>, until: usize, scale: f32) {
     let lanes = |at: usize| (own.end - at).min(S::LANES);
@@ -564,10 +564,10 @@ unsafe fn softmax_backward<S: Simd>(p: *const f32, dp: *mut f32, own: Range<usiz
     }
 }
 
-/// `to[i][place] = from[place][i]`, rows of `to` [`BLOCK`] numbers apart.
+/// `to[i][place] = from[place][i]`, rows of `to` [`BLOCK`] elements apart.
 ///
 /// # Safety
-/// `from` has `count` rows of `width` numbers, as far apart as it says; `to` holds `width` rows.
+/// `from` has `count` rows of `width` elements, as far apart as it says; `to` holds `width` rows.
 #[inline(always)]
 unsafe fn transpose_block((from, stride): (*const f32, usize), count: usize, width: usize, to: *mut f32) {
     // SAFETY: the caller's promise.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 /// Ids of a part of the backward pass.
 const PART: usize = 1024;
-/// Most rows of a task, a multiple of every tile of rows, and most numbers of its logits.
+/// Most rows of a task, a multiple of every tile of rows, and most elements of its logits.
 const MOST_ROWS: usize = 84;
 const MOST_LOGITS: usize = 8 << 20;
 
@@ -46,7 +46,7 @@ pub struct Losses<'a> {
 }
 
 impl Head {
-    /// Packs `weights`, a row of `hidden` numbers for each id.
+    /// Packs `weights`, a row of `hidden` elements for each id.
     ///
     /// # Errors
     /// [`ComputeError`] for weights that are no whole rows, a precision that the processor lacks, or where memory is short.
@@ -222,7 +222,7 @@ impl Head {
 mod tests {
     use super::*;
 
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    fn elements(count: usize, seed: usize) -> Vec<f32> {
         (0..count)
             .map(|i| (((i + seed) * 7919 % 2003) as f32 - 1001.0) / 700.0)
             .collect()
@@ -232,8 +232,8 @@ mod tests {
     fn gradients_are_those_of_the_products_by_hand() {
         // More than a part of the vocabulary, and more rows than a task has.
         let (hidden, vocabulary, rows) = (6, PART + 30, 200);
-        let weights = numbers(vocabulary * hidden, 3);
-        let states = numbers(rows * hidden, 8);
+        let weights = elements(vocabulary * hidden, 3);
+        let states = elements(rows * hidden, 8);
         let pool = Pool::new(2).unwrap();
         for level in Level::available() {
             let head = Head::new(level, Precision::F32, &weights, hidden).unwrap();

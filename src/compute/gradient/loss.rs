@@ -7,7 +7,7 @@ use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::simd::Simd;
 use crate::compute::rowwise::activation::exp;
 
-/// Numbers whose sum is kept in f32 vectors before it goes on in f64.
+/// Elements whose sum is kept in f32 vectors before it goes on in f64.
 const PART: usize = 4096;
 
 /// What a position is to say.
@@ -132,25 +132,25 @@ impl Kernel for Losses<'_> {
     }
 }
 
-/// The largest of numbers.
+/// The largest of elements.
 ///
 /// # Safety
 /// The processor has the instructions of `S`; so for all functions here.
 #[inline(always)]
-unsafe fn largest<S: Simd>(numbers: &[f32]) -> f32 {
-    let whole = numbers.len() / S::LANES * S::LANES;
+unsafe fn largest<S: Simd>(elements: &[f32]) -> f32 {
+    let whole = elements.len() / S::LANES * S::LANES;
     // SAFETY: whole vectors of the slice.
     let most = unsafe {
         let mut most = S::splat(f32::NEG_INFINITY);
         for at in (0..whole).step_by(S::LANES) {
-            most = S::max(most, S::load(numbers.as_ptr().add(at)));
+            most = S::max(most, S::load(elements.as_ptr().add(at)));
         }
         S::largest(most)
     };
-    numbers[whole..].iter().copied().fold(most, f32::max)
+    elements[whole..].iter().copied().fold(most, f32::max)
 }
 
-/// The sum of `term(at, lanes)` over the vectors of `count` numbers, of the last of which only `lanes` lanes are there and
+/// The sum of `term(at, lanes)` over the vectors of `count` elements, of the last of which only `lanes` lanes are there and
 /// the others are 0.
 #[inline(always)]
 unsafe fn sum<S: Simd>(count: usize, mut term: impl FnMut(usize, usize) -> S::V) -> f64 {
@@ -176,7 +176,7 @@ unsafe fn first_lanes<S: Simd>(x: S::V, lanes: usize) -> S::V {
         return x;
     }
     let mut kept = [0.0f32; 16];
-    // SAFETY: sixteen numbers are the widest vector.
+    // SAFETY: sixteen elements are the widest vector.
     unsafe {
         S::store(kept.as_mut_ptr(), x);
         S::load_first(kept.as_ptr(), lanes)
@@ -187,7 +187,7 @@ unsafe fn first_lanes<S: Simd>(x: S::V, lanes: usize) -> S::V {
 mod tests {
     use super::*;
 
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    fn elements(count: usize, seed: usize) -> Vec<f32> {
         (0..count)
             .map(|i| (((i + seed) * 7919 % 2003) as f32 - 1001.0) / 120.0)
             .collect()
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn losses_and_gradients_equal_the_formulas() {
         for count in [1, 5, 16, 37, 4096, 9001] {
-            let (logits, teacher) = (numbers(count, 3), numbers(count, 1000));
+            let (logits, teacher) = (elements(count, 3), elements(count, 1000));
             let (p, t) = (probabilities(&logits), probabilities(&teacher));
             let id = count / 2;
             for level in Level::available() {

@@ -19,7 +19,7 @@ pub enum Epilogue {
     Approximate(Activation),
     /// `c = c + ab + bias`
     Residual,
-    /// `c = ab + bias` rounded to bf16: strides and planes count such numbers. The columns fill whole panels.
+    /// `c = ab + bias` rounded to bf16: strides and planes count such elements. The columns fill whole panels.
     Round,
 }
 
@@ -45,7 +45,7 @@ pub struct Product {
     pub panels: Range<usize>,
     /// For each column, padded to whole panels.
     pub bias: *const f32,
-    /// `rows` rows of `columns` numbers, of which the columns of `panels` are used.
+    /// `rows` rows of `columns` elements, of which the columns of `panels` are used.
     pub c: *mut f32,
     pub c_stride: usize,
     /// Columns that lie side by side, whole panels of them, and the distance from those to the next ones; a row's columns all
@@ -122,7 +122,7 @@ impl Product {
         row * self.c_stride + column / width * apart + column % width
     }
 
-    /// Adds the bias and whatever else to the sums of a tile (rows of [`Simd::COLUMNS`] numbers), and stores them.
+    /// Adds the bias and whatever else to the sums of a tile (rows of [`Simd::COLUMNS`] elements), and stores them.
     ///
     /// # Safety
     /// As [`Product::compute`].
@@ -165,7 +165,7 @@ impl Product {
         match self.epilogue {
             Epilogue::Bias => each_row!(|x, _old| x),
             Epilogue::Residual => each_row!(|x, old| S::add(x, old())),
-            // SAFETY: as above, of numbers half as large.
+            // SAFETY: as above, of elements half as large.
             Epilogue::Round => unsafe {
                 let bias = self.bias.add(column);
                 let bias = [S::load(bias), S::load(bias.add(S::LANES))];

@@ -75,21 +75,21 @@ pub unsafe fn product_bf16(product: &Product) {
     unsafe { product.compute::<Bf16>() }
 }
 
-/// Rounds a row to bf16, two numbers a word; the missing half of the last word is zero.
+/// Rounds a row to bf16, two elements a word; the missing half of the last word is zero.
 ///
 /// # Safety
-/// The processor has AVX512-BF16. `words` has at least half as many words as `row` has numbers.
+/// The processor has AVX512-BF16. `words` has at least half as many words as `row` has elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub unsafe fn row_to_bf16(row: &[f32], words: &mut [u32]) {
     assert!(words.len() >= row.len().div_ceil(2));
-    for (numbers, words) in row.chunks(16).zip(words.chunks_mut(8)) {
-        let mask = if numbers.len() == 16 {
+    for (elements, words) in row.chunks(16).zip(words.chunks_mut(8)) {
+        let mask = if elements.len() == 16 {
             !0
         } else {
-            (1u16 << numbers.len()) - 1
+            (1u16 << elements.len()) - 1
         };
-        // SAFETY: only the lanes of `numbers` are read.
-        let rounded = _mm512_cvtneps_pbh(unsafe { _mm512_maskz_loadu_ps(mask, numbers.as_ptr()) });
+        // SAFETY: only the lanes of `elements` are read.
+        let rounded = _mm512_cvtneps_pbh(unsafe { _mm512_maskz_loadu_ps(mask, elements.as_ptr()) });
         let valid = if words.len() >= 8 { !0 } else { (1u8 << words.len()) - 1 };
         // SAFETY: only the lanes of `words` are written; both types are 256 bits.
         unsafe {

@@ -165,11 +165,11 @@ impl Integers for Widened {
 /// A product by quantised panels.
 pub struct Groups {
     /// Rows, bias, result and panels. `a` has, row by row: `groups` times `steps` words of four activations, `exact` f32
-    /// numbers, and the scale of each group. `b` has, panel by panel, `groups` times `steps` rows of words.
+    /// elements, and the scale of each group. `b` has, panel by panel, `groups` times `steps` rows of words.
     pub product: Product,
     pub groups: usize,
     pub exact: usize,
-    /// The panels that the exact numbers are multiplied by: `exact` rows of columns each.
+    /// The panels that the exact elements are multiplied by: `exact` rows of columns each.
     pub exact_panels: *const f32,
     /// Panel by panel, `groups` rows of columns.
     pub column_scales: *const f32,

@@ -6,8 +6,8 @@
 //! others, are kept out of that and multiplied in f32. Which inputs these are is fixed when the layer is packed, so a
 //! row's result depends on that row alone (outliers as in Dettmers et al., "LLM.int8()", 2022).
 //!
-//! A prepared row is: the groups' words, then the f32 numbers of the kept inputs, then `o` of each group (the
-//! `exact` numbers: their panels hold the kept inputs' weights and `t sum(p)`), then `s` of each group.
+//! A prepared row is: the groups' words, then the f32 elements of the kept inputs, then `o` of each group (the
+//! `exact` elements: their panels hold the kept inputs' weights and `t sum(p)`), then `s` of each group.
 
 use super::gemm::Product;
 use super::gemm_int8::{Groups, product_avx_vnni, product_avx2, product_vnni, product_vnni_bf16};
@@ -183,9 +183,9 @@ impl Int8 {
             self.scales[at * columns + place] = scale;
             self.exact[(panel * exact + self.kept.len() + number) * columns + place] = scale * sum as f32;
             let first = at * (self.group / 4);
-            for (step, numbers) in weights.chunks(4).enumerate() {
+            for (step, elements) in weights.chunks(4).enumerate() {
                 let mut bytes = [0u8; 4];
-                for (byte, number) in bytes.iter_mut().zip(numbers) {
+                for (byte, number) in bytes.iter_mut().zip(elements) {
                     *byte = quantise(number) as u8;
                 }
                 self.panels[(first + step) * columns + place] = u32::from_le_bytes(bytes);
@@ -232,13 +232,13 @@ impl Int8 {
             unsafe { quantise_avx512(part, counted, words) }
         } else {
             let mut block = [0f32; GROUP];
-            let numbers = &mut block[..part.len()];
-            numbers.copy_from_slice(part);
+            let elements = &mut block[..part.len()];
+            elements.copy_from_slice(part);
             for [input, other] in &self.kept[kept.clone()] {
-                numbers[input - first] = part[other - first];
+                elements[input - first] = part[other - first];
             }
             // SAFETY: a layer is only made where the processor has at least AVX2.
-            unsafe { quantise_avx2(numbers, words) }
+            unsafe { quantise_avx2(elements, words) }
         };
         for (word, [input, _]) in floats[kept.clone()].iter_mut().zip(&self.kept[kept]) {
             *word = part[input - first].to_bits();
@@ -276,17 +276,17 @@ impl Int8 {
     }
 }
 
-/// As [`quantise_avx2`], of the numbers whose bits are set in `counted`. The others become some integer, which is
+/// As [`quantise_avx2`], of the elements whose bits are set in `counted`. The others become some integer, which is
 /// multiplied by zero weights.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -> [f32; 2] {
+unsafe fn quantise_avx512(elements: &[f32], counted: &[u16], words: &mut [u32]) -> [f32; 2] {
     let bytes = words.len() * 4;
-    assert!(numbers.len() <= bytes && counted.len() * 16 >= bytes);
+    assert!(elements.len() <= bytes && counted.len() * 16 >= bytes);
     // SAFETY: the caller's promise; lengths are asserted.
-    let (low, high, is_odd) = unsafe { extent(numbers, counted) };
+    let (low, high, is_odd) = unsafe { extent(elements, counted) };
     let step = (high * (1.0 / 255.0)) - (low * (1.0 / 255.0));
     if is_odd || step < LEAST_STEP {
         words.fill(0);
@@ -295,25 +295,25 @@ unsafe fn quantise_avx512(numbers: &[f32], counted: &[u16], words: &mut [u32]) -
         return [0.0, if is_odd { f32::NAN } else { low }];
     }
     // SAFETY: as above.
-    unsafe { round_avx512(numbers, low, 1.0 / step, words) };
-    let written = (numbers.len().div_ceil(16) * 4).min(words.len());
+    unsafe { round_avx512(elements, low, 1.0 / step, words) };
+    let written = (elements.len().div_ceil(16) * 4).min(words.len());
     words[written..].fill(0);
     [step, low]
 }
 
-/// The least and the largest of the numbers that are counted, and whether one of them is not finite.
+/// The least and the largest of the elements that are counted, and whether one of them is not finite.
 ///
 /// # Safety
 /// As [`quantise_avx512`]; every number has its bit.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn extent(numbers: &[f32], counted: &[u16]) -> (f32, f32, bool) {
+unsafe fn extent(elements: &[f32], counted: &[u16]) -> (f32, f32, bool) {
     // Two of each, so that one does not wait for the other: the sums that follow cost less than their latency.
     let mut even = Extent::new();
     let mut uneven = Extent::new();
-    let (pairs, rest) = numbers.as_chunks::<32>();
+    let (pairs, rest) = elements.as_chunks::<32>();
     for (pair, masks) in pairs.iter().zip(counted.as_chunks::<2>().0) {
-        // SAFETY: 32 numbers are there.
+        // SAFETY: 32 elements are there.
         let [x, y] = unsafe { [0, 16].map(|at| _mm512_loadu_ps(pair.as_ptr().add(at))) };
         even.take(x, masks[0]);
         uneven.take(y, masks[1]);
@@ -338,18 +338,18 @@ unsafe fn extent(numbers: &[f32], counted: &[u16]) -> (f32, f32, bool) {
 /// As [`quantise_avx512`]; `words` has a byte for each number.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn round_avx512(numbers: &[f32], low: f32, inverse: f32, words: &mut [u32]) {
+unsafe fn round_avx512(elements: &[f32], low: f32, inverse: f32, words: &mut [u32]) {
     let bytes = words.len() * 4;
     let (lowest, inverse, half) = (_mm512_set1_ps(low), _mm512_set1_ps(inverse), _mm512_set1_ps(0.5));
     let level = |x: __m512| {
         // Above 255, and what is not a number in range at all, ends between 0 and 255: packing saturates.
         _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_sub_ps(x, lowest), inverse, half))
     };
-    // Packing goes by lanes of 128 bits: of each, four numbers of every vector. This puts them in order.
+    // Packing goes by lanes of 128 bits: of each, four elements of every vector. This puts them in order.
     let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-    let (blocks, rest) = numbers.as_chunks::<64>();
+    let (blocks, rest) = elements.as_chunks::<64>();
     for (number, block) in blocks.iter().enumerate() {
-        // SAFETY: 64 numbers are read; of `words`, which has a byte for each number, as many bytes are written.
+        // SAFETY: 64 elements are read; of `words`, which has a byte for each number, as many bytes are written.
         unsafe {
             let part = |i: usize| level(_mm512_loadu_ps(block.as_ptr().add(16 * i)));
             let (low, high) = (
@@ -372,11 +372,11 @@ unsafe fn round_avx512(numbers: &[f32], low: f32, inverse: f32, words: &mut [u32
     }
 }
 
-/// The least and the largest of some numbers in each lane.
+/// The least and the largest of some elements in each lane.
 struct Extent {
     low: __m512,
     high: __m512,
-    /// Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
+    /// Zero while all elements are finite: 0 x is NaN for infinities and NaN.
     odd: __m512,
 }
 
@@ -391,7 +391,7 @@ impl Extent {
         }
     }
 
-    /// Takes the numbers whose bits are set.
+    /// Takes the elements whose bits are set.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn take(&mut self, x: __m512, mask: __mmask16) {
@@ -406,17 +406,17 @@ fn first(lanes: usize) -> __mmask16 {
     if lanes >= 16 { !0 } else { (1u16 << lanes) - 1 }
 }
 
-/// Quantises numbers to unsigned 8 bits, four a word: `x = step q + low`. Returns step and low.
+/// Quantises elements to unsigned 8 bits, four a word: `x = step q + low`. Returns step and low.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn quantise_avx2(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
+unsafe fn quantise_avx2(elements: &[f32], words: &mut [u32]) -> [f32; 2] {
     const LANES: usize = 8;
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    // Zero while all numbers are finite: 0 x is NaN for infinities and NaN.
+    // Zero while all elements are finite: 0 x is NaN for infinities and NaN.
     let mut odd = [0f32; LANES];
-    let (blocks, rest) = numbers.as_chunks::<LANES>();
+    let (blocks, rest) = elements.as_chunks::<LANES>();
     for block in blocks {
         for lane in 0..LANES {
             let x = block[lane];
@@ -440,14 +440,14 @@ unsafe fn quantise_avx2(numbers: &[f32], words: &mut [u32]) -> [f32; 2] {
     let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 4) };
     for (block, target) in blocks.iter().zip(bytes.as_chunks_mut::<LANES>().0) {
         for lane in 0..LANES {
-            // SAFETY: clamped, and not NaN because the numbers are finite and the inverse is positive and finite.
+            // SAFETY: clamped, and not NaN because the elements are finite and the inverse is positive and finite.
             target[lane] = unsafe { level(block[lane]).to_int_unchecked::<i32>() } as u8;
         }
     }
-    let done = numbers.len() - rest.len();
+    let done = elements.len() - rest.len();
     for (target, x) in bytes[done..].iter_mut().zip(rest) {
         *target = level(*x) as u8;
     }
-    bytes[numbers.len()..].fill(0);
+    bytes[elements.len()..].fill(0);
     [step, low]
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Numbers that the products are computed with; everything between them is f32.
+/// The precision of the products; everything between them is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -84,7 +84,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Memory for up to `rows` rows of up to `inputs` numbers.
+    /// Memory for up to `rows` rows of up to `inputs` elements.
     pub fn new(rows: usize, inputs: usize) -> Result<Rows, ComputeError> {
         Ok(Rows {
             words: Buffer::zeroed(rows * (inputs + 2 * PADDING))?,
@@ -130,7 +130,7 @@ fn bf16_word(pair: &[f32]) -> u32 {
 }
 
 impl Linear {
-    /// Packs `weights` (`outputs` rows of `inputs` numbers) and `bias` for the given instructions.
+    /// Packs `weights` (`outputs` rows of `inputs` elements) and `bias` for the given instructions.
     pub fn new(
         level: Level,
         precision: Precision,
@@ -254,7 +254,7 @@ impl Linear {
         panels + self.bias.len() * 4
     }
 
-    /// Makes rows of `inputs` numbers ready: as they are, copied, rounded or quantised, whatever the layer needs.
+    /// Makes rows of `inputs` elements ready: as they are, copied, rounded or quantised, whatever the layer needs.
     pub fn prepare<'a>(&self, x: &'a [f32], rows: &'a mut Rows) -> Prepared<'a> {
         self.prepare_rows(0, x, rows);
         self.ready(x, rows)
@@ -292,7 +292,7 @@ impl Linear {
         }
     }
 
-    /// Makes rows of `inputs` numbers ready, as rows from `first` on of those that [`Linear::ready`] gives.
+    /// Makes rows of `inputs` elements ready, as rows from `first` on of those that [`Linear::ready`] gives.
     pub fn prepare_rows(&self, first: usize, x: &[f32], rows: &mut Rows) {
         self.note_peaks(x);
         if !self.as_they_are() {
@@ -300,7 +300,7 @@ impl Linear {
         }
     }
 
-    /// Like [`Linear::prepare`], with `count` rows that begin `apart` numbers from each other.
+    /// Like [`Linear::prepare`], with `count` rows that begin `apart` elements from each other.
     pub fn prepare_apart<'a>(&self, x: &'a [f32], apart: usize, count: usize, rows: &'a mut Rows) -> Prepared<'a> {
         let each = || (0..count).map(|row| &x[row * apart..][..self.inputs]);
         each().for_each(|row| self.note_peaks(row));
@@ -330,7 +330,7 @@ impl Linear {
                     .zip(row)
                     .for_each(|(word, number)| *word = number.to_bits()),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `new` has checked the instructions; there is a word for two numbers.
+                // SAFETY: `new` has checked the instructions; there is a word for two elements.
                 Panels::Bf16(_) => unsafe { row_to_bf16(row, words) },
                 #[cfg(target_arch = "x86_64")]
                 Panels::Int8(layer) => layer.prepare(row, words),
@@ -338,7 +338,7 @@ impl Linear {
         }
     }
 
-    /// Makes one part of the inputs of some rows ready, rows of as many numbers as the part has; when all parts are,
+    /// Makes one part of the inputs of some rows ready, rows of as many elements as the part has; when all parts are,
     /// [`Linear::prepared`] has the rows. Bit for bit what [`Linear::prepare`] makes.
     pub fn prepare_part(&self, number: usize, x: &[f32], rows: &mut Rows) {
         let Some(part) = self.part() else { return };
@@ -366,7 +366,7 @@ impl Linear {
         }
     }
 
-    /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many numbers as these
+    /// The products of the prepared rows by a range of panels as a matrix of their own: rows of as many elements as these
     /// panels have columns (but for those beyond the outputs).
     pub fn columns(&self, x: Prepared, panels: Range<usize>, out: &mut [f32], epilogue: Epilogue) {
         assert!(panels.start < panels.end && panels.end <= self.panels());
@@ -401,7 +401,7 @@ impl Linear {
         }
     }
 
-    /// [`Linear::product_planes`] rounded to bf16, two numbers in the memory of one.
+    /// [`Linear::product_planes`] rounded to bf16, two elements in the memory of one.
     ///
     /// # Safety
     /// As [`Linear::product`].
@@ -424,7 +424,7 @@ impl Linear {
     }
 
     /// The products of the prepared rows by a range of panels, written to (or added to) the same rows and columns of
-    /// `out`, from number `first` on, rows of `stride` numbers.
+    /// `out`, from number `first` on, rows of `stride` elements.
     ///
     /// # Safety
     /// No other task uses those rows and columns of `out` meanwhile, and `x` does not overlap them.
@@ -503,8 +503,8 @@ fn pack(
     for (column, row) in weights.chunks_exact(inputs).enumerate() {
         let start = column / columns * columns * steps + column % columns;
         let words = panels[start..].iter_mut().step_by(columns);
-        for (target, numbers) in words.zip(row.chunks(each)) {
-            *target = word(numbers);
+        for (target, elements) in words.zip(row.chunks(each)) {
+            *target = word(elements);
         }
     }
     Ok(panels)

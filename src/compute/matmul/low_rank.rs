@@ -6,8 +6,8 @@ use crate::compute::ComputeError;
 use crate::compute::cpu::buffer::Shared;
 use crate::compute::cpu::level::Level;
 
-/// Adds `scale B A` to `weights` (rows of `inputs` numbers) in f32: `a` has `rank` rows of `inputs` numbers, `b` for
-/// each row of the weights `rank` numbers.
+/// Adds `scale B A` to `weights` (rows of `inputs` elements) in f32: `a` has `rank` rows of `inputs` elements, `b` for
+/// each row of the weights `rank` elements.
 pub fn add_low_rank(
     level: Level,
     weights: &mut [f32],
@@ -51,12 +51,12 @@ mod tests {
 
     #[test]
     fn equals_the_formula() {
-        let numbers = |count: usize, step: usize| -> Vec<f32> {
+        let elements = |count: usize, step: usize| -> Vec<f32> {
             (0..count).map(|i| ((i * step % 101) as f32 - 50.0) / 40.0).collect()
         };
         for (outputs, inputs, rank) in [(3usize, 5usize, 1usize), (40, 24, 4), (17, 70, 9)] {
-            let (a, b) = (numbers(rank * inputs, 37), numbers(outputs * rank, 53));
-            let before = numbers(outputs * inputs, 29);
+            let (a, b) = (elements(rank * inputs, 37), elements(outputs * rank, 53));
+            let before = elements(outputs * inputs, 29);
             for level in Level::available() {
                 let mut weights = before.clone();
                 add_low_rank(level, &mut weights, inputs, &a, &b, 0.5).unwrap();

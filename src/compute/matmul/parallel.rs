@@ -15,7 +15,7 @@ const LARGEST_TILE: usize = 16;
 /// Fewest rows of a block, below which the columns are divided instead.
 const FEWEST_ROWS: usize = 28;
 
-/// `A^T`: `columns` rows from rows of `columns` numbers.
+/// `A^T`: `columns` rows from rows of `columns` elements.
 ///
 /// # Errors
 /// [`ComputeError::Memory`] where there is too little.
@@ -36,7 +36,7 @@ pub struct Matmul {
 }
 
 impl Matmul {
-    /// Memory for products of any number of rows of up to `inputs` numbers on the threads of `pool`.
+    /// Memory for products of any number of rows of up to `inputs` elements on the threads of `pool`.
     pub fn new(pool: &Pool, inputs: usize) -> Result<Matmul, ComputeError> {
         // Undivided rows are prepared at once, by the caller's thread; others a block at a time.
         let rows = (BLOCK_ROWS + LARGEST_TILE).max(pool.threads() * FEWEST_ROWS);
@@ -46,7 +46,7 @@ impl Matmul {
         })
     }
 
-    /// `out = x W^T + b`: rows of `linear.inputs()` numbers to rows of `linear.outputs()`.
+    /// `out = x W^T + b`: rows of `linear.inputs()` elements to rows of `linear.outputs()`.
     pub fn run(&self, pool: &Pool, linear: &Linear, x: &[f32], out: &mut [f32]) -> Result<(), ComputeError> {
         self.with_epilogue(pool, linear, x, out, Epilogue::Bias)
     }

@@ -1,6 +1,6 @@
 //! Rows of activations in 16 bits, for products with quantised weights.
 //!
-//! Each 32 numbers have a scale of their own: `x = a (q + r / 254)` with `a = max|x| / 127`, `q` the nearest integer and `r`
+//! Each 32 elements have a scale of their own: `x = a (q + r / 254)` with `a = max|x| / 127`, `q` the nearest integer and `r`
 //! what it misses, both in -127..=127. Eight bits alone, as llama.cpp takes, move the logits of a small model by several
 //! percent, because a few activations are far larger than their neighbours; the second eight make that a part in ten
 //! thousand, at a second pass of integer products over weights that are in registers already. Beside the codes stand `a`
@@ -12,7 +12,7 @@ use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::pool::Pool;
 use crate::compute::cpu::simd::Simd;
 
-/// Numbers that share a scale.
+/// Elements that share a scale.
 pub const GROUP: usize = 32;
 /// Steps of `r` in one of `q`.
 pub const FINE: f32 = 254.0;
@@ -34,7 +34,7 @@ pub struct QuantisedActivations {
 }
 
 impl QuantisedActivations {
-    /// Room for `rows` rows of up to `inputs` numbers.
+    /// Room for `rows` rows of up to `inputs` elements.
     pub fn new(rows: usize, inputs: usize) -> Result<QuantisedActivations, ComputeError> {
         let inputs = inputs.next_multiple_of(GROUP);
         let groups = rows * inputs / GROUP;
@@ -48,7 +48,7 @@ impl QuantisedActivations {
         })
     }
 
-    /// Quantises rows of `inputs` numbers, a multiple of [`GROUP`].
+    /// Quantises rows of `inputs` elements, a multiple of [`GROUP`].
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where they do not fit.

@@ -1,7 +1,7 @@
-//! Blocks of quantised weights: their layouts, and the numbers that they stand for.
+//! Blocks of quantised weights: their layouts, and the elements that they stand for.
 //!
-//! The layouts are those of llama.cpp's files. All numbers are little-endian, `d` and `m` are f16; `nibbles` are 16 bytes
-//! for 32 numbers, the low halves being the first 16 of them. Blocks of 32 numbers:
+//! The layouts are those of llama.cpp's files. All elements are little-endian, `d` and `m` are f16; `nibbles` are 16 bytes
+//! for 32 elements, the low halves being the first 16 of them. Blocks of 32 elements:
 //!
 //! | kind | bytes | content | number |
 //! |---|---|---|---|
@@ -11,7 +11,7 @@
 //! | Q5_1 | 24 | d, m, fifth bits (u32), nibbles | d * q + m |
 //! | Q8_0 | 34 | d, 32 i8 | d * q |
 //!
-//! Blocks of 256 numbers, in groups of 32 (Q6_K: of 16) with scales of their own:
+//! Blocks of 256 elements, in groups of 32 (Q6_K: of 16) with scales of their own:
 //!
 //! | kind | bytes | content | number |
 //! |---|---|---|---|
@@ -19,9 +19,9 @@
 //! | Q5_K | 176 | d, m, the 12 bytes, 32 bytes of fifth bits, 128 bytes of nibbles | d * scale * q - m * minimum |
 //! | Q6_K | 210 | 128 bytes of low nibbles, 64 bytes of high pairs, 16 scales i8, d | d * scale * (q - 32) |
 //!
-//! In Q4_K and Q5_K 32 bytes hold 64 numbers: the low halves the first 32, the high halves the next 32.
+//! In Q4_K and Q5_K 32 bytes hold 64 elements: the low halves the first 32, the high halves the next 32.
 
-/// How the numbers of a row are stored in blocks.
+/// How the elements of a row are stored in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)]
 pub enum BlockKind {
@@ -48,7 +48,7 @@ impl BlockKind {
         BlockKind::Q6_K,
     ];
 
-    /// Numbers in a block.
+    /// Elements in a block.
     pub const fn length(self) -> usize {
         match self {
             BlockKind::Q4_K | BlockKind::Q5_K | BlockKind::Q6_K => 256,
@@ -70,7 +70,7 @@ impl BlockKind {
         }
     }
 
-    /// Bytes of a row of `columns` numbers; `None` where they do not fill whole blocks, or the product overflows.
+    /// Bytes of a row of `columns` elements; `None` where they do not fill whole blocks, or the product overflows.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         let blocks = columns
             .is_multiple_of(self.length())
@@ -91,8 +91,8 @@ impl BlockKind {
         }
     }
 
-    /// Writes the numbers of whole blocks. As many blocks are read as both slices have room for.
-    pub fn dequantise(self, bytes: &[u8], numbers: &mut [f32]) {
+    /// Writes the elements of whole blocks. As many blocks are read as both slices have room for.
+    pub fn dequantise(self, bytes: &[u8], elements: &mut [f32]) {
         let unpack = match self {
             BlockKind::Q4_0 => q4_0,
             BlockKind::Q4_1 => q4_1,
@@ -104,12 +104,12 @@ impl BlockKind {
             BlockKind::Q6_K => q6_k,
         };
         let blocks = bytes.chunks_exact(self.bytes());
-        for (block, out) in blocks.zip(numbers.chunks_exact_mut(self.length())) {
+        for (block, out) in blocks.zip(elements.chunks_exact_mut(self.length())) {
             unpack(block, out);
         }
     }
 
-    /// Whether the scales of all blocks are finite, and so all their numbers.
+    /// Whether the scales of all blocks are finite, and so all their elements.
     pub fn is_finite(self, bytes: &[u8]) -> bool {
         let finite = |block: &[u8], at: usize| half(block, at).is_finite();
         bytes.chunks_exact(self.bytes()).all(|block| match self {
@@ -135,7 +135,7 @@ fn part(block: &[u8], at: usize, length: usize) -> &[u8] {
     block.get(at..at + length).unwrap_or_default()
 }
 
-/// 32 numbers of 16 bytes: `number(q, place)` for the halves of the bytes.
+/// 32 elements of 16 bytes: `number(q, place)` for the halves of the bytes.
 fn nibbles(bytes: &[u8], out: &mut [f32], number: impl Fn(u8, usize) -> f32) {
     let middle = out.len() / 2;
     let (low, high) = out.split_at_mut(middle);
@@ -155,7 +155,7 @@ fn q4_1(block: &[u8], out: &mut [f32]) {
     nibbles(part(block, 4, 16), out, |q, _| d * f32::from(q) + m);
 }
 
-/// The fifth bits of 32 numbers.
+/// The fifth bits of 32 elements.
 fn fifth(block: &[u8], at: usize) -> u32 {
     match block.get(at..at + 4) {
         Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
@@ -232,7 +232,7 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
     let halves = halves.zip(part(block, 192, 16).chunks_exact(8));
     for (((low, high), scales), out) in halves.zip(out.chunks_exact_mut(128)) {
         for (place, number) in out.iter_mut().enumerate() {
-            // Numbers 0..64 are the low halves of the 64 bytes, the rest the high halves; four numbers share a byte of pairs.
+            // Elements 0..64 are the low halves of the 64 bytes, the rest the high halves; four elements share a byte of pairs.
             let (quarter, column) = (place / 32, place % 32);
             let byte = low.get(place % 64).copied().unwrap_or_default();
             let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };

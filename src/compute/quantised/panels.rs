@@ -55,7 +55,7 @@ struct Group {
 }
 
 impl Quantised {
-    /// Packs rows of blocks; `bytes` holds `outputs` rows of `inputs` numbers each.
+    /// Packs rows of blocks; `bytes` holds `outputs` rows of `inputs` elements each.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] where the bytes are not that many, [`ComputeError::Memory`] where there is too little.
@@ -147,7 +147,7 @@ impl Quantised {
         (self.words.len() + self.scales.len() + offsets) * 4
     }
 
-    /// The weights of one output, as numbers: a row of an embedding.
+    /// The weights of one output, as elements: a row of an embedding.
     ///
     /// # Errors
     /// [`ComputeError::Shape`] for an output that there is not, or a slice of another length.
@@ -287,7 +287,7 @@ pub struct Target<'a> {
     pub column: usize,
 }
 
-/// Multiplies the same rows with several layers, in one loop. `out` has rows of `stride` numbers; `add` adds to what
+/// Multiplies the same rows with several layers, in one loop. `out` has rows of `stride` elements; `add` adds to what
 /// stands there. `stop` is asked between tasks.
 ///
 /// # Errors

@@ -210,7 +210,7 @@ unsafe fn vnni_tile<const FOUR: bool, const SHARE: usize, const OFFSET: bool, co
     }
 }
 
-/// One panel times all rows. Codes of eight bits are taken as signed numbers here, because sums of two products of a
+/// One panel times all rows. Codes of eight bits are taken as signed elements here, because sums of two products of a
 /// byte above 127 do not fit 16 bits; the centre is then nothing.
 ///
 /// # Safety

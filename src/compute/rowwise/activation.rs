@@ -191,7 +191,7 @@ mod tests {
         #[inline(always)]
         unsafe fn run<S: Simd>(self) {
             for part in self.1.chunks_mut(S::LANES) {
-                // SAFETY: as many lanes as the part has numbers.
+                // SAFETY: as many lanes as the part has elements.
                 unsafe {
                     let x = S::load_first(part.as_ptr(), part.len());
                     let y = match self.0 {
@@ -211,10 +211,10 @@ mod tests {
     }
 
     fn apply(level: Level, kind: fn_kind::Kind) -> Vec<f32> {
-        let mut numbers = inputs();
+        let mut elements = inputs();
         // SAFETY: the kernel has no promise of its own.
-        unsafe { dispatch(level, Apply(kind, &mut numbers)) };
-        numbers
+        unsafe { dispatch(level, Apply(kind, &mut elements)) };
+        elements
     }
 
     /// erf in f64: the Taylor series, alternating but exact enough to 1e-12 for |x| <= 3, and beyond that the

@@ -4,7 +4,7 @@ use super::activation::{Activation, activate, exp};
 use crate::compute::cpu::level::{Kernel, Level, dispatch};
 use crate::compute::cpu::simd::Simd;
 
-/// Rows of `2 width` numbers, gates before what they gate, become rows of `width` numbers.
+/// Rows of `2 width` elements, gates before what they gate, become rows of `width` elements.
 pub fn glu(level: Level, activation: Activation, rows: &[f32], width: usize, out: &mut [f32]) {
     // SAFETY: the kernel's rows are whole (`chunks_exact`).
     unsafe {
@@ -41,7 +41,7 @@ impl Kernel for GluBackward<'_> {
             let (gates, values) = row.split_at_mut(width);
             for at in (0..width).step_by(S::LANES) {
                 let lanes = (width - at).min(S::LANES);
-                // SAFETY: `lanes` numbers follow in all three rows.
+                // SAFETY: `lanes` elements follow in all three rows.
                 unsafe {
                     let (gates, values) = (gates.as_mut_ptr().add(at), values.as_mut_ptr().add(at));
                     let (gate, value) = (S::load_first(gates, lanes), S::load_first(values, lanes));
@@ -73,7 +73,7 @@ impl Kernel for Glu<'_> {
             let (gates, values) = row.split_at(width);
             for at in (0..width).step_by(S::LANES) {
                 let lanes = (width - at).min(S::LANES);
-                // SAFETY: `lanes` numbers follow in all three rows.
+                // SAFETY: `lanes` elements follow in all three rows.
                 unsafe {
                     let gate = S::load_first(gates.as_ptr().add(at), lanes);
                     let value = S::load_first(values.as_ptr().add(at), lanes);

@@ -1,6 +1,6 @@
 //! One vector out of several token vectors. Sums run over the tokens in order.
 
-/// The mean of rows of `width` numbers; zero where there is no row.
+/// The mean of rows of `width` elements; zero where there is no row.
 pub fn mean(rows: &[f32], width: usize) -> Vec<f32> {
     let mut sum = vec![0f32; width];
     let mut count = 0usize;

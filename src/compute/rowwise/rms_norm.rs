@@ -25,7 +25,7 @@ impl RmsNorm {
         Ok(norm)
     }
 
-    /// Numbers of a row.
+    /// Elements of a row.
     pub fn width(&self) -> usize {
         self.scale.len()
     }
@@ -57,7 +57,7 @@ impl RmsNorm {
     /// The backward pass of one row: `d` becomes the gradient by `x`.
     ///
     /// # Safety
-    /// Both hold [`RmsNorm::width`] numbers; the processor has the instructions of `S`.
+    /// Both hold [`RmsNorm::width`] elements; the processor has the instructions of `S`.
     #[inline(always)]
     pub(in crate::compute) unsafe fn row_backward<S: Simd>(&self, x: *const f32, d: *mut f32) {
         // SAFETY: promised by the caller.
@@ -67,7 +67,7 @@ impl RmsNorm {
     /// Normalises one row in place.
     ///
     /// # Safety
-    /// `row` holds [`RmsNorm::width`] numbers; the processor has the instructions of `S`.
+    /// `row` holds [`RmsNorm::width`] elements; the processor has the instructions of `S`.
     #[inline(always)]
     pub(in crate::compute) unsafe fn row<S: Simd>(&self, row: *mut f32) {
         // SAFETY: promised by the caller.
@@ -86,7 +86,7 @@ impl Kernel for Apply<'_> {
     unsafe fn run<S: Simd>(self) {
         let width = self.norm.width();
         for (from, to) in self.from.chunks_exact(width).zip(self.to.chunks_exact_mut(width)) {
-            // SAFETY: both rows have `width` numbers.
+            // SAFETY: both rows have `width` elements.
             unsafe { normalise::<S>(from.as_ptr(), to.as_mut_ptr(), &self.norm.scale, self.norm.epsilon) }
         }
     }
@@ -106,7 +106,7 @@ impl Kernel for AddBack<'_> {
         let rows = self.x.chunks_exact(width).zip(self.dy.chunks_exact(width));
         for ((x, dy), dx) in rows.zip(self.dx.chunks_exact_mut(width)) {
             let (scale, epsilon) = (&self.norm.scale, self.norm.epsilon);
-            // SAFETY: all three rows have `width` numbers.
+            // SAFETY: all three rows have `width` elements.
             unsafe { backward::<S>(x.as_ptr(), dy.as_ptr(), dx.as_mut_ptr(), scale, epsilon, true) }
         }
     }
@@ -121,7 +121,7 @@ impl Kernel for InPlace<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for row in self.rows.chunks_exact_mut(self.norm.width()) {
-            // SAFETY: the row has as many numbers as there are scales.
+            // SAFETY: the row has as many elements as there are scales.
             unsafe { self.norm.row::<S>(row.as_mut_ptr()) }
         }
     }
@@ -130,7 +130,7 @@ impl Kernel for InPlace<'_> {
 /// One row; `from` and `to` may be the same.
 ///
 /// # Safety
-/// Both hold as many numbers as `scale`; the processor has the instructions of `S`.
+/// Both hold as many elements as `scale`; the processor has the instructions of `S`.
 #[inline(always)]
 unsafe fn normalise<S: Simd>(from: *const f32, to: *mut f32, scale: &[f32], epsilon: f32) {
     let width = scale.len();
@@ -154,7 +154,7 @@ unsafe fn normalise<S: Simd>(from: *const f32, to: *mut f32, scale: &[f32], epsi
 /// The backward pass of one row, to `dx` or added to it; `dy` and `dx` may be the same.
 ///
 /// # Safety
-/// All hold as many numbers as `scale`; the processor has the instructions of `S`.
+/// All hold as many elements as `scale`; the processor has the instructions of `S`.
 #[inline(always)]
 unsafe fn backward<S: Simd>(x: *const f32, dy: *const f32, dx: *mut f32, scale: &[f32], epsilon: f32, add: bool) {
     let width = scale.len();

@@ -45,7 +45,7 @@ impl Rotation {
         self.padded
     }
 
-    /// The signs of all rounds, one round behind the other: what a card needs to rotate alike.
+    /// The signs of all rounds, one round behind the other: what a GPU needs to rotate alike.
     pub fn signs(&self) -> &[f32] {
         &self.signs
     }

@@ -1,12 +1,12 @@
 //! Tests of the whole index against brute force and models, over pages in memory.
 
-mod card;
 mod change;
 mod concurrent;
 mod corrupt;
+mod feedback_round;
 mod glove;
+mod gpu;
 mod memory;
 mod recall;
 mod search;
-mod second;
 pub mod support;

@@ -1,4 +1,4 @@
-//! Where others look into a forward pass, or change it. Everything is `None` unless somebody asks; then nothing is paid.
+//! Where others look into a forward pass, or change it. An unset hook costs nothing.
 
 /// Told of the residual stream before a layer (after the last one: `layer` is their number), rows of `hidden` numbers,
 /// one a token of the pass; what is written there goes on.

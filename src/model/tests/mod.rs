@@ -1,11 +1,11 @@
-//! Tests of the model room: the real model against candle's forward pass, and small made-up models for the rest.
+//! Tests of the module `model`: the real model against candle's forward pass, and small made-up models for the rest.
 
 mod accuracy;
 mod adapters;
-mod card;
 mod charsmap;
 pub(crate) mod families;
 mod forward;
+mod gpu;
 mod long;
 mod made_up;
 pub(crate) mod maker;

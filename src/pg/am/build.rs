@@ -1,25 +1,21 @@
 //! CREATE INDEX and REINDEX: the table is read once, documents go through the encoder, vectors go to the index.
 
-use super::insert::Row;
+use super::entries::{DocumentEncoder, Encoded, Row, vector_entry};
 use super::kind::{self, Key, KeyKind, MAX_DIMENSIONS};
 use super::options::{self, IndexSettings};
 use super::settings;
 use super::spool::TemporaryFile;
 use super::text_index::{self, TextPlan};
-use crate::index::{self, Build, Entry, IndexOptions, Phase, Spool};
+use crate::index::{self, Build, IndexOptions, Phase, Spool};
 use crate::pg::catalog::model_registry;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::service::Lane;
-use crate::pg::service::{Documents, SituatedPassage};
 use crate::pg::store::RelationStore;
 use crate::pg::version;
 use crate::serve::ipc::memory::give_back;
-use crate::text::Span;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::time::Instant;
 
@@ -70,10 +66,8 @@ fn report_rows(rows: u64) {
 /// What documents need on their way into the index.
 struct TextBuild {
     plan: TextPlan,
-    /// Opened at the first document: an empty table needs no encoder.
-    documents: Option<Documents>,
-    /// Body hashes of the documents that are being encoded, by packed tid.
-    hashes: HashMap<u64, u64>,
+    /// Opened at the first document: an empty table needs no encoder. Keys are packed tids.
+    encoder: Option<DocumentEncoder>,
     started: Instant,
 }
 
@@ -170,8 +164,7 @@ impl Builder {
             options.clone_from(&plan.options);
             TextBuild {
                 plan,
-                documents: None,
-                hashes: HashMap::new(),
+                encoder: None,
                 started: Instant::now(),
             }
         })
@@ -215,81 +208,47 @@ impl Builder {
             report_rows(self.read);
         }
         // SAFETY: the caller's promise.
-        let Some(row) = (unsafe { Row::read(self.key, tid, values, isnull) }) else {
+        let Some(row) = (unsafe { Row::read(self.key, values, isnull) }) else {
             return;
         };
         match row {
-            Row::Vector { vector, .. } => {
+            Row::Vector { vector } => {
                 if !alive && self.options.dimensions as usize != vector.len() {
                     // A deleted row neither says what the dimensions are nor fails the build.
                     return;
                 }
                 self.rows += 1;
-                let entry = Entry {
-                    tid,
-                    ordinal: 0,
-                    span: Span { start: 0, end: 0 },
-                    hash: 0,
-                    vector: &vector,
-                };
-                self.open(vector.len()).add(entry).or_raise();
+                self.open(vector.len()).add(vector_entry(tid, &vector)).or_raise();
             }
-            Row::Document { title, body, .. } => {
-                let text = self.text();
-                text.hashes.insert(tid, kind::body_hash(&body));
-                let mut done = Vec::new();
-                let documents = match &mut text.documents {
-                    Some(documents) => documents,
-                    none => {
-                        none.insert(Documents::open(&text.plan.model, Lane::Bulk, &text.plan.record.situate).or_raise())
-                    }
-                };
-                documents
-                    .push(tid, title.as_deref(), &body, &mut |key, passages| {
-                        done.push((key, passages));
-                        Ok(())
-                    })
-                    .or_raise();
-                self.take(done);
+            Row::Document { title, body } => {
+                let TextBuild { plan, encoder, .. } = self.text();
+                let encoder = encoder.get_or_insert_with(|| {
+                    DocumentEncoder::open(&plan.model, &plan.record.situate, plan.bridge.clone())
+                });
+                let done = encoder.push(tid, title.as_deref(), &body);
+                self.take(&done);
             }
         }
     }
 
     /// Adds encoded documents to the index.
-    fn take(&mut self, done: Vec<(u64, Vec<SituatedPassage>)>) {
-        for (tid, mut passages) in done {
+    fn take(&mut self, done: &[Encoded]) {
+        for document in done {
             let Some(text) = self.text.as_mut() else { return };
-            let hash = text.hashes.remove(&tid).unwrap_or_default();
-            if let Some(bridge) = &text.plan.bridge {
-                bridge.apply(&mut passages);
-            }
-            text.plan.record.tokens += passages.iter().map(|passage| u64::from(passage.tokens)).sum::<u64>();
-            self.rows += u64::from(!passages.is_empty());
+            let tokens = document.passages.iter().map(|passage| u64::from(passage.tokens));
+            text.plan.record.tokens += tokens.sum::<u64>();
+            self.rows += u64::from(!document.passages.is_empty());
             report_rows(self.rows);
-            for passage in &passages {
-                let entry = Entry {
-                    tid,
-                    ordinal: passage.ordinal,
-                    span: passage.span,
-                    hash,
-                    vector: &passage.vector,
-                };
-                self.open(passage.vector.len()).add(entry).or_raise();
+            for entry in document.entries(document.key) {
+                self.open(entry.vector.len()).add(entry).or_raise();
             }
         }
     }
 
     /// Waits for the documents on their way and writes the index.
     fn finish(mut self) -> u64 {
-        if let Some(mut documents) = self.text.as_mut().and_then(|text| text.documents.take()) {
-            let mut done = Vec::new();
-            documents
-                .flush(&mut |key, passages| {
-                    done.push((key, passages));
-                    Ok(())
-                })
-                .or_raise();
-            self.take(done);
+        if let Some(mut encoder) = self.text.as_mut().and_then(|text| text.encoder.take()) {
+            self.take(&encoder.finish());
         }
         // SAFETY: the index stays open for its build.
         let lacks = |index| unsafe { text_index::missing(index) };

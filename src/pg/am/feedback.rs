@@ -13,7 +13,7 @@
 use crate::bridge::BridgeError;
 use crate::bridge::feedback::{Mode, Plan, sharpness};
 use crate::index::store::PageStore;
-use crate::index::{Hit, IndexError, Lead, Scan, Tid};
+use crate::index::{Hit, IndexError, RankedRow as Lead, Scan, Tid};
 use crate::pg::error::Describe;
 use pgrx::PgSqlErrorCode;
 use std::cell::Cell;

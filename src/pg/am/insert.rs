@@ -9,50 +9,17 @@
 //!   that fails leaves what it did not put in to the next one;
 //! - the end of the transaction finds none left; the commit callback flushes all the same, and abort drops them.
 
-use super::kind::{self, Key, KeyKind};
+use super::entries::{DocumentEncoder, Encoded, Row, vector_entry};
+use super::kind;
 use super::text_index::{self, TextIndex};
 use super::waiting::{self, Flight, Full, Waiting};
 use crate::index::{self, Entry, Meta};
 use crate::pg::catalog::model_registry;
 use crate::pg::error::OrRaise;
-use crate::pg::service::Lane;
-use crate::pg::service::{Documents, SituatedPassage};
 use crate::pg::store::RelationStore;
 use crate::pg::version;
-use crate::text::Span;
 use pgrx::pg_sys;
 use std::ffi::c_void;
-
-/// One row's keys.
-pub enum Row {
-    Vector { vector: Vec<f32> },
-    Document { title: Option<String>, body: String },
-}
-
-impl Row {
-    /// Reads a row's index columns; none if its first key is NULL.
-    ///
-    /// # Safety
-    /// `values` and `isnull` are the index columns of a row of an index with this key.
-    pub unsafe fn read(key: Key, _tid: u64, values: *mut pg_sys::Datum, isnull: *mut bool) -> Option<Row> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if *isnull {
-                return None;
-            }
-            if key.kind != KeyKind::Text {
-                return Some(Row::Vector {
-                    vector: kind::read_vector(key.kind, *values),
-                });
-            }
-            let title = (key.title && !*isnull.add(1)).then(|| kind::read_text(*values.add(1)));
-            Some(Row::Document {
-                title,
-                body: kind::read_text(*values),
-            })
-        }
-    }
-}
 
 /// Access-method callback: one row.
 #[pgrx::pg_guard]
@@ -71,17 +38,10 @@ pub unsafe extern "C-unwind" fn aminsert(
     // SAFETY: the server's contract for aminsert.
     unsafe {
         let tid = kind::pack_tid(heap_tid);
-        match Row::read(kind::read_key(index), tid, values, isnull) {
+        match Row::read(kind::read_key(index), values, isnull) {
             None => {}
             Some(Row::Vector { vector }) => {
-                let entry = Entry {
-                    tid,
-                    ordinal: 0,
-                    span: Span { start: 0, end: 0 },
-                    hash: 0,
-                    vector: &vector,
-                };
-                index::insert(&RelationStore::new(index), &[entry]).or_raise();
+                index::insert(&RelationStore::new(index), &[vector_entry(tid, &vector)]).or_raise();
             }
             Some(Row::Document { title, body }) => {
                 // CREATE INDEX CONCURRENTLY adds rows of others, which its snapshot keeps.
@@ -131,52 +91,22 @@ pub unsafe fn flush_index(index: pg_sys::Relation) {
         }
         (store, TextIndex::open(index, &meta))
     };
-    let mut documents = Documents::open(&text.model, Lane::Bulk, &text.record.situate).or_raise();
-    let mut done = Vec::new();
+    let mut encoder = DocumentEncoder::open(&text.model, &text.record.situate, text.bridge.clone());
     for at in 0..flight.len() {
         let Some(row) = flight.get(at) else { continue };
-        let mut sink = |key, passages| {
-            done.push((key, passages));
-            Ok(())
-        };
-        documents
-            .push(at as u64, row.title.as_deref(), &row.body, &mut sink)
-            .or_raise();
-        insert_documents(&store, &text, &mut flight, std::mem::take(&mut done));
+        let done = encoder.push(at as u64, row.title.as_deref(), &row.body);
+        insert_documents(&store, &mut flight, &done);
     }
-    documents
-        .flush(&mut |key, passages| {
-            done.push((key, passages));
-            Ok(())
-        })
-        .or_raise();
-    insert_documents(&store, &text, &mut flight, done);
+    insert_documents(&store, &mut flight, &encoder.finish());
 }
 
-/// Puts documents of a flight into the index, by their place in it.
-fn insert_documents(
-    store: &RelationStore,
-    text: &TextIndex,
-    flight: &mut Flight,
-    done: Vec<(u64, Vec<SituatedPassage>)>,
-) {
-    for (at, mut passages) in done {
-        let at = at as usize;
+/// Puts documents of a flight into the index; their keys are their places in it.
+fn insert_documents(store: &RelationStore, flight: &mut Flight, done: &[Encoded]) {
+    for document in done {
+        let at = document.key as usize;
         let Some(row) = flight.get(at) else { continue };
-        let (tid, hash, placed) = (row.tid, kind::body_hash(&row.body), row.placed);
-        if let Some(bridge) = &text.bridge {
-            bridge.apply(&mut passages);
-        }
-        let entries: Vec<Entry> = passages
-            .iter()
-            .map(|passage| Entry {
-                tid,
-                ordinal: passage.ordinal,
-                span: passage.span,
-                hash,
-                vector: &passage.vector,
-            })
-            .collect();
+        let placed = row.placed;
+        let entries: Vec<Entry> = document.entries(row.tid).collect();
         index::insert_from(store, &entries, placed, &mut || flight.placed(at)).or_raise();
         flight.done(at);
     }

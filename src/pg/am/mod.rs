@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod cost;
+mod entries;
 pub mod feedback;
 pub mod insert;
 pub mod kind;

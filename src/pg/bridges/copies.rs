@@ -1,9 +1,11 @@
-//! Copies of models with other weights, in the server's temporary files: what trained copies of an encoder are served from.
+//! Copies of models with other weights, in the server's temporary files: what trained copies of an encoder are served
+//! from.
 //!
-//! The worker reads model directories and no tables, so a copy is written before it is asked for. A copy is named by the hash of its weights;
-//! base backups leave the directory out, the server empties it when it starts, and whoever misses a copy writes it
-//! again. Anybody may own any number of bridges, so there are at most [`MOST`] copies, of which the one that was not used for longest makes
-//! room and leaves the worker's memory too; one alone is bound by `temp_file_limit`, as what sorts and joins write.
+//! The worker reads model directories and no tables, so a copy is written before it is asked for. A copy is named by
+//! the hash of its weights; base backups leave the directory out, the server empties it when it starts, and whoever
+//! misses a copy writes it again. Anybody may own any number of bridges, so there are at most [`MOST`] copies, of which
+//! the one that was not used for longest makes room and leaves the worker's memory too; one alone is bound by
+//! `temp_file_limit`, as what sorts and joins write.
 
 use crate::model::overlay::{self, Replaced};
 use crate::pg::ereport::{fail, fail_with_hint};

@@ -4,4 +4,5 @@ pub mod copies;
 pub mod lexsem;
 pub mod passages;
 pub mod registry;
+mod rows;
 pub mod xrag;

@@ -1,20 +1,19 @@
 //! The registry of bridges, `situ.bridges`: how a bridge is found, used for a vector, and stored.
 //!
-//! The registry's columns are read under the statement's snapshot as the owner of the table, because everybody may use a
-//! bridge by its name but only its owner may read its weights. Adapters are kept by the backend under the hash of their
-//! weights; the row is looked up each time, so a bridge that was replaced or dropped is never used from memory.
+//! The row is looked up each time ([`super::rows`]), so a bridge that was replaced or dropped is never used from
+//! memory. What a file holds is kept by the backend under the hash of its weights. Everybody may use a bridge by its
+//! name, and only its owner may read its weights or change it.
+
+pub use super::rows::Registered;
 
 use super::lexsem;
-use crate::bridge::adapter::{self, Adapter, Side};
-use crate::bridge::file;
-use crate::bridge::text_feedback::{self, TextFeedback};
-use crate::bridge::train::judged::Verdict;
-use crate::bridge::xrag::projector::{self, Projector};
-use crate::bridge::{BridgeError, lexsem as lexsem_bridge, situate};
+use super::rows::{Row, Snapshot, look};
+use crate::bridge::adapter::Side;
+use crate::bridge::train::acceptance::Verdict;
+use crate::bridge::{Bridge, BridgeError, BridgeKind, file, kind};
+use crate::pg::catalog::cache::Cache;
 use crate::pg::catalog::model_registry::model_by_name;
-use crate::pg::catalog::owner::as_owner;
-use crate::pg::catalog::owner::{PUBLIC, current_user, has_rights_of, table};
-use crate::pg::catalog::read::one;
+use crate::pg::catalog::owner::{PUBLIC, as_owner, current_user, has_rights_of, table, write};
 use crate::pg::ereport::{fail, fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
@@ -24,26 +23,13 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
-use std::cell::RefCell;
-use std::rc::Rc;
 
-/// Adapters that a backend keeps.
-const KEPT: usize = 4;
+/// Bridges that a backend keeps.
+const KEPT: usize = 8;
 
 thread_local! {
-    static ADAPTERS: RefCell<Vec<(String, Rc<Adapter>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A row of the registry without its weights.
-#[derive(Clone, Debug)]
-pub struct Registered {
-    pub name: String,
-    pub kind: String,
-    pub model: String,
-    pub fingerprint: String,
-    pub verdict: Verdict,
-    pub hash: String,
-    pub owner: pg_sys::Oid,
+    /// By the hash of their weights.
+    static OPEN: Cache<String, Bridge> = Cache::new(KEPT);
 }
 
 /// A bridge to be stored.
@@ -61,39 +47,33 @@ pub struct Entry<'a> {
 
 /// The bridge of that name; one that does not exist is an error.
 pub fn find(name: &str) -> Registered {
-    let statement = "SELECT pg_catalog.jsonb_build_object('kind', kind, 'model', model, 'fingerprint', fingerprint, \
-                     'state', state, 'hash', hash, 'owner', owner::pg_catalog.oid::pg_catalog.int8) \
-                     FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    let Some(JsonB(row)) = as_owner(|| one::<JsonB>(statement, &[name.into()])) else {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("bridge \"{name}\" does not exist"),
-            "SELECT name, kind, model, state FROM situ.bridges lists them; CALL situ.train(...) makes one.",
-        )
-    };
-    let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let owner = row.get("owner").and_then(Value::as_u64).unwrap_or_default();
-    Registered {
-        name: name.to_owned(),
-        kind: text("kind"),
-        model: text("model"),
-        fingerprint: text("fingerprint"),
-        verdict: Verdict::from_name(&text("state")).unwrap_or(Verdict::Rejected),
-        hash: text("hash"),
-        owner: u32::try_from(owner).unwrap_or_default().into(),
-    }
+    let found = look(name, Snapshot::Statement, Row::registered);
+    found.unwrap_or_else(|| missing(name)).or_raise()
+}
+
+/// The error where there is no bridge of that name.
+pub fn missing(name: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        format!("bridge \"{name}\" does not exist"),
+        "SELECT name, kind, model, state FROM situ.bridges lists them; CALL situ.train(...) makes one.",
+    )
 }
 
 /// Whether there is a bridge of that name.
 pub fn exists(name: &str) -> bool {
-    let statement = "SELECT EXISTS (SELECT FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1)";
-    as_owner(|| one::<bool>(statement, &[name.into()])).unwrap_or_default()
+    look(name, Snapshot::Statement, |_| ()).is_some()
 }
 
 /// The bytes of a bridge's file. The caller has checked that they may be read.
 pub fn weights(name: &str) -> Vec<u8> {
-    let statement = "SELECT weights FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    as_owner(|| one::<Vec<u8>>(statement, &[name.into()])).unwrap_or_default()
+    look(name, Snapshot::Statement, Row::weights).unwrap_or_default()
+}
+
+/// What the file of a bridge holds, from the backend's memory where it is there; `weights` fetches the file's bytes.
+pub fn open(bridge: &Registered, weights: impl FnOnce() -> Vec<u8>) -> Bridge {
+    OPEN.with(|open| open.get_or(&bridge.hash, || bridge.kind.read(&weights())))
+        .or_raise()
 }
 
 /// Fails unless the current user owns the bridge, or is a superuser.
@@ -144,28 +124,11 @@ pub fn check_trained_over(bridge: &Registered, model: &ModelRef) {
     }
 }
 
-/// Reads the whole file of a bridge, so that what is stored can be used.
-///
-/// # Errors
-/// [`BridgeError::File`] for bytes that are no bridge of a known kind.
-pub fn check_file(bytes: &[u8]) -> Result<file::Description, BridgeError> {
-    let description = file::describe(bytes)?;
-    match description.kind.as_str() {
-        adapter::KIND => Adapter::read(bytes).map(drop)?,
-        "lexsem" => lexsem_bridge::read(bytes).map(drop)?,
-        projector::KIND => Projector::read(bytes).map(drop)?,
-        situate::bridge::KIND => situate::bridge::Bridge::read(bytes).map(drop)?,
-        text_feedback::KIND => TextFeedback::read(bytes).map(drop)?,
-        other => return Err(BridgeError::File(format!("kind \"{other}\" is not known"))),
-    }
-    Ok(description)
-}
-
 /// Bytes that a bridge counts at least: rows and their entries in indexes take room too.
 const LEAST_BYTES: i64 = 8192;
 
-/// Fails where the current user's bridges would take more than `situ.bridge_space` with one of `bytes` bytes by that name. Superusers
-/// are not counted.
+/// Fails where the current user's bridges would take more than `situ.bridge_space` with one of `bytes` bytes by that
+/// name. Superusers are not counted.
 fn check_space(name: &str, bytes: usize) {
     let (user, most) = (current_user(), settings::bridge_space());
     // SAFETY: a catalog look-up.
@@ -198,8 +161,9 @@ fn check_space(name: &str, bytes: usize) {
     }
 }
 
-/// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user owns it.
-pub fn store(entry: Entry<'_>, replace: bool) -> String {
+/// Stores a bridge as the current user's. One of that name is replaced where `replace` says so and the current user
+/// owns it.
+pub fn store(entry: Entry<'_>, replace: bool) -> BridgeKind {
     if entry.name.is_empty() {
         fail(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -207,7 +171,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
         )
     }
     check_space(entry.name, entry.weights.len());
-    let description = check_file(entry.weights).or_raise();
+    let description = kind::check(entry.weights).or_raise();
     if description.dimensions != entry.model.dimensions {
         Err(BridgeError::Vectors {
             expected: entry.model.dimensions,
@@ -228,7 +192,7 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
          RETURNING kind";
     let arguments = [
         entry.name.into(),
-        description.kind.as_str().into(),
+        description.kind.name().into(),
         entry.model.name.as_str().into(),
         entry.model.fingerprint.as_str().into(),
         (entry.model.dimensions as i32).into(),
@@ -259,8 +223,8 @@ pub fn store(entry: Entry<'_>, replace: bool) -> String {
     description.kind
 }
 
-/// Takes back what made queries had accepted, since judged questions show that the bridge loses; `judged` is what they showed.
-/// A row that has been replaced meanwhile is left alone.
+/// Takes back what synthetic queries had accepted, since judged questions show that the bridge loses; `judged` is what
+/// they showed. A row that has been replaced meanwhile is left alone.
 pub fn overturn(bridge: &Registered, judged: Value) {
     let mark = Map::from_iter([("accepted".to_owned(), Value::Bool(false))]);
     let bytes = file::stamp(&weights(&bridge.name), mark).or_raise();
@@ -275,9 +239,7 @@ pub fn overturn(bridge: &Registered, judged: Value) {
         bytes.into(),
         JsonB(judged).into(),
     ];
-    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &arguments)) {
-        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
-    }
+    write(statement, &arguments);
 }
 
 /// Whether the current user may change the bridge.
@@ -289,25 +251,7 @@ pub fn owns(bridge: &Registered) -> bool {
 pub fn remove(name: &str) {
     check_owner(&find(name));
     let statement = "DELETE FROM situ.bridges WHERE name OPERATOR(pg_catalog.=) $1";
-    if let Err(error) = as_owner(|| Spi::run_with_args(statement, &[name.into()])) {
-        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string())
-    }
-}
-
-/// An adapter, from the backend's memory where it is there.
-fn adapter(bridge: &Registered) -> Rc<Adapter> {
-    let known = ADAPTERS.with_borrow(|kept| kept.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
-    if let Some((_, adapter)) = known {
-        return adapter;
-    }
-    let adapter = Rc::new(Adapter::read(&weights(&bridge.name)).or_raise());
-    ADAPTERS.with_borrow_mut(|kept| {
-        if kept.len() >= KEPT {
-            kept.remove(0);
-        }
-        kept.push((bridge.hash.clone(), adapter.clone()));
-    });
-    adapter
+    write(statement, &[name.into()]);
 }
 
 fn no_words(name: &str) -> ! {
@@ -320,9 +264,12 @@ fn no_words(name: &str) -> ! {
 
 fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f32], side: Option<Side>) -> Vec<f32> {
     check_usable(bridge, model);
-    match bridge.kind.as_str() {
-        adapter::KIND => {
-            let adapter = adapter(bridge);
+    match bridge.kind {
+        BridgeKind::Adapter => {
+            let adapter = match open(bridge, || weights(&bridge.name)) {
+                Bridge::Adapter(adapter) => adapter,
+                _ => changes_no_query(bridge, "Bridges of kind adapter and lexsem do."),
+            };
             if side.is_some_and(|side| side != adapter.side) {
                 fail_with_hint(
                     PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -334,27 +281,32 @@ fn apply(bridge: &Registered, model: &ModelRef, text: Option<&str>, vector: &[f3
             adapter.apply(&mut mapped).or_raise();
             mapped
         }
-        "lexsem" => {
+        BridgeKind::LexSem => {
             let text = text.unwrap_or_else(|| no_words(&bridge.name));
             lexsem::apply(&bridge.name, model, text, vector).or_raise()
         }
-        other => fail_with_hint(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!(
-                "bridge \"{}\" of kind {other} does not change a query's vector",
-                bridge.name
-            ),
-            match other {
-                text_feedback::KIND => "Name it as what it is: feedback => 'text', feedback_model => the bridge.",
-                _ => "Bridges of kind adapter and lexsem do.",
-            },
+        BridgeKind::TextFeedback => changes_no_query(
+            bridge,
+            "Name it as what it is: feedback => 'text', feedback_model => the bridge.",
         ),
+        BridgeKind::Situate | BridgeKind::Xrag => changes_no_query(bridge, "Bridges of kind adapter and lexsem do."),
     }
 }
 
-/// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the encoder of
-/// both; without one, the model that the bridge is for. A bridge that does not exist, was rejected, is for another encoder
-/// or for passages raises an error.
+fn changes_no_query(bridge: &Registered, hint: &str) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!(
+            "bridge \"{}\" of kind {} does not change a query's vector",
+            bridge.name, bridge.kind
+        ),
+        hint,
+    )
+}
+
+/// The vector of a query as the bridge `name` changes it. `vector` is the query's, `text` its words, `model` the
+/// encoder of both; without one, the model that the bridge is for. A bridge that does not exist, was rejected, is for
+/// another encoder or for passages raises an error.
 pub fn apply_query(name: &str, model: Option<&ModelRef>, text: Option<&str>, vector: &[f32]) -> Vec<f32> {
     let bridge = find(name);
     match model {

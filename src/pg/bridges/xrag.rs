@@ -1,25 +1,16 @@
 //! Bridges of kind `xrag` at work: from a passage's vector to the vector that stands for it in a prompt.
-//!
-//! A backend keeps a few projectors under the hash of their weights; the row of the registry is looked up each time, so a
-//! bridge that was replaced or dropped is never used from memory.
 
 use super::registry::{self, Registered};
+use crate::bridge::Bridge;
 use crate::bridge::xrag::projector::{KIND, Projector};
 use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::ModelRef;
 use pgrx::PgSqlErrorCode;
-use std::cell::RefCell;
 use std::rc::Rc;
 
-/// Projectors that a backend keeps.
-const KEPT: usize = 2;
 /// How far the length of a vector may be from 1 where the bridge was trained on vectors of length 1.
 const SLACK: f32 = 1e-2;
-
-thread_local! {
-    static PROJECTORS: RefCell<Vec<(String, Rc<Projector>)>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A bridge of kind `xrag` that may be used.
 pub struct XragBridge {
@@ -31,28 +22,21 @@ pub struct XragBridge {
 pub fn open(name: &str) -> XragBridge {
     let registered = registry::find(name);
     if registered.kind != KIND {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            format!("bridge \"{name}\" is of kind {}, not {KIND}", registered.kind),
-            "SELECT name, kind FROM situ.bridges lists them.",
-        )
+        other_kind(&registered)
     }
     registry::check_accepted(&registered);
-    let known = PROJECTORS.with_borrow(|kept| kept.iter().find(|(hash, _)| *hash == registered.hash).cloned());
-    let projector = match known {
-        Some((_, projector)) => projector,
-        None => {
-            let projector = Rc::new(Projector::read(&registry::weights(name)).or_raise());
-            PROJECTORS.with_borrow_mut(|kept| {
-                if kept.len() >= KEPT {
-                    kept.remove(0);
-                }
-                kept.push((registered.hash.clone(), projector.clone()));
-            });
-            projector
-        }
-    };
-    XragBridge { registered, projector }
+    match registry::open(&registered, || registry::weights(name)) {
+        Bridge::Xrag(projector) => XragBridge { registered, projector },
+        _ => other_kind(&registered),
+    }
+}
+
+fn other_kind(bridge: &Registered) -> ! {
+    fail_with_hint(
+        PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+        format!("bridge \"{}\" is of kind {}, not {KIND}", bridge.name, bridge.kind),
+        "SELECT name, kind FROM situ.bridges lists them.",
+    )
 }
 
 impl XragBridge {

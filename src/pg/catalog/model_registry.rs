@@ -3,6 +3,7 @@
 //! Each backend keeps what it read until the table changes: a statement trigger on it invalidates its relation-cache
 //! entry, which every backend hears of when the change commits (and this one at once).
 
+use crate::pg::catalog::cache::{self, Cache, ReadOf};
 use crate::pg::catalog::owner::{INTERNAL, has_rights_of, table};
 use crate::pg::error::Describe;
 use crate::pg::service::model_ref::Forms;
@@ -10,8 +11,7 @@ use crate::pg::service::{ModelKind, ModelRef};
 use crate::pg::settings;
 use crate::pg::version;
 use pgrx::{FromDatum, PgSqlErrorCode, pg_guard, pg_sys};
-use std::cell::RefCell;
-use std::sync::Once;
+use std::rc::Rc;
 
 /// Why a name did not lead to a model, or could not be registered.
 #[derive(Debug, thiserror::Error)]
@@ -57,23 +57,11 @@ const SIMILARITY_COLUMN: usize = 15;
 
 pub const LLM: &str = "llm";
 
-struct Registry {
-    relation: pg_sys::Oid,
-    models: Vec<ModelRef>,
-}
+/// All registered models.
+type Models = Rc<Vec<ModelRef>>;
 
 thread_local! {
-    static REGISTRY: RefCell<Option<Registry>> = const { RefCell::new(None) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    REGISTRY.with_borrow_mut(|registry| {
-        let concerned = |registry: &Registry| relation == pg_sys::InvalidOid || relation == registry.relation;
-        if registry.as_ref().is_some_and(concerned) {
-            *registry = None;
-        }
-    });
+    static MODELS: Cache<(), Models> = Cache::new(1);
 }
 
 fn registry_relation() -> Option<pg_sys::Oid> {
@@ -93,13 +81,7 @@ pub fn lock(mode: u32) {
     }
 }
 
-fn read() -> Result<Registry, RegistryError> {
-    static WATCHED: Once = Once::new();
-    // SAFETY: the callback lives as long as the library.
-    WATCHED.call_once(|| unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(on_invalidation), pg_sys::Datum::from(0));
-    });
-    let relation = registry_relation().ok_or(RegistryError::NotInstalled)?;
+fn read(relation: pg_sys::Oid) -> Vec<ModelRef> {
     let mut models = Vec::new();
     // SAFETY: an open, locked table; its columns are those of sql/10_models.sql.
     unsafe {
@@ -135,18 +117,20 @@ fn read() -> Result<Registry, RegistryError> {
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(table, lock);
     }
-    Ok(Registry { relation, models })
+    models
 }
 
 /// Looks at the registered models. Cached per backend.
 fn with_models<T>(look: impl FnOnce(&[ModelRef]) -> T) -> Result<T, RegistryError> {
     version::check();
-    // Read outside of the borrow: reading can run the invalidation callback.
-    if REGISTRY.with_borrow(Option::is_none) {
-        let registry = read()?;
-        REGISTRY.set(Some(registry));
+    if let Some(models) = MODELS.with(|kept| kept.get(&())) {
+        return Ok(look(&models));
     }
-    Ok(REGISTRY.with_borrow(|registry| look(registry.as_ref().map_or(&[][..], |registry| &registry.models))))
+    let relation = registry_relation().ok_or(RegistryError::NotInstalled)?;
+    let read_of = ReadOf::now(&[relation]);
+    let models = Rc::new(read(relation));
+    MODELS.with(|kept| kept.keep((), models.clone(), read_of));
+    Ok(look(&models))
 }
 
 /// Paths and fingerprints of all registered models; none where they cannot be read.
@@ -226,10 +210,7 @@ pub extern "C-unwind" fn pg_finfo_situ_model_registry_changed() -> *const pg_sys
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn situ_model_registry_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    if let Some(relation) = registry_relation() {
-        // SAFETY: a relation that exists.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
-    }
+    cache::tell(registry_relation());
     pg_sys::Datum::from(0)
 }
 

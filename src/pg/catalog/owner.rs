@@ -7,8 +7,8 @@
 
 use crate::pg::ereport::fail;
 use crate::pg::version;
-use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys;
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
 use std::ffi::CStr;
 
 /// The role whose rights the statement runs with.
@@ -74,6 +74,13 @@ pub fn as_owner<T>(work: impl FnOnce() -> T) -> T {
         let result = work();
         pg_sys::SetUserIdAndSecContext(user, context);
         result
+    }
+}
+
+/// Runs a statement on the extension's tables as their owner. What it does was checked for the current user before.
+pub fn write(statement: &str, arguments: &[DatumWithOid<'_>]) {
+    if let Err(error) = as_owner(|| Spi::run_with_args(statement, arguments)) {
+        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
     }
 }
 

@@ -3,45 +3,20 @@
 //! A gate is found under the qualified name of its index, or of the partitioned index it belongs to, because a dump
 //! restores tables before indexes exist. Each backend keeps the gates it read until the table or the index changes.
 
-use super::profiles::write;
 use crate::bridge::feedback::{Gate, Method, Options, Plan};
+use crate::pg::catalog::cache::{self, Cache, ReadOf};
 use crate::pg::catalog::names::{check_owner, qualified};
-use crate::pg::catalog::owner::{self, current_user};
+use crate::pg::catalog::owner::{PUBLIC, current_user, table, write};
 use crate::pg::catalog::read;
 use crate::pg::error::OrRaise;
 use pgrx::prelude::*;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::Once;
 
-/// Gates kept by one backend; beyond, all are read again.
+/// Gates kept by one backend.
 const CAPACITY: usize = 1024;
 
-struct Known {
-    /// The table `situ.feedback_gates`.
-    relation: pg_sys::Oid,
-    gates: HashMap<pg_sys::Oid, Option<Gate>>,
-}
-
 thread_local! {
-    static KNOWN: RefCell<Option<Known>> = const { RefCell::new(None) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn on_invalidation(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    KNOWN.with_borrow_mut(|known| {
-        let concerned = |known: &Known| {
-            relation == pg_sys::InvalidOid || relation == known.relation || known.gates.contains_key(&relation)
-        };
-        if known.as_ref().is_some_and(concerned) {
-            *known = None;
-        }
-    });
-}
-
-fn table() -> Option<pg_sys::Oid> {
-    owner::table(owner::PUBLIC, c"feedback_gates")
+    static GATES: Cache<pg_sys::Oid, Option<Gate>> = Cache::new(CAPACITY);
 }
 
 /// What is to be done for a scan of `index`.
@@ -55,28 +30,12 @@ pub fn plan(options: &Options, index: pg_sys::Oid) -> Option<Plan> {
 
 /// The index's gate, if it was calibrated.
 fn gate(index: pg_sys::Oid) -> Option<Gate> {
-    static WATCHED: Once = Once::new();
-    // SAFETY: the callback lives as long as the library.
-    WATCHED.call_once(|| unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(on_invalidation), pg_sys::Datum::from(0));
-    });
-    let known = KNOWN.with_borrow(|known| known.as_ref().and_then(|known| known.gates.get(&index).copied()));
-    if let Some(gate) = known {
+    if let Some(gate) = GATES.with(|gates| gates.get(&index)) {
         return gate;
     }
-    // Read outside of the borrow: reading can run the invalidation callback.
-    let relation = table()?;
+    let read_of = ReadOf::now(&[table(PUBLIC, c"feedback_gates")?, index]);
     let gate = stored(index);
-    KNOWN.with_borrow_mut(|known| {
-        let known = known.get_or_insert_with(|| Known {
-            relation,
-            gates: HashMap::new(),
-        });
-        if known.gates.len() >= CAPACITY {
-            known.gates.clear();
-        }
-        known.gates.insert(index, gate);
-    });
+    GATES.with(|gates| gates.keep(index, gate, read_of));
     gate
 }
 
@@ -133,9 +92,6 @@ pub extern "C-unwind" fn pg_finfo_situ_feedback_gates_changed() -> *const pg_sys
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn situ_feedback_gates_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    if let Some(relation) = table() {
-        // SAFETY: a relation that exists.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
-    }
+    cache::tell(table(PUBLIC, c"feedback_gates"));
     pg_sys::Datum::from(0)
 }

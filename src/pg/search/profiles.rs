@@ -6,9 +6,9 @@
 
 use crate::pg::catalog::names::name_of;
 use crate::pg::catalog::names::{check_owner, qualified};
-use crate::pg::catalog::owner::{as_owner, current_user};
+use crate::pg::catalog::owner::{current_user, write};
 use crate::pg::catalog::read;
-use crate::pg::ereport::{fail, fail_full, fail_with_hint};
+use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::search::query::Query;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -67,13 +67,6 @@ fn options(index: pg_sys::Oid, profile: &str) -> Option<String> {
                        AND p.index OPERATOR(pg_catalog.=) pg_catalog.format('%I.%I', n.nspname, c.relname) \
                      ORDER BY c.oid OPERATOR(pg_catalog.=) $1 DESC LIMIT 1";
     read::one(statement, &[index.into(), profile.into()])
-}
-
-/// Runs a statement on the extension's tables as their owner. The current user has been checked before.
-pub fn write(statement: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) {
-    if let Err(error) = as_owner(|| Spi::run_with_args(statement, arguments)) {
-        fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string());
-    }
 }
 
 /// Stores a profile of an index that the current user owns; one of that name is replaced.

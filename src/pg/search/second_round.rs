@@ -12,15 +12,15 @@ use crate::model::Manifest;
 use crate::model::feedback::Reads;
 use crate::pg::bridges::copies;
 use crate::pg::bridges::registry::{self, Registered};
+use crate::pg::catalog::cache::{Cache, ReadOf};
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::ereport::{fail_full, fail_with_hint};
 use crate::pg::error::OrRaise;
 use crate::pg::service::model_ref::ModelRef;
-use crate::pg::service::{Kind, Lane, ServiceError, readings};
+use crate::pg::service::{Kind, Lane, ServiceError, token_features};
 use crate::pg::settings;
 use crate::serve::encoder::models::resolve;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::cell::RefCell;
 
 /// Passages that are read with a query where neither the query nor the reader says (the published models' k).
 const PASSAGES: usize = 3;
@@ -44,15 +44,15 @@ struct Reader {
 
 thread_local! {
     /// By the hash of the bridge.
-    static COPIES: RefCell<Vec<(String, Copy)>> = const { RefCell::new(Vec::new()) };
+    static COPIES: Cache<String, Copy> = Cache::new(KEPT);
 }
 
 /// The copy of `model` with the bridge's weights, written where it is not there yet.
 fn copy(bridge: &Registered, model: &ModelRef) -> Copy {
-    let known = COPIES.with_borrow(|copies| copies.iter().find(|(hash, _)| *hash == bridge.hash).cloned());
+    let known = COPIES.with(|copies| copies.get(&bridge.hash));
     let folder = copies::name_of(&bridge.hash);
     let there = copies::is_there(&folder);
-    if let Some((_, copy)) = known.filter(|_| there) {
+    if let Some(copy) = known.filter(|_| there) {
         return copy;
     }
     let trained = TextFeedback::read(&registry::weights(&bridge.name)).or_raise();
@@ -66,13 +66,7 @@ fn copy(bridge: &Registered, model: &ModelRef) -> Copy {
         fingerprint: Manifest::read(&copies::root().join(&folder)).or_raise().fingerprint,
         reading: trained.reading,
     };
-    COPIES.with_borrow_mut(|copies| {
-        copies.retain(|(hash, _)| *hash != bridge.hash);
-        if copies.len() >= KEPT {
-            copies.remove(0);
-        }
-        copies.push((bridge.hash.clone(), copy.clone()));
-    });
+    COPIES.with(|copies| copies.keep(bridge.hash.clone(), copy.clone(), ReadOf::nothing()));
     copy
 }
 
@@ -186,7 +180,7 @@ fn read(reader: &Reader, query: &str, passages: &[String]) -> Vec<f32> {
         .map(String::as_str)
         .collect();
     let asked = [(query, passages)];
-    let ask = || readings::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
+    let ask = || token_features::feedback(&reader.model, Lane::Query, &asked, reader.reading.passage_tokens as u32);
     let mut vectors = ask();
     if let (Err(ServiceError::Failed(failure)), Some((bridge, base))) = (&vectors, &reader.copied)
         && failure.kind == Kind::MissingFile

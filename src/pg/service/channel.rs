@@ -5,8 +5,8 @@
 //! transaction for whatever should still be held then.
 
 use super::ServiceError;
-use super::claim::{claim, claim_any, claim_beside, release, release_all};
 use super::shared::{self, DeviceState, Shared};
+use super::slot_alloc::{allocate, allocate_any, allocate_beside, release, release_all};
 use crate::pg::settings;
 use crate::serve::ipc::wire::{Assembler, Lane, Outgoing, Reply, WHOLE_CALL, decode_reply};
 use pgrx::{pg_guard, pg_sys};
@@ -84,7 +84,7 @@ impl Channel {
             shared::wake(&shared.launcher_latch);
         }
         let since = Instant::now();
-        let number = match claim_any(shared, lane)? {
+        let number = match allocate_any(shared, lane)? {
             Some(number) => number,
             None => {
                 shared.prepare_to_wait();
@@ -102,7 +102,7 @@ impl Channel {
     pub fn open_on(lane: Lane, model: &str, device: usize) -> Result<Option<Channel>, ServiceError> {
         let shared = Shared::get().ok_or(ServiceError::NotPreloaded)?;
         watch_exits();
-        Ok(claim(shared, device, lane).map(|number| Channel::on(shared, lane, number, model)))
+        Ok(allocate(shared, device, lane).map(|number| Channel::on(shared, lane, number, model)))
     }
 
     /// A further slot for a call whose slots are on the `used` devices: on another one of `situ.devices` that has a worker.
@@ -115,11 +115,11 @@ impl Channel {
             let state = &shared.devices()[*device];
             let works = match settings::device_fallback() {
                 true => !state.is_lost(),
-                false => !state.is_unproved(),
+                false => !state.is_on_probation(),
             };
             !used.contains(device) && state.worker_runs() && works
         });
-        let number = others.find_map(|device| claim_beside(shared, device))?;
+        let number = others.find_map(|device| allocate_beside(shared, device))?;
         Some(Channel::on(shared, Lane::Bulk, number, model))
     }
 
@@ -288,7 +288,7 @@ impl Channel {
         if !settings::device_fallback() {
             return Err(self.device_lost());
         }
-        let Some(number) = claim_any(self.shared, self.lane)? else {
+        let Some(number) = allocate_any(self.shared, self.lane)? else {
             return Ok(());
         };
         let (from, to) = (self.slot(), self.shared.slot(number));
@@ -375,7 +375,7 @@ fn time_left(idle: Duration) -> Result<Duration, ServiceError> {
 /// is cancelled.
 fn wait_for_slot(shared: &'static Shared, lane: Lane, since: Instant) -> Result<usize, ServiceError> {
     loop {
-        if let Some(number) = claim_any(shared, lane)? {
+        if let Some(number) = allocate_any(shared, lane)? {
             return Ok(number);
         }
         shared.wait_for_slot(time_left(since.elapsed())?, shared::wait_event());

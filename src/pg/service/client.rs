@@ -1,8 +1,8 @@
 //! The backend's end of the encoder service: lists of items, texts, documents.
 
+use super::call::Call;
 use super::channel::Channel;
 use super::documents::{Documents, SituatedPassage};
-use super::line::Line;
 use super::model_ref::ModelRef;
 use super::sent::{MOST_TEXT, cut, place_of, title_of};
 use super::shared::Shared;
@@ -23,25 +23,25 @@ pub fn encode(
     items: &mut dyn Iterator<Item = Item>,
     sink: ReplySink<'_>,
 ) -> Result<(), ServiceError> {
-    let mut line: Option<Line> = None;
+    let mut call: Option<Call> = None;
     let mut next = 0u64;
     let mut more = true;
     loop {
-        while more && line.as_ref().is_none_or(Line::has_room) {
+        while more && call.as_ref().is_none_or(Call::has_room) {
             let Some(item) = items.next() else {
                 more = false;
                 break;
             };
-            if line.is_none() {
-                line = Some(Line::open(model, lane)?);
+            if call.is_none() {
+                call = Some(Call::open(model, lane)?);
             }
-            if let Some(line) = &mut line {
-                line.send(next, item)?;
+            if let Some(call) = &mut call {
+                call.send(next, item)?;
             }
             next += 1;
         }
-        let Some(line) = &mut line else { return Ok(()) };
-        match line.poll()? {
+        let Some(call) = &mut call else { return Ok(()) };
+        match call.poll()? {
             Some((number, reply)) => {
                 match &reply {
                     Reply::Vector(vector) => model.check(vector)?,
@@ -56,15 +56,15 @@ pub fn encode(
                 }
                 sink(number as usize, reply)?;
             }
-            None if line.in_flight() == 0 && !more => return Ok(()),
-            None => line.wait()?,
+            None if call.in_flight() == 0 && !more => return Ok(()),
+            None => call.wait()?,
         }
     }
 }
 
 /// Has something done with a model that is not about texts, on the device that has the least to do.
 pub fn ask(model: &ModelRef, item: Item) -> Result<Report, ServiceError> {
-    report(Line::open(model, Lane::Query)?, item)
+    report(Call::open(model, Lane::Query)?, item)
 }
 
 /// Has it done on every device that has a worker; with each report, the device's name. Where none has, waits for one.
@@ -75,8 +75,8 @@ pub fn ask_each(model: &ModelRef, item: Item) -> Result<Vec<(String, Report)>, S
         if device.worker_runs()
             && let Some(channel) = Channel::open_on(Lane::Query, &model.name, number)?
         {
-            let line = Line::on(model, Lane::Query, channel);
-            reports.push((device.name.get(), report(line, item.clone())?));
+            let call = Call::on(model, Lane::Query, channel);
+            reports.push((device.name.get(), report(call, item.clone())?));
         }
     }
     if reports.is_empty() {
@@ -86,13 +86,13 @@ pub fn ask_each(model: &ModelRef, item: Item) -> Result<Vec<(String, Report)>, S
     Ok(reports)
 }
 
-fn report(mut line: Line, item: Item) -> Result<Report, ServiceError> {
-    line.send(0, item)?;
+fn report(mut call: Call, item: Item) -> Result<Report, ServiceError> {
+    call.send(0, item)?;
     loop {
-        match line.poll()? {
+        match call.poll()? {
             Some((_, Reply::Report(report))) => return Ok(report),
             Some(_) => return Err(ServiceError::Protocol("no report".to_owned())),
-            None => line.wait()?,
+            None => call.wait()?,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Many documents through the service at once, and the passages that come back.
 
-use super::line::Line;
+use super::call::Call;
 use super::model_ref::ModelRef;
 use super::sent::{place_of, title_of};
 use super::{Item, Lane, Reply, ServiceError};
@@ -28,7 +28,7 @@ struct Document {
 /// Many documents through the service, a bounded number of items in flight (256 items, 4 MB). Documents complete in any
 /// order. Dropped early, what is in flight is forgotten.
 pub struct Documents {
-    line: Line,
+    call: Call,
     model: ModelRef,
     options: SituateOptions,
     next: u64,
@@ -70,7 +70,7 @@ impl Documents {
     /// Waits for a slot of the queue (cancellable) and holds it until drop.
     pub fn open(model: &ModelRef, lane: Lane, options: &SituateOptions) -> Result<Documents, ServiceError> {
         Ok(Documents {
-            line: Line::open(model, lane)?,
+            call: Call::open(model, lane)?,
             model: model.clone(),
             options: options.clone(),
             next: 0,
@@ -103,7 +103,7 @@ impl Documents {
             },
         );
         for (part, segment) in segments.into_iter().enumerate() {
-            while !self.line.has_room() || self.documents.len() > MOST_DOCUMENTS {
+            while !self.call.has_room() || self.documents.len() > MOST_DOCUMENTS {
                 self.take_or_wait(sink)?;
             }
             self.items.insert(self.next, (document, part));
@@ -115,7 +115,7 @@ impl Documents {
                 options: self.options.clone(),
                 chunks: Vec::new(),
             };
-            self.line.send(self.next, item)?;
+            self.call.send(self.next, item)?;
             self.next += 1;
         }
         while self.take(sink)? {}
@@ -124,7 +124,7 @@ impl Documents {
 
     /// Waits until everything pushed so far has gone to the sink.
     pub fn flush(&mut self, sink: PassageSink<'_>) -> Result<(), ServiceError> {
-        while self.line.in_flight() > 0 {
+        while self.call.in_flight() > 0 {
             self.take_or_wait(sink)?;
         }
         Ok(())
@@ -132,14 +132,14 @@ impl Documents {
 
     fn take_or_wait(&mut self, sink: PassageSink<'_>) -> Result<(), ServiceError> {
         if !self.take(sink)? {
-            self.line.wait()?;
+            self.call.wait()?;
         }
         Ok(())
     }
 
     /// Takes one answer that is there; false without one.
     fn take(&mut self, sink: PassageSink<'_>) -> Result<bool, ServiceError> {
-        let Some((number, reply)) = self.line.poll()? else {
+        let Some((number, reply)) = self.call.poll()? else {
             return Ok(false);
         };
         let lost = || ServiceError::Protocol(format!("unexpected reply to item {number}"));

@@ -14,8 +14,8 @@ pub enum ServiceError {
     /// No worker could be started.
     #[error("the situ encoder worker does not start")]
     NoWorker { last_error: String },
-    /// The worker ended twice while it had this request.
-    #[error("the situ encoder worker ended twice while it had this request")]
+    /// The worker crashed twice while processing this request.
+    #[error("the situ encoder worker crashed twice while processing this request")]
     WorkerLost { last_error: String },
     /// The device does not work, and nothing may step in.
     #[error("the encoder's device {device} is lost")]

@@ -5,7 +5,7 @@
 //! is never started again. Its workers are left alone (a server that shuts down ends them itself), and the next launcher takes
 //! those that it finds for its own.
 
-use super::shared::{self, DeviceState, FREE, LEFT, Shared};
+use super::shared::{self, ABANDONED, DeviceState, FREE, Shared};
 use crate::pg::settings;
 use crate::serve::ipc::statistics::add;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Pause before the first new start, doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The longest for a device that does not work, since a missing library or an old card does not heal by itself. A reload
+/// The longest for a device that does not work, since a missing library or an old GPU does not heal by itself. A reload
 /// of the configuration tries it at once.
 const LOST_PAUSE: Duration = Duration::from_secs(300);
 /// How often a worker that starts or ends is looked at.
@@ -188,7 +188,7 @@ impl Child {
             }
         }
         if self.running.is_none() && !state.worker_runs() {
-            empty_left_slots(shared, self.number);
+            empty_abandoned_slots(shared, self.number);
             if wanted && Instant::now() >= self.next_start {
                 self.start(state);
             }
@@ -224,10 +224,10 @@ impl Child {
 }
 
 /// Empties the slots that were left, while the device has no worker that would.
-fn empty_left_slots(shared: &'static Shared, device: usize) {
+fn empty_abandoned_slots(shared: &'static Shared, device: usize) {
     for number in shared.slots_of(device) {
         let slot = shared.slot(number);
-        if slot.state.load(Ordering::SeqCst) == LEFT {
+        if slot.state.load(Ordering::SeqCst) == ABANDONED {
             shared.requests(number).reset();
             shared.replies(number).reset();
             slot.state.store(FREE, Ordering::SeqCst);

@@ -5,33 +5,35 @@
 //! |---|---|
 //! | `shared` | the layout of the shared memory, slots and their ownership rules |
 //! | `channel` | a backend's slot: send, wait, resend, release |
-//! | `claim` | which slot a call gets |
-//! | `line` | a call: its slots, one a device where it has much to send, and what goes to which |
+//! | `slot_alloc` | which slot a call gets |
+//! | `call` | a call: its slots, one a device where it has much to send, and what goes to which |
 //! | `client` | lists of items and texts |
 //! | `documents` | streams of documents |
 //! | `model_ref` | a registered model, as calls name it |
 //! | `sent` | texts as they are sent |
-//! | `readings` | tokens, token states and vocabulary weights |
+//! | `token_features` | tokens, token states and vocabulary weights |
 //! | `error` | why a call failed |
 //! | `launcher` | keeps the worker alive |
-//! | `worker` | the worker's main thread: rings in, rings out |
+//! | `worker_loop` | the main thread of a worker, encoder's and LLM's: rings in, rings out |
+//! | `worker` | the encoder worker: its threads, what it does with requests |
 //! | `process` | what a worker's main thread waits with |
 //!
 //! What the worker does between its rings is [`crate::serve`].
 
+mod call;
 pub mod channel;
-mod claim;
 pub mod client;
 pub mod documents;
 mod error;
 pub mod launcher;
-mod line;
 pub mod model_ref;
 pub mod process;
-pub mod readings;
 mod sent;
 pub mod shared;
+mod slot_alloc;
+pub mod token_features;
 pub mod worker;
+pub mod worker_loop;
 
 pub use crate::serve::ipc::failure::{Failure, Kind};
 pub use crate::serve::ipc::wire::{Item, Lane, Passage, Reply, Report};

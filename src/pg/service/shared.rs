@@ -6,8 +6,8 @@
 //!
 //! - **State.** `FREE -> ACTIVE` by the claiming backend (compare-and-swap through `CLAIMED`). `ACTIVE -> FREE` by its
 //!   owner, only when all its requests are answered and read: then both rings are empty and end on a message border, so
-//!   the next owner goes on where this one stopped. `ACTIVE -> LEFT` by its owner in every other case (error, cancel,
-//!   exit of the process). `LEFT -> FREE` by the worker (or the launcher, while there is none), after it has emptied the rings and forgotten what it had
+//!   the next owner goes on where this one stopped. `ACTIVE -> ABANDONED` by its owner in every other case (error, cancel,
+//!   exit of the process). `ABANDONED -> FREE` by the worker (or the launcher, while there is none), after it has emptied the rings and forgotten what it had
 //!   from that owner. Nobody else changes a state.
 //! - **Rings.** The owner of an `ACTIVE` slot writes requests and reads replies. The worker reads requests and writes
 //!   replies of `ACTIVE` slots whose `epoch` is its own, and nothing of other slots.
@@ -31,7 +31,7 @@ use crate::model::Device;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::settings;
 use crate::serve::encoder::device::{self, MOST_DEVICES};
-use crate::serve::ipc::exchange::Account;
+use crate::serve::ipc::queues::Account;
 use crate::serve::ipc::ring::{Positions, Ring};
 use crate::serve::ipc::statistics::{Progress, TextCell};
 use pgrx::{pg_guard, pg_sys};
@@ -45,7 +45,7 @@ pub const RING: usize = 64 << 10;
 pub const FREE: u32 = 0;
 pub const CLAIMED: u32 = 1;
 pub const ACTIVE: u32 = 2;
-pub const LEFT: u32 = 3;
+pub const ABANDONED: u32 = 3;
 
 /// One sender's place in the queue.
 #[repr(C, align(64))]
@@ -91,8 +91,8 @@ pub struct DeviceState {
     pub worker_latch: AtomicPtr<pg_sys::Latch>,
     /// Consecutive attempts to start a worker that failed.
     pub start_failures: AtomicU32,
-    /// [`LOST`]: the device does not work; its requests go elsewhere until a worker starts on it again. [`UNPROVED`]: one
-    /// has, and has answered nothing yet ([`DeviceState::is_unproved`]).
+    /// [`LOST`]: the device does not work; its requests go elsewhere until a worker starts on it again. [`ON_PROBATION`]: one
+    /// has, and has answered nothing yet ([`DeviceState::is_on_probation`]).
     pub lost: AtomicU32,
     pub account: Account,
     pub last_error: TextCell<1000>,
@@ -102,9 +102,9 @@ pub struct DeviceState {
 
 /// States of a device that was lost.
 pub const LOST: u32 = 1;
-const UNPROVED: u32 = 2;
-/// Microseconds for which a device that was lost is unproved at most: a worker that has lived so long on it may be asked.
-const TRIAL: u64 = 60_000_000;
+const ON_PROBATION: u32 = 2;
+/// Microseconds for which a device that was lost is on probation at most: a worker that has lived so long on it may be asked.
+const PROBATION: u64 = 60_000_000;
 
 /// Bytes for the description of the models in memory.
 pub const MODELS: usize = 8192;
@@ -126,26 +126,26 @@ impl DeviceState {
     }
 
     /// Whether the device was lost, and has neither answered anything nor lived for a minute since.
-    pub fn is_unproved(&self) -> bool {
+    pub fn is_on_probation(&self) -> bool {
         let started = self.account.counters.started_at.load(Ordering::Relaxed);
         match self.lost.load(Ordering::SeqCst) {
             0 => false,
-            UNPROVED => now().saturating_sub(started) < TRIAL,
+            ON_PROBATION => now().saturating_sub(started) < PROBATION,
             _ => true,
         }
     }
 
     /// A worker runs on the device (again).
     pub fn found(&self) {
-        let before = |lost: u32| (lost == LOST).then_some(UNPROVED);
+        let before = |lost: u32| (lost == LOST).then_some(ON_PROBATION);
         let _ = self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, before);
     }
 
     /// The device has answered something, or is to be taken for whole.
-    pub fn proved(&self) {
+    pub fn end_probation(&self) {
         let _ = self
             .lost
-            .compare_exchange(UNPROVED, 0, Ordering::SeqCst, Ordering::SeqCst);
+            .compare_exchange(ON_PROBATION, 0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Records an error that users should see in `situ.stat_service`.
@@ -190,9 +190,9 @@ fn slots_in(bytes: usize, devices: usize) -> usize {
     (bytes.saturating_sub(HEAD) / (SLOT + 2 * RING)).clamp(4 * devices, 1 << 16)
 }
 
-/// The devices of `situ.devices` and, where no processor is among them, the one that steps in for cards: a worker each.
+/// The devices of `situ.devices` and, where no processor is among them, the one that steps in for gpus: a worker each.
 fn devices() -> (Vec<Device>, usize) {
-    let listed = match device::parse(&settings::devices(), device::cards()) {
+    let listed = match device::parse(&settings::devices(), device::gpus()) {
         Ok(listed) => listed,
         Err(error) => fail_with_hint(
             pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,

@@ -2,6 +2,7 @@
 
 use crate::pg::am::users::{Needed, needed_by};
 use crate::pg::bridges::registry;
+use crate::pg::catalog::cache;
 use crate::pg::catalog::owner::{PUBLIC, table};
 use crate::pg::ereport::fail_full;
 use crate::pg::error::OrRaise;
@@ -24,10 +25,7 @@ pub extern "C-unwind" fn pg_finfo_situ_bridges_changed() -> *const pg_sys::Pg_fi
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn situ_bridges_changed(_call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    if let Some(relation) = table(PUBLIC, c"bridges") {
-        // SAFETY: a relation that exists.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
-    }
+    cache::tell(table(PUBLIC, c"bridges"));
     pg_sys::Datum::from(0)
 }
 

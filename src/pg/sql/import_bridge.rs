@@ -3,8 +3,10 @@
 //! A file of `situ.export_bridge` says itself what it is. A projector as it is published holds tensors alone; what it leads
 //! from and to is said by the caller.
 
+use crate::bridge::BridgeKind;
 use crate::bridge::file::describe;
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::kind::check;
+use crate::bridge::train::acceptance::Verdict;
 use crate::bridge::xrag::projector::{self, Projector};
 use crate::bridge::xrag::published::{self, Found};
 use crate::pg::bridges::registry::{self, Entry};
@@ -83,14 +85,14 @@ fn import_projector(weights: &[u8], import: &Import<'_>) -> String {
         imported: true,
         weights: &weights,
     };
-    registry::store(entry, import.replace.unwrap_or(false))
+    registry::store(entry, import.replace.unwrap_or(false)).to_string()
 }
 
 /// The verdict that a file carries; one that carries none is accepted, on its importer's word.
 fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
-    match (said("accepted"), said("made_queries")) {
+    match (said("accepted"), said("synthetic_queries")) {
         (Some(Value::Bool(false)), _) => Verdict::Rejected,
-        (_, Some(Value::Bool(true))) => Verdict::AcceptedMade,
+        (_, Some(Value::Bool(true))) => Verdict::AcceptedSynthetic,
         _ => Verdict::Accepted,
     }
 }
@@ -98,7 +100,7 @@ fn verdict(said: &dyn Fn(&str) -> Option<Value>) -> Verdict {
 /// Stores a bridge whose file says itself what it is for.
 fn import_described(weights: &[u8], import: &Import<'_>) -> String {
     let name = import.name;
-    let description = registry::check_file(weights).or_raise();
+    let description = check(weights).or_raise();
     let said = |field: &str| description.metadata.get(field).cloned();
     let model = model_by_name(import.model).or_raise();
     if let Some(Value::String(fingerprint)) = said("fingerprint")
@@ -123,15 +125,15 @@ fn import_described(weights: &[u8], import: &Import<'_>) -> String {
         imported: true,
         weights,
     };
-    registry::store(entry, import.replace.unwrap_or(false))
+    registry::store(entry, import.replace.unwrap_or(false)).to_string()
 }
 
 /// Stores the bridge that a file holds as the caller's, and returns its kind. `place` names the file in messages.
 fn import(file: &mut (impl Read + Seek), place: &str, import: &Import<'_>) -> String {
-    let wanted = |kind: &str| import.kind.is_none_or(|wanted| wanted == kind);
+    let wanted = |kind: BridgeKind| import.kind.is_none_or(|wanted| BridgeKind::parse(wanted) == Some(kind));
     match published::read(file).or_raise() {
-        Found::Projector(weights) if wanted(projector::KIND) => import_projector(&weights, import),
-        Found::Bridge(weights) if wanted(&describe(&weights).or_raise().kind) => import_described(&weights, import),
+        Found::Projector(weights) if wanted(BridgeKind::Xrag) => import_projector(&weights, import),
+        Found::Bridge(weights) if wanted(describe(&weights).or_raise().kind) => import_described(&weights, import),
         Found::Projector(_) | Found::Bridge(_) => fail_with_hint(
             PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
             format!("{place} no bridge of kind {}", import.kind.unwrap_or_default()),

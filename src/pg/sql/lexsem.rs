@@ -3,14 +3,14 @@
 use crate::pg::catalog::model_registry::model_by_name;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
-use crate::pg::service::{Lane, readings};
+use crate::pg::service::{Lane, token_features};
 use pgrx::prelude::*;
 
 /// `situ.tokens(text, model)`.
 #[pg_extern(sql = false)]
 fn text_tokens(text: Option<&str>, model: Option<&str>) -> Option<Vec<i32>> {
     let model = model_by_name(model).or_raise();
-    let tokens = readings::tokens(&model, Lane::Query, &[text?]).or_raise();
+    let tokens = token_features::tokens(&model, Lane::Query, &[text?]).or_raise();
     // An id is a row of a table in memory, far below 2^31.
     tokens
         .into_iter()
@@ -37,7 +37,7 @@ fn text_vocabulary(
         return TableIterator::new(Vec::new());
     };
     let model = model_by_name(model).or_raise();
-    let weights = readings::vocabulary(&model, Lane::Query, &[text], most).or_raise();
+    let weights = token_features::vocabulary(&model, Lane::Query, &[text], most).or_raise();
     let rows: Vec<_> = weights
         .into_iter()
         .flatten()

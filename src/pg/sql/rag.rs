@@ -9,6 +9,7 @@ use super::search::{nearest, positive};
 use super::template;
 use crate::model::Role;
 use crate::pg::bridges::xrag;
+use crate::pg::catalog::names::qualified;
 use crate::pg::ereport::fail_with_hint;
 use crate::pg::error::OrRaise;
 use crate::pg::llm::target::{self, Target};
@@ -19,7 +20,6 @@ use crate::pg::service::{self, ModelRef};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
-use std::ffi::CStr;
 use std::time::Instant;
 
 /// What of the passages gets into the prompt.
@@ -86,28 +86,13 @@ fn texts(found: &[Found]) -> Vec<String> {
 /// A row that was used, as JSON.
 fn source(row: &Found) -> serde_json::Value {
     serde_json::json!({
-        "relation": qualified_name(row.relation),
+        "relation": qualified(row.relation),
         "ctid": format!("({},{})", row.tid >> 16, row.tid & 0xffff),
         "key": row.key,
         "ordinal": row.place.map(|(ordinal, _)| ordinal),
         "passage": row.text,
         "distance": row.distance,
     })
-}
-
-/// The name of a table with its schema, quoted where it must be.
-fn qualified_name(relation: pg_sys::Oid) -> String {
-    // SAFETY: catalog look-ups in a transaction; the table is locked until its end, so both names are there, and the server
-    // allocates what it returns.
-    unsafe {
-        let namespace = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
-        let name = pg_sys::get_rel_name(relation);
-        if namespace.is_null() || name.is_null() {
-            return relation.to_u32().to_string();
-        }
-        let qualified = pg_sys::quote_qualified_identifier(namespace, name);
-        CStr::from_ptr(qualified).to_string_lossy().into_owned()
-    }
 }
 
 /// What stands for the passages in a prompt, by mode.

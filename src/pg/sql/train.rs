@@ -83,7 +83,7 @@ fn file_training(
         )
     };
     check_may_train();
-    run::trainer(kind);
+    run::kind_of(kind);
     // SAFETY: the current user of a running statement.
     start::check_role(unsafe { pg_sys::GetUserId() });
     start::check_place();

@@ -1,8 +1,8 @@
-//! The rows of `situ_internal.training_jobs`. They are read and written as the owner of the extension's tables; callers check whose
-//! job it is. Statements name the schema of everything, operators too: the search path is the caller's.
+//! The rows of `situ_internal.training_jobs`. They are read and written as the owner of the extension's tables; callers
+//! check whose job it is. Statements name the schema of everything, operators too: the search path is the caller's.
 
 use crate::bridge::train::data::Progress;
-use crate::pg::catalog::owner::as_owner;
+use crate::pg::catalog::owner::{as_owner, write};
 use crate::pg::ereport::{fail, fail_with_hint};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -41,10 +41,6 @@ pub fn is_over(state: &str) -> bool {
 
 fn spi<T>(result: Result<T, SpiError>) -> T {
     result.unwrap_or_else(|error| fail(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()))
-}
-
-fn write(statement: &str, arguments: &[DatumWithOid<'_>]) {
-    as_owner(|| spi(Spi::run_with_args(statement, arguments)));
 }
 
 /// Files a job as the current user's and gives its number.
@@ -137,8 +133,8 @@ pub fn own_latest(id: i64) -> Job {
     }
 }
 
-/// Asks the worker for something: run, pause or cancel; gives the state that the job has now. The row stays locked until the
-/// transaction ends, so the worker cannot write another meanwhile.
+/// Asks the worker for something: run, pause or cancel; gives the state that the job has now. The row stays locked
+/// until the transaction ends, so the worker cannot write another meanwhile.
 pub fn ask(id: i64, request: &str) -> String {
     let statement =
         "UPDATE situ_internal.training_jobs SET request = $2 WHERE id OPERATOR(pg_catalog.=) $1 RETURNING state";
@@ -173,8 +169,8 @@ fn gone(id: i64) -> ! {
     )
 }
 
-/// This process has the job from now on; `false` where that is over. Waits for whoever asks something of it in a transaction
-/// that is still open.
+/// This process has the job from now on; `false` where that is over. Waits for whoever asks something of it in a
+/// transaction that is still open.
 pub fn begin(id: i64) -> bool {
     let statement = "UPDATE situ_internal.training_jobs SET state = 'running', started_at = pg_catalog.clock_timestamp(), \
             updated_at = pg_catalog.clock_timestamp(), finished_at = NULL, first_step = NULL, errcode = NULL, error = NULL, \

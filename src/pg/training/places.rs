@@ -1,16 +1,16 @@
 //! Places of trainers in shared memory: which job of which database is trained by which process.
 //!
-//! A place is `FREE`, `STARTING` (claimed by the backend that starts the trainer) or `RUNNING` (taken by the trainer, which
-//! frees it on its way out). Every change happens under one lightweight lock, for some instructions; nothing raises an error
-//! or waits while it is held. What follows from that:
+//! A place is `FREE`, `STARTING` (claimed by the backend that starts the trainer) or `RUNNING` (taken by the trainer,
+//! which frees it on its way out). Every change happens under one lightweight lock, for some instructions; nothing
+//! raises an error or waits while it is held. What follows from that:
 //!
 //! - There are never more trainers than `situ.max_trainings`, and never two of one job: the place is claimed before the
 //!   server is asked for a process.
-//! - A process that has a place is alive and is the trainer of that job, because its own exit has to wait for the lock. So
-//!   a signal that is sent under the lock reaches the right process, however numbers of processes are used again.
+//! - A process that has a place is alive and is the trainer of that job, because its own exit has to wait for the lock.
+//!   So a signal that is sent under the lock reaches the right process, however numbers of processes are used again.
 //! - A trainer that is killed takes the server through crash recovery, which makes the memory anew.
-//! - A claim carries a token, which the trainer is told. One that no trainer has taken is free again after a minute (its
-//!   backend may be gone), and a trainer that comes later than that finds its token void and ends.
+//! - A claim carries a token, which the trainer is told. One that no trainer has taken is free again after a minute
+//!   (its backend may be gone), and a trainer that comes later than that finds its token void and ends.
 
 use crate::pg::settings::{self, MOST_TRAININGS};
 use pgrx::{pg_guard, pg_sys};
@@ -77,8 +77,8 @@ unsafe extern "C-unwind" fn on_request() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_startup() {
-    // SAFETY: called by the server in its hook, in the postmaster, before any other process can see the memory. The area
-    // is aligned to a cache line by the server; zeroed bytes are valid values of every field.
+    // SAFETY: called by the server in its hook, in the postmaster, before any other process can see the memory. The
+    // area is aligned to a cache line by the server; zeroed bytes are valid values of every field.
     unsafe {
         if let Some(previous) = PREVIOUS_STARTUP {
             previous();
@@ -94,15 +94,15 @@ unsafe extern "C-unwind" fn on_startup() {
     }
 }
 
-/// Does something with the places under their lock; `None` where the library was not preloaded. `work` neither raises nor
-/// waits.
+/// Does something with the places under their lock; `None` where the library was not preloaded. `work` neither raises
+/// nor waits.
 fn locked<T>(work: impl FnOnce(&mut Area) -> T) -> Option<T> {
     let (area, lock) = (AREA.load(Ordering::Acquire), LOCK.load(Ordering::Acquire));
     if area.is_null() || lock.is_null() {
         return None;
     }
-    // SAFETY: both point to shared memory that stays mapped until the process ends. The lock makes the reference the only
-    // one; the server holds interrupts off while it is held.
+    // SAFETY: both point to shared memory that stays mapped until the process ends. The lock makes the reference the
+    // only one; the server holds interrupts off while it is held.
     unsafe {
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         let result = work(&mut *area);

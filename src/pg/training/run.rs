@@ -1,19 +1,22 @@
 //! One job from its row to the stored bridge.
 
 use super::jobs::{self, Job};
-use super::material::{
-    Bounds, Service, bad, beside, bounded, cut_long, each_key_once, read_pairs, relation_passages, unknown,
-};
+use super::material::{bad, each_key_once, read_pairs, relation_passages};
+use super::monitor::{JobMonitor, transaction};
+use super::service::{Service, cut_long};
 use super::stored::{Stored, index_passages};
-use super::watch::{Row, transaction};
-use crate::bridge::train::data::{Encode, Pair, Passage, Trained, Watch};
-use crate::bridge::train::judged::Verdict;
-use crate::bridge::{BridgeError, adapter, file, lexsem, situate, text_feedback, xrag};
+use crate::bridge::kind::Reads;
+use crate::bridge::train::acceptance::Verdict;
+use crate::bridge::train::data::{Pair, Passage, Trained};
+use crate::bridge::train::passages::{beside, unknown};
+use crate::bridge::train::run::Run;
+use crate::bridge::train::sample::{Bounds, sampled};
+use crate::bridge::{BridgeError, BridgeKind, file};
 use crate::pg::bridges::registry::{self, Entry};
 use crate::pg::catalog::model_registry::model_by_name;
-use crate::pg::catalog::names::name_of;
-use crate::pg::catalog::names::qualified;
+use crate::pg::catalog::names::{name_of, qualified};
 use crate::pg::error::OrRaise;
+use crate::pg::service::model_ref::ModelRef;
 use crate::pg::settings;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -21,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum Outcome {
     Accepted,
     Rejected,
     Cancelled,
@@ -31,23 +34,14 @@ pub enum Over {
     Nothing,
 }
 
-/// A kind's trainer.
-pub type Trainer =
-    fn(&[Passage], &[Pair], &Value, &mut dyn Encode, &mut dyn Watch, Option<&[u8]>) -> Result<Trained, BridgeError>;
-
-/// The trainer of a kind; an error for a kind that has none.
-pub fn trainer(kind: &str) -> Trainer {
-    match kind {
-        adapter::KIND => adapter::train,
-        "lexsem" => lexsem::train,
-        situate::bridge::KIND => situate::train,
-        text_feedback::KIND => text_feedback::train,
-        xrag::KIND => xrag::train,
-        other => bad(
-            format!("there is no training of kind \"{other}\""),
-            "Use adapter, lexsem, situate, feedback or xrag.",
-        ),
-    }
+/// The kind of that name; an error where there is none.
+pub fn kind_of(name: &str) -> BridgeKind {
+    BridgeKind::parse(name).unwrap_or_else(|| {
+        bad(
+            format!("there is no training of kind \"{name}\""),
+            &format!("Use {}.", BridgeKind::names()),
+        )
+    })
 }
 
 /// What was read for a training.
@@ -62,195 +56,277 @@ struct Material {
     index: Option<String>,
 }
 
-/// Whether what a kind trains is used against the vectors that an index stores: a bridge of queries is. One that changes
-/// passages changes the chunk's own vector, and a projector is given the vector of the passage alone (`situ.rag`).
-fn meets_stored_vectors(kind: &str, options: &Value) -> bool {
-    match kind {
-        adapter::KIND => options.get("side").and_then(Value::as_str) != Some("passage"),
-        "lexsem" | text_feedback::KIND => true,
-        _ => false,
+/// What a job asks for.
+struct Asked<'a> {
+    job: &'a Job,
+    options: Value,
+    reads: Reads,
+    bounds: Bounds,
+}
+
+/// Passages as they were read.
+struct Source {
+    model: ModelRef,
+    passages: Vec<Passage>,
+    /// Passages that no pair speaks of.
+    searched: Vec<Passage>,
+    /// How many were left out for memory.
+    out: usize,
+}
+
+impl<'a> Asked<'a> {
+    fn of(job: &'a Job) -> Asked<'a> {
+        let options = job.arguments.get("options").cloned().unwrap_or_else(|| json!({}));
+        Asked {
+            job,
+            reads: kind_of(&job.kind).reads(&options),
+            bounds: Bounds {
+                memory: settings::training_memory(),
+                seed: options.get("seed").and_then(Value::as_u64).unwrap_or(1),
+            },
+            options,
+        }
     }
-}
 
-/// A relation among a job's arguments.
-fn relation(job: &Job, name: &str) -> Option<pg_sys::Oid> {
-    let number = job.arguments.get(name).and_then(Value::as_u64)?;
-    u32::try_from(number).ok().map(pg_sys::Oid::from_u32)
-}
+    /// A relation among the arguments.
+    fn relation(&self, name: &str) -> Option<pg_sys::Oid> {
+        let number = self.job.arguments.get(name).and_then(Value::as_u64)?;
+        u32::try_from(number).ok().map(pg_sys::Oid::from_u32)
+    }
 
-fn read(job: &Job) -> Material {
-    let text = |name: &str| job.arguments.get(name).and_then(Value::as_str);
-    let options = job.arguments.get("options").cloned().unwrap_or_default();
-    let index = relation(job, "index");
-    let bounds = Bounds {
-        memory: settings::training_memory(),
-        seed: options.get("seed").and_then(Value::as_u64).unwrap_or(1),
-    };
-    let stored = meets_stored_vectors(&job.kind, &options);
-    let of_index = |index| {
-        let found = index_passages(index, stored, bounds);
-        if text("model").is_some_and(|name| name != found.model.name) {
+    /// The model that is named.
+    fn model(&self) -> Option<&str> {
+        self.job.arguments.get("model").and_then(Value::as_str)
+    }
+
+    fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).and_then(Value::as_str)
+    }
+
+    fn of_index(&self, index: pg_sys::Oid) -> Stored {
+        let found = index_passages(index, self.reads.stored_vectors, self.bounds);
+        if self.model().is_some_and(|name| name != found.model.name) {
             bad(
                 format!("index \"{}\" has model \"{}\"", name_of(index), found.model.name),
                 "Leave model out: a bridge of an index is trained over its model.",
             )
         }
         found
-    };
-    // `searched` are passages that no pair speaks of.
-    let (model, passages, searched, out) = match (index, relation(job, "passages")) {
-        (Some(index), None) => {
-            let Stored { model, passages, out } = of_index(index);
-            (model, passages, Vec::new(), out)
-        }
-        (None, Some(passages)) => {
-            let model = model_by_name(text("model")).or_raise();
-            let (passages, out) = relation_passages(passages, model.dimensions, bounds);
-            (model, passages, Vec::new(), out)
-        }
-        (Some(index), Some(passages)) if job.kind == adapter::KIND => {
-            let Stored {
-                model,
-                passages: searched,
-                out: out_of_index,
-            } = of_index(index);
-            let (passages, out) = relation_passages(passages, model.dimensions, bounds);
-            (model, passages, searched, out + out_of_index)
-        }
-        _ => bad(
-            "one of index and passages is needed".into(),
-            "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'; an adapter takes both.",
-        ),
-    };
-    let mlm = options.get("mlm").and_then(Value::as_str).map(|mlm| {
-        let most = options.get("vocabulary_top").and_then(Value::as_u64).unwrap_or(64);
-        let most = u32::try_from(most).unwrap_or(u32::MAX);
-        (model_by_name(Some(mlm)).or_raise(), most)
-    });
-    let start = options.get("start").and_then(Value::as_str).map(|name| {
-        let bridge = registry::find(name);
-        registry::check_owner(&bridge);
-        registry::check_trained_over(&bridge, &model);
-        registry::weights(name)
-    });
-    let mut service = Service { model, mlm, start };
-    // The other trainers take the passages of a relation as they are.
-    let cuts = [adapter::KIND, situate::bridge::KIND].contains(&job.kind.as_str());
-    let cut = cuts && relation(job, "passages").is_some();
-    let mut passages = passages;
-    if job.kind == situate::bridge::KIND {
-        // It encodes the bodies, whatever vectors they came with.
-        passages.iter_mut().for_each(|passage| passage.vector = None);
     }
-    let passages = if cut {
-        if relation(job, "pairs").is_some() {
+
+    /// Reads the passages of an index, of a relation, or of both.
+    fn source(&self) -> Source {
+        match (self.relation("index"), self.relation("passages")) {
+            (Some(index), None) => {
+                let Stored { model, passages, out } = self.of_index(index);
+                Source {
+                    model,
+                    passages,
+                    searched: Vec::new(),
+                    out,
+                }
+            }
+            (None, Some(passages)) => {
+                let model = model_by_name(self.model()).or_raise();
+                let (passages, out) = relation_passages(passages, model.dimensions, self.bounds);
+                Source {
+                    model,
+                    passages,
+                    searched: Vec::new(),
+                    out,
+                }
+            }
+            (Some(index), Some(passages)) if self.reads.index_beside_passages => {
+                let of_index = self.of_index(index);
+                let (passages, out) = relation_passages(passages, of_index.model.dimensions, self.bounds);
+                Source {
+                    model: of_index.model,
+                    passages,
+                    searched: of_index.passages,
+                    out: out + of_index.out,
+                }
+            }
+            _ => bad(
+                "one of index and passages is needed".into(),
+                "index => 'a text index' or passages => 'a relation with id, document, ordinal and body'; an adapter takes both.",
+            ),
+        }
+    }
+
+    /// The encoder service, with the masked language model and the first bridge that the options name.
+    fn service(&self, model: ModelRef) -> Service {
+        let mlm = self.option("mlm").map(|mlm| {
+            let most = self.options.get("vocabulary_top").and_then(Value::as_u64).unwrap_or(64);
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
+            (model_by_name(Some(mlm)).or_raise(), most)
+        });
+        let start = self.option("start").map(|name| {
+            let bridge = registry::find(name);
+            registry::check_owner(&bridge);
+            registry::check_trained_over(&bridge, &model);
+            registry::weights(name)
+        });
+        Service { model, mlm, start }
+    }
+
+    /// Whether passages of a relation are cut in chunks.
+    fn cuts(&self) -> bool {
+        self.reads.chunks && self.relation("passages").is_some()
+    }
+
+    /// The passages as the kind's trainer wants them.
+    fn prepared(&self, mut passages: Vec<Passage>, searched: Vec<Passage>, service: &mut Service) -> Vec<Passage> {
+        if !self.reads.given_vectors {
+            passages.iter_mut().for_each(|passage| passage.vector = None);
+        }
+        if !self.cuts() {
+            return passages;
+        }
+        if self.relation("pairs").is_some() {
             each_key_once(&passages);
         }
         let searched = unknown(searched, &passages);
-        beside(cut_long(passages, &mut service), searched)
-    } else {
-        passages
-    };
-    let (passages, out_of_chunks) = bounded(passages, service.model.dimensions, bounds);
-    let found = passages.len() + out + out_of_chunks;
-    let chunked = index.is_some() || cut;
-    let pairs = relation(job, "pairs").map(|pairs| read_pairs(pairs, &passages, chunked, &mut service, bounds));
-    let (pairs, pairs_out) = pairs.unzip();
-    let pairs_found = pairs.as_ref().map_or(0, Vec::len) + pairs_out.unwrap_or(0);
-    if pairs.as_ref().is_some_and(Vec::is_empty) {
-        Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()
+        beside(cut_long(passages, service), searched)
     }
-    Material {
-        service,
-        passages,
-        found,
-        pairs,
-        pairs_found,
-        index: index.map(qualified),
+
+    fn read(&self) -> Material {
+        let Source {
+            model,
+            passages,
+            searched,
+            out,
+        } = self.source();
+        let mut service = self.service(model);
+        let passages = self.prepared(passages, searched, &mut service);
+        let (passages, out_of_chunks) = sampled(passages, service.model.dimensions, self.bounds);
+        let found = passages.len() + out + out_of_chunks;
+        let index = self.relation("index");
+        let chunked = index.is_some() || self.cuts();
+        let pairs = self.relation("pairs");
+        let pairs = pairs.map(|pairs| read_pairs(pairs, &passages, chunked, &mut service, self.bounds));
+        let (pairs, pairs_out) = pairs.unzip();
+        let pairs_found = pairs.as_ref().map_or(0, Vec::len) + pairs_out.unwrap_or(0);
+        if pairs.as_ref().is_some_and(Vec::is_empty) {
+            Err(BridgeError::TooLittle("no pair has a passage that can be read".into())).or_raise()
+        }
+        Material {
+            service,
+            passages,
+            found,
+            pairs,
+            pairs_found,
+            index: index.map(qualified),
+        }
     }
 }
 
-/// Where the vectors of the passages come from, for the recipe.
-fn vectors_of(passages: &[Passage], index: bool) -> &'static str {
-    match (passages.iter().any(|passage| passage.vector.is_some()), index) {
-        (true, true) => "index",
-        (true, false) => "given",
-        (false, _) => "encoded",
+impl Material {
+    /// Where the vectors of the passages come from, for the recipe.
+    fn vectors(&self) -> &'static str {
+        let given = self.passages.iter().any(|passage| passage.vector.is_some());
+        match (given, self.index.is_some()) {
+            (true, true) => "index",
+            (true, false) => "given",
+            (false, _) => "encoded",
+        }
+    }
+
+    fn recipe(&self, kind: BridgeKind, options: &Value) -> Value {
+        json!({
+            "kind": kind.name(), "options": options, "index": self.index, "pairs": self.pairs.as_ref().map(Vec::len),
+            "passages": self.passages.len(), "passages_found": self.found, "precision": self.service.model.precision(),
+            "vectors": self.vectors(),
+        })
+    }
+
+    /// Says in the figures what was left out for memory.
+    fn count(&self, figures: &mut Value) {
+        let Some(figures) = figures.as_object_mut() else { return };
+        if self.found > self.passages.len() {
+            figures.insert("passages_found".to_owned(), json!(self.found));
+        }
+        if self.pairs_found > self.pairs.as_ref().map_or(0, Vec::len) {
+            figures.insert("pairs_found".to_owned(), json!(self.pairs_found));
+        }
     }
 }
 
 /// Reads, trains and stores. Errors are raised.
-pub fn run(id: i64) -> Over {
+pub fn run(id: i64) -> Outcome {
     let begun = transaction(|| jobs::begin(id));
     // In a transaction of its own, whose snapshot sees what the one before may have waited for.
     let job = begun.then(|| transaction(|| jobs::load(id, true)));
-    let Some(job) = job else { return Over::Nothing };
-    let Material {
-        mut service,
-        passages,
-        found,
-        pairs,
-        pairs_found,
-        index,
-    } = transaction(|| {
+    let Some(job) = job else { return Outcome::Nothing };
+    let (mut material, options) = transaction(|| {
         Spi::run_with_args(
             "SELECT pg_catalog.set_config('search_path', $1, false)",
             &[job.search_path.as_str().into()],
         )
         .unwrap_or_else(|error| pgrx::error!("{error}"));
-        read(&job)
+        let asked = Asked::of(&job);
+        (asked.read(), asked.options)
     });
-    let trainer = trainer(&job.kind);
-    let options = job.arguments.get("options").cloned().unwrap_or_else(|| json!({}));
-    let recipe = json!({
-        "kind": job.kind, "options": options, "index": index, "pairs": pairs.as_ref().map(Vec::len),
-        "passages": passages.len(), "passages_found": found, "precision": service.model.precision(),
-        "vectors": vectors_of(&passages, index.is_some()),
-    });
-    let model = service.model.clone();
-    let pairs = pairs.unwrap_or_default();
-    let mut watch = Row::new(id);
-    let checkpoint = job.checkpoint.as_deref();
-    let mut trained = match trainer(&passages, &pairs, &options, &mut service, &mut watch, checkpoint) {
-        Err(BridgeError::Stopped) if watch.paused => return Over::Paused,
-        Err(BridgeError::Stopped) => return Over::Cancelled,
+    let kind = kind_of(&job.kind);
+    let recipe = material.recipe(kind, &options);
+    let mut monitor = JobMonitor::new(id);
+    let Material {
+        service,
+        passages,
+        pairs,
+        ..
+    } = &mut material;
+    let pairs = pairs.as_deref().unwrap_or_default();
+    let training = Run::new(
+        passages,
+        pairs,
+        &options,
+        service,
+        &mut monitor,
+        job.checkpoint.as_deref(),
+    );
+    let mut trained = match kind.trainer()(training) {
+        Err(BridgeError::Stopped) if monitor.paused => return Outcome::Paused,
+        Err(BridgeError::Stopped) => return Outcome::Cancelled,
         result => result.or_raise(),
     };
-    if let Some(figures) = trained.figures.as_object_mut() {
-        if found > passages.len() {
-            figures.insert("passages_found".to_owned(), json!(found));
-        }
-        if pairs_found > pairs.len() {
-            figures.insert("pairs_found".to_owned(), json!(pairs_found));
-        }
-    }
+    material.count(&mut trained.figures);
+    store(&job, &material.service.model, recipe, trained)
+}
+
+/// Stores what was trained, with what it says of itself in its file.
+fn store(job: &Job, model: &ModelRef, recipe: Value, trained: Trained) -> Outcome {
+    let Trained {
+        weights,
+        figures,
+        verdict,
+    } = trained;
     let stamp = Map::from_iter([
         ("fingerprint".to_owned(), json!(model.fingerprint)),
         ("model".to_owned(), json!(model.name)),
-        ("accepted".to_owned(), json!(trained.verdict.accepts())),
+        ("accepted".to_owned(), json!(verdict.accepts())),
         (
-            "made_queries".to_owned(),
-            json!(trained.verdict == Verdict::AcceptedMade),
+            "synthetic_queries".to_owned(),
+            json!(verdict == Verdict::AcceptedSynthetic),
         ),
         ("recipe".to_owned(), recipe.clone()),
-        ("figures".to_owned(), trained.figures.clone()),
+        ("figures".to_owned(), figures.clone()),
     ]);
-    let weights = file::stamp(&trained.weights, stamp).or_raise();
+    let weights = file::stamp(&weights, stamp).or_raise();
     let replace = job.arguments.get("replace").and_then(Value::as_bool).unwrap_or(false);
     transaction(|| {
         let entry = Entry {
             name: &job.name,
-            model: &model,
+            model,
             recipe,
-            figures: trained.figures,
-            verdict: trained.verdict,
+            figures,
+            verdict,
             imported: false,
             weights: &weights,
         };
         registry::store(entry, replace);
     });
-    match trained.verdict.accepts() {
-        true => Over::Accepted,
-        false => Over::Rejected,
+    match verdict.accepts() {
+        true => Outcome::Accepted,
+        false => Outcome::Rejected,
     }
 }

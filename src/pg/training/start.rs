@@ -89,8 +89,8 @@ fn no_place(limit: usize, hint: &str) -> ! {
     )
 }
 
-/// Starts the trainer of a job of `role` in this database, and gives its process once it runs; that of the one that runs
-/// already where there is one.
+/// Starts the trainer of a job of `role` in this database, and gives its process once it runs; that of the one that
+/// runs already where there is one.
 pub fn start(job: i64, role: pg_sys::Oid) -> i32 {
     check_role(role);
     let token = match places::claim(job) {

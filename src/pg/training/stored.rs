@@ -1,12 +1,12 @@
-//! The documents of a text index as a training reads them: cut as the index cuts them, and where the bridge will meet the
-//! index's own vectors, with those: situated as the index situates, title and headings before the chunk and all.
+//! The documents of a text index as a training reads them: cut as the index cuts them, and where the bridge will meet
+//! the index's own vectors, with those: situated as the index situates, title and headings before the chunk and all.
 //!
-//! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those that are
-//! left out already are not encoded.
+//! Rows come through a cursor. No more documents are kept than fit into the training's memory, drawn by the seed; those
+//! that are left out already are not encoded.
 
-use super::material::{Bounds, bad, passage_bytes};
+use super::material::bad;
 use crate::bridge::train::data::Passage;
-use crate::bridge::train::drawn::Drawn;
+use crate::bridge::train::sample::{Bounds, Sampler, passage_bytes};
 use crate::index::Meta;
 use crate::pg::am::kind::KeyKind;
 use crate::pg::am::text_index::TextIndex;
@@ -37,19 +37,19 @@ pub struct Stored {
 
 /// The documents that are kept so far.
 struct Kept {
-    drawn: Drawn<Passage>,
+    sampler: Sampler<Passage>,
     dimensions: usize,
 }
 
 impl Kept {
     fn wants(&self, document: u32) -> bool {
-        self.drawn.takes(u64::from(document))
+        self.sampler.takes(u64::from(document))
     }
 
     fn add(&mut self, document: u32, passages: Vec<Passage>) {
         for passage in passages {
             let bytes = passage_bytes(&passage, self.dimensions);
-            self.drawn.add(u64::from(document), passage, bytes);
+            self.sampler.add(u64::from(document), passage, bytes);
         }
     }
 }
@@ -125,8 +125,8 @@ fn statement(index: pg_sys::Oid) -> String {
     )
 }
 
-/// The documents of a text index; a passage's key is the row's first column. `stored`: each passage comes with the vector
-/// that the index holds for it; else the chunks alone, without vectors.
+/// The documents of a text index; a passage's key is the row's first column. `stored`: each passage comes with the
+/// vector that the index holds for it; else the chunks alone, without vectors.
 pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Stored {
     if kind_of(index) != KeyKind::Text {
         bad(
@@ -144,7 +144,7 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
         text
     };
     let mut kept = Kept {
-        drawn: Drawn::new(bounds.memory, bounds.seed),
+        sampler: Sampler::new(bounds),
         dimensions: text.model.dimensions,
     };
     let situate = &text.record.situate;
@@ -174,9 +174,9 @@ pub fn index_passages(index: pg_sys::Oid, stored: bool, bounds: Bounds) -> Store
     if let Some(encoding) = encoding {
         encoding.flush(&mut kept);
     }
-    let (passages, found) = kept.drawn.finish();
+    let (passages, out) = kept.sampler.finish();
     Stored {
-        out: found - passages.len(),
+        out,
         passages,
         model: text.model.clone(),
     }

@@ -1,14 +1,14 @@
 //! The process that trains one job.
 //!
-//! Its signals are those of a backend: SIGINT (a cancel) and SIGTERM (the server shuts down, or an administrator ends the
-//! process) only note what is wanted, and the next check for interrupts acts on it. The default of background workers would
-//! end the process inside the handler, wherever it happens to be.
+//! Its signals are those of a backend: SIGINT (a cancel) and SIGTERM (the server shuts down, or an administrator ends
+//! the process) only note what is wanted, and the next check for interrupts acts on it. The default of background
+//! workers would end the process inside the handler, wherever it happens to be.
 
 use super::jobs::{self, Report};
+use super::monitor::transaction;
 use super::places::{self, Taken};
-use super::run::{self, Over};
+use super::run::{self, Outcome};
 use super::start::{Order, step_back};
-use super::watch::transaction;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
@@ -16,8 +16,8 @@ use std::panic::AssertUnwindSafe;
 
 mod server {
     unsafe extern "C-unwind" {
-        /// The server's own handler of SIGTERM. Declared here, since a signal handler must be the function itself: the wrapper
-        /// in `pg_sys` does work that belongs in no handler.
+        /// The server's own handler of SIGTERM. Declared here, since a signal handler must be the function itself: the
+        /// wrapper in `pg_sys` does work that belongs in no handler.
         pub fn die(signal: std::ffi::c_int);
     }
 }
@@ -61,15 +61,15 @@ pub extern "C-unwind" fn situ_trainer_main(_argument: pg_sys::Datum) {
     step_back();
     let job = order.job;
     let ended = match taken {
-        Taken::Cancelled => Ok(Over::Cancelled),
+        Taken::Cancelled => Ok(Outcome::Cancelled),
         _ => guarded(|| run::run(job)),
     };
     let kept = guarded(|| {
         transaction(|| match &ended {
-            Ok(Over::Accepted) => jobs::finish(job, "done"),
-            Ok(Over::Rejected) => jobs::finish(job, "rejected"),
-            Ok(Over::Cancelled) => jobs::finish(job, "cancelled"),
-            Ok(Over::Paused | Over::Nothing) => {}
+            Ok(Outcome::Accepted) => jobs::finish(job, "done"),
+            Ok(Outcome::Rejected) => jobs::finish(job, "rejected"),
+            Ok(Outcome::Cancelled) => jobs::finish(job, "cancelled"),
+            Ok(Outcome::Paused | Outcome::Nothing) => {}
             Err(report) if report.code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED as i32 => {
                 jobs::finish(job, "cancelled")
             }

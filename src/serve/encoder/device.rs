@@ -1,14 +1,14 @@
 //! What encoder workers run on: the devices of `situ.devices`, and the check that a worker makes of its own.
 //!
-//! The postmaster counts cards without CUDA, because a CUDA context does not survive a fork: it looks at the device
-//! nodes that the driver makes. Whether a card can be used is found out by its worker, which takes it for lost
+//! The postmaster counts GPUs without CUDA, because a CUDA context does not survive a fork: it looks at the device
+//! nodes that the driver makes. Whether a GPU can be used is found out by its worker, which takes it for lost
 //! where it cannot.
 
 use crate::model::{BadDevice, Device, OpenDevice};
 use crate::serve::ipc::threads::spawn;
 use std::path::{Path, PathBuf};
 
-/// Most workers, the one that steps in for lost cards included.
+/// Most workers, the one that steps in for lost GPUs included.
 pub const MOST_DEVICES: usize = 9;
 
 /// A list of devices that cannot be used.
@@ -20,12 +20,12 @@ pub enum BadDevices {
     TooMany,
 }
 
-/// The devices of a setting: names with commas between them, or `auto` for as many cards as were found, and the
+/// The devices of a setting: names with commas between them, or `auto` for as many GPUs as were found, and the
 /// processor where there are none.
-pub fn parse(setting: &str, cards: u32) -> Result<Vec<Device>, BadDevices> {
+pub fn parse(setting: &str, gpus: u32) -> Result<Vec<Device>, BadDevices> {
     let devices: Vec<Device> = match setting.trim() {
-        "auto" | "" if cards == 0 => vec![Device::Cpu],
-        "auto" | "" => (0..cards).map(Device::Cuda).take(MOST_DEVICES - 1).collect(),
+        "auto" | "" if gpus == 0 => vec![Device::Cpu],
+        "auto" | "" => (0..gpus).map(Device::Cuda).take(MOST_DEVICES - 1).collect(),
         list => list
             .split(',')
             .map(|name| name.trim().parse())
@@ -37,8 +37,8 @@ pub fn parse(setting: &str, cards: u32) -> Result<Vec<Device>, BadDevices> {
     }
 }
 
-/// How many cards `auto` stands for. Starts no CUDA, so the postmaster may ask.
-pub fn cards() -> u32 {
+/// How many GPUs `auto` stands for. Starts no CUDA, so the postmaster may ask.
+pub fn gpus() -> u32 {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     count_cards(
         Path::new("/dev"),
@@ -47,8 +47,8 @@ pub fn cards() -> u32 {
     )
 }
 
-/// Nodes `nvidia<number>` in `nodes`, which a container has only for its own cards; where there are none yet (the
-/// driver makes them when it is first used), the cards that the driver lists in `listed`. `visible` is
+/// Nodes `nvidia<number>` in `nodes`, which a container has only for its own GPUs; where there are none yet (the
+/// driver makes them when it is first used), the GPUs that the driver lists in `listed`. `visible` is
 /// `CUDA_VISIBLE_DEVICES`, where it is set: names with commas between them, up to the first that is none.
 fn count_cards(nodes: &Path, listed: &Path, visible: Option<&str>) -> u32 {
     let names = |folder: &Path| {
@@ -71,7 +71,7 @@ fn count_cards(nodes: &Path, listed: &Path, visible: Option<&str>) -> u32 {
 }
 
 /// Opens the worker's device, which stays open as long as the value lives; fails with the reason where it does not
-/// work. The kernels of a card are kept in `cache`. In a thread of its own, because CUDA starts threads, which
+/// work. The kernels of a GPU are kept in `cache`. In a thread of its own, because CUDA starts threads, which
 /// must not receive the server's signals.
 pub fn open(device: Device, cache: PathBuf) -> Result<OpenDevice, String> {
     let thread = spawn("situ device", move || OpenDevice::open(device, Some(&cache)));
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn lists_are_read() {
-        let read = |setting: &str, cards| parse(setting, cards).expect("devices");
+        let read = |setting: &str, gpus| parse(setting, gpus).expect("devices");
         assert_eq!(read("auto", 0), [Device::Cpu]);
         assert_eq!(read("auto", 2), [Device::Cuda(0), Device::Cuda(1)]);
         assert_eq!(read(" cpu, cpu ", 1), [Device::Cpu, Device::Cpu]);

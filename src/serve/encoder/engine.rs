@@ -9,7 +9,7 @@
 use super::jobs::{Batch, Piece};
 use super::models::Model;
 use super::plan::{cost, guarded};
-use super::scheduler::Desk;
+use super::scheduler::Scheduler;
 use crate::compute::Pool;
 use crate::compute::cpu::pool::inside_loop;
 use crate::compute::memory::spare;
@@ -41,18 +41,18 @@ pub fn threads(setting: usize) -> usize {
     }
 }
 
-/// The life of the planner thread: until [`Desk::end`].
-pub fn plan_ahead(desk: &Arc<Desk>) {
-    while !desk.stop.load(Ordering::SeqCst) {
-        if !desk.plan_next() {
-            desk.wait_to_plan();
+/// The life of the planner thread: until [`Scheduler::end`].
+pub fn plan_ahead(scheduler: &Arc<Scheduler>) {
+    while !scheduler.stop.load(Ordering::SeqCst) {
+        if !scheduler.plan_next() {
+            scheduler.wait_to_plan();
         }
     }
 }
 
 /// The compute thread's state.
 pub struct Engine {
-    desk: Arc<Desk>,
+    scheduler: Arc<Scheduler>,
     pool: Arc<Pool>,
     /// Threads that were asked for when the pool was made.
     wanted: usize,
@@ -64,11 +64,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn new(desk: Arc<Desk>) -> Engine {
-        let pool = desk.pool.lock().clone();
+    pub fn new(scheduler: Arc<Scheduler>) -> Engine {
+        let pool = scheduler.pool.lock().clone();
         Engine {
-            wanted: threads(desk.settings.threads.load(Ordering::Relaxed)),
-            desk,
+            wanted: threads(scheduler.settings.threads.load(Ordering::Relaxed)),
+            scheduler,
             pool,
             tidied: Instant::now(),
             between: Cell::default(),
@@ -76,50 +76,50 @@ impl Engine {
         }
     }
 
-    /// Works until [`Desk::end`].
+    /// Works until [`Scheduler::end`].
     pub fn run(mut self) {
-        let desk = self.desk.clone();
+        let scheduler = self.scheduler.clone();
         let mut planned = 0;
-        while !desk.stop.load(Ordering::SeqCst) {
+        while !scheduler.stop.load(Ordering::SeqCst) {
             self.follow_settings();
-            desk.forget_gone();
-            if let Some(batch) = desk.batch(&|model| self.budget(model)) {
+            scheduler.forget_gone();
+            if let Some(batch) = scheduler.batch(&|model| self.budget(model)) {
                 planned = 0;
                 self.run_batch(batch);
-            } else if desk.plan_next() {
+            } else if scheduler.plan_next() {
                 planned += 1;
                 if planned == ALONE {
-                    desk.help_planning();
+                    scheduler.help_planning();
                 }
             } else {
                 planned = 0;
-                desk.wait_to_run();
+                scheduler.wait_to_run();
             }
         }
     }
 
     /// Models are looked at once a second, threads before every batch.
     fn follow_settings(&mut self) {
-        let wanted = threads(self.desk.settings.threads.load(Ordering::Relaxed));
+        let wanted = threads(self.scheduler.settings.threads.load(Ordering::Relaxed));
         if wanted != self.wanted {
             self.wanted = wanted;
             // Where the system refuses threads, the old ones stay.
             if let Ok(pool) = Pool::new(wanted) {
                 self.pool = Arc::new(pool);
-                *self.desk.pool.lock() = self.pool.clone();
+                *self.scheduler.pool.lock() = self.pool.clone();
             }
         }
         if self.tidied.elapsed() >= Duration::from_secs(1) {
             self.tidied = Instant::now();
-            self.desk.tidy_models();
+            self.scheduler.tidy_models();
         }
     }
 
     fn budget(&self, model: &Model) -> usize {
         let speed = model.speed.load(Ordering::Relaxed) as f64;
-        match self.desk.settings.batch_tokens.load(Ordering::Relaxed) {
+        match self.scheduler.settings.batch_tokens.load(Ordering::Relaxed) {
             0 if speed == 0.0 => FIRST_BATCH,
-            0 => ((speed * BATCH_SECONDS) as usize).clamp(256, self.desk.device.most_tokens()),
+            0 => ((speed * BATCH_SECONDS) as usize).clamp(256, self.scheduler.device.most_tokens()),
             tokens => tokens,
         }
     }
@@ -128,7 +128,15 @@ impl Engine {
     /// the loop is a long one, between two of its tasks on this thread. (A pass in the midst of another has memory of
     /// its own, so neither's vectors know of the other.)
     fn let_queries_pass(&self) {
-        if self.desk.outbox.account.counters.queued_queries.load(Ordering::Relaxed) == 0 {
+        if self
+            .scheduler
+            .outbox
+            .account
+            .counters
+            .queued_queries
+            .load(Ordering::Relaxed)
+            == 0
+        {
             return self.waits.set(None);
         }
         if inside_loop() {
@@ -140,14 +148,14 @@ impl Engine {
         }
         self.waits.set(None);
         let started = Instant::now();
-        while let Some(batch) = self.desk.queries_between(&|model| self.budget(model)) {
+        while let Some(batch) = self.scheduler.queries_between(&|model| self.budget(model)) {
             self.run_batch(batch);
         }
         self.between.set(self.between.get() + started.elapsed());
     }
 
     fn run_batch(&self, batch: Batch) {
-        let counters = &self.desk.outbox.account.counters;
+        let counters = &self.scheduler.outbox.account.counters;
         let started = Instant::now();
         if batch.lane == Lane::Bulk {
             self.between.set(Duration::ZERO);
@@ -160,7 +168,7 @@ impl Engine {
         counters.busy.fetch_add(elapsed.as_micros() as u64, Ordering::Relaxed);
         match result {
             // Stopped: the senders have left, or the worker ends and a new one gets the items again.
-            Ok(None) => self.desk.complete(batch.pieces, None),
+            Ok(None) => self.scheduler.complete(batch.pieces, None),
             Ok(Some((vectors, tokens))) => {
                 counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
                 counters.batches.fetch_add(1, Ordering::Relaxed);
@@ -174,14 +182,14 @@ impl Engine {
                         counters.speed.store(speed, Ordering::Relaxed);
                     }
                 }
-                self.desk.complete(batch.pieces, Some(vectors));
+                self.scheduler.complete(batch.pieces, Some(vectors));
             }
-            Err(failure) if failure.kind == Kind::DeviceLost => self.desk.lose_device(&failure.message),
+            Err(failure) if failure.kind == Kind::DeviceLost => self.scheduler.lose_device(&failure.message),
             Err(failure) if batch.pieces.len() == 1 => {
                 let job = batch.pieces.first().map(|piece| piece.job);
-                self.desk.complete(batch.pieces, None);
+                self.scheduler.complete(batch.pieces, None);
                 if let Some(job) = job {
-                    self.desk.reply(job, Reply::Failed(failure));
+                    self.scheduler.reply(job, Reply::Failed(failure));
                 }
             }
             Err(_) => {
@@ -225,11 +233,11 @@ impl Engine {
         order.iter().enumerate().for_each(|(at, &place)| rank[place] = at);
 
         let tokens: usize = sequences.iter().map(cost).sum();
-        let desk = &self.desk;
+        let scheduler = &self.scheduler;
         let gone = |piece: &Piece| piece.sender.has_left();
-        let interrupted = *lane == Lane::Bulk && desk.device == Device::Cpu;
+        let interrupted = *lane == Lane::Bulk && scheduler.device == Device::Cpu;
         let stop = || {
-            if desk.stop.load(Ordering::Relaxed) || pieces.iter().all(gone) {
+            if scheduler.stop.load(Ordering::Relaxed) || pieces.iter().all(gone) {
                 return true;
             }
             if interrupted {

@@ -1,13 +1,13 @@
-//! The jobs on the desk: what the lock of [`super::scheduler::Desk`] guards, and every change of it.
+//! The jobs on the scheduler: what the lock of [`super::scheduler::Scheduler`] guards, and every change of it.
 //!
 //! A job passes through the stages of [`Stage`]. Its number lies in at most one queue of `waiting` and one of `ready`;
-//! a job that is taken off the desk early leaves its number there, and whoever comes upon it drops it.
+//! a job that is taken off the scheduler early leaves its number there, and whoever comes upon it drops it.
 
 use super::models::{Model, Models};
 use super::plan::{Planned, cost};
 use crate::model::Sequence;
 use crate::serve::fair_queue::{Flow, Rotation};
-use crate::serve::ipc::exchange::{Sender, Work};
+use crate::serve::ipc::queues::{Sender, Work};
 use crate::serve::ipc::wire::{Item, Lane, ModelKey, PerLane, Reply};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -43,7 +43,7 @@ pub struct Job {
     pub arrived: Instant,
     /// When its first sequence went into a batch.
     pub started: Option<Instant>,
-    /// Which texts are equal to its own.
+    /// Key of the group of jobs with the same text.
     text: Option<u64>,
     pub model: Option<Arc<Model>>,
     pub planned: Option<Planned>,
@@ -113,7 +113,7 @@ pub struct State {
     pub budget: usize,
 }
 
-/// Jobs that left the desk with the same outcome.
+/// Jobs that left the scheduler with the same outcome.
 pub struct Finished {
     pub jobs: Vec<Job>,
     pub outcome: Outcome,
@@ -317,7 +317,7 @@ impl State {
                 job.started.get_or_insert(now);
                 job.left = job.left.saturating_sub(tokens);
                 *ready_tokens = ready_tokens.saturating_sub(tokens);
-                job.work.sender.runs();
+                job.work.sender.started();
                 batch.pieces.push(Piece {
                     job: number,
                     index: job.taken,
@@ -344,7 +344,7 @@ impl State {
         batch
     }
 
-    /// Takes a job off the desk, as one that is not answered; those that follow it wait again.
+    /// Takes a job off the scheduler, as one that is not answered; those that follow it wait again.
     pub fn remove(&mut self, number: u64) -> Option<Job> {
         let job = self.jobs.remove(&number)?;
         let lane = job.lane();
@@ -371,7 +371,7 @@ impl State {
         Some(job)
     }
 
-    /// Takes a job and all with the same text off the desk, to be answered.
+    /// Takes a job and all with the same text off the scheduler, to be answered.
     pub fn finish(&mut self, number: u64, outcome: Outcome) -> Option<Finished> {
         let text = self.jobs.get(&number)?.text;
         let group = text.and_then(|key| self.texts.remove(&key)).unwrap_or_default();

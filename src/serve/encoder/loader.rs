@@ -4,12 +4,12 @@
 
 use super::models::{self, Model};
 use super::plan::guarded;
-use super::scheduler::Desk;
+use super::scheduler::Scheduler;
 use crate::model::calibrate::{Calibration, calibrate};
 use crate::model::{Device, ModelError, Precision, stop};
-use crate::serve::ipc::exchange::Work;
 use crate::serve::ipc::failure::{Failure, Kind};
 use crate::serve::ipc::memory;
+use crate::serve::ipc::queues::Work;
 use crate::serve::ipc::threads::spawn;
 use crate::serve::ipc::wire::{Item, ModelKey, Reply, Report};
 use parking_lot::Mutex;
@@ -58,18 +58,18 @@ impl Background {
 }
 
 /// Has a task done on its thread.
-pub fn start(desk: &Arc<Desk>, task: Task) {
+pub fn start(scheduler: &Arc<Scheduler>, task: Task) {
     let kind = match &task {
         Task::Drop(models) if models.is_empty() => return,
         Task::Load(_) | Task::Drop(_) => 0,
         Task::Calibrate(..) => 1,
     };
-    let mut queue = desk.background.queues[kind].lock();
+    let mut queue = scheduler.background.queues[kind].lock();
     queue.tasks.push_back(task);
     if queue.runs {
         return;
     }
-    let own = desk.clone();
+    let own = scheduler.clone();
     let name = ["situ loader", "situ calibrator"][kind];
     // The new thread waits for the queue, so that nobody finds it running without its handle.
     match spawn(name, move || run(&own, kind)) {
@@ -81,64 +81,64 @@ pub fn start(desk: &Arc<Desk>, task: Task) {
             let failure = Failure::new(Kind::Memory, format!("cannot start a thread: {error}"));
             let tasks = std::mem::take(&mut queue.tasks);
             drop(queue);
-            refuse(desk, tasks, &failure);
+            refuse(scheduler, tasks, &failure);
         }
     }
 }
 
-fn refuse(desk: &Desk, tasks: VecDeque<Task>, failure: &Failure) {
+fn refuse(scheduler: &Scheduler, tasks: VecDeque<Task>, failure: &Failure) {
     for task in tasks {
         match task {
-            Task::Load(key) => desk.loaded(&key, Err(failure.clone())),
-            Task::Calibrate(number, _) => desk.reply(number, Reply::Failed(failure.clone())),
+            Task::Load(key) => scheduler.loaded(&key, Err(failure.clone())),
+            Task::Calibrate(number, _) => scheduler.reply(number, Reply::Failed(failure.clone())),
             Task::Drop(_) => {}
         }
     }
 }
 
-fn run(desk: &Arc<Desk>, kind: usize) {
+fn run(scheduler: &Arc<Scheduler>, kind: usize) {
     loop {
-        let mut queue = desk.background.queues[kind].lock();
+        let mut queue = scheduler.background.queues[kind].lock();
         let Some(task) = queue.tasks.pop_front() else {
             queue.runs = false;
             return;
         };
         drop(queue);
-        if desk.stop.load(Ordering::SeqCst) {
+        if scheduler.stop.load(Ordering::SeqCst) {
             continue;
         }
         match task {
             Task::Load(key) => {
-                let own = desk.clone();
+                let own = scheduler.clone();
                 let ends = move || own.stop.load(Ordering::Relaxed);
-                let result = stop::until(ends, || guarded(|| Model::load(&key, desk.device).map(Arc::new)));
+                let result = stop::until(ends, || guarded(|| Model::load(&key, scheduler.device).map(Arc::new)));
                 // Stopped: the process ends, and the requests go to the next worker.
-                if !desk.stop.load(Ordering::SeqCst) {
-                    desk.loaded(&key, result);
+                if !scheduler.stop.load(Ordering::SeqCst) {
+                    scheduler.loaded(&key, result);
                 }
                 // What the files took on their way into the model.
                 memory::give_back();
             }
             Task::Drop(models) => drop(models),
             Task::Calibrate(number, work) => {
-                let (own, sender) = (desk.clone(), work.sender.clone());
+                let (own, sender) = (scheduler.clone(), work.sender.clone());
                 let ends = move || own.stop.load(Ordering::Relaxed) || sender.has_left();
-                let reply = match stop::until(ends, || guarded(|| measure(desk, &work))) {
+                let reply = match stop::until(ends, || guarded(|| measure(scheduler, &work))) {
                     Ok(calibration) => Reply::Report(Report::Calibrated(calibration)),
                     Err(failure) => Reply::Failed(failure),
                 };
-                if !desk.stop.load(Ordering::SeqCst) {
-                    desk.reply(number, reply);
+                if !scheduler.stop.load(Ordering::SeqCst) {
+                    scheduler.reply(number, reply);
                 }
             }
         }
     }
 }
 
-fn measure(desk: &Desk, work: &Work) -> Result<Calibration, Failure> {
+fn measure(scheduler: &Scheduler, work: &Work) -> Result<Calibration, Failure> {
     let key = &work.model;
     let again = work.item == Item::Calibrate { again: true };
-    if !again && let Some(known) = desk.background.calibrations.lock().get(&key.fingerprint) {
+    if !again && let Some(known) = scheduler.background.calibrations.lock().get(&key.fingerprint) {
         return Ok(known.clone());
     }
     let directory = models::resolve(&key.root, &key.path)?;
@@ -151,11 +151,11 @@ fn measure(desk: &Desk, work: &Work) -> Result<Calibration, Failure> {
         })?;
         Ok(encoder)
     };
-    let stop = || desk.stop.load(Ordering::Relaxed) || work.sender.has_left();
-    let pool = desk.pool.lock().clone();
+    let stop = || scheduler.stop.load(Ordering::Relaxed) || work.sender.has_left();
+    let pool = scheduler.pool.lock().clone();
     let result = calibrate(&open, &pool, &stop);
     let calibration = result.map_err(|error| refused.take().unwrap_or_else(|| Failure::from(&error)))?;
-    let mut kept = desk.background.calibrations.lock();
+    let mut kept = scheduler.background.calibrations.lock();
     if kept.len() >= MOST_KEPT {
         kept.clear();
     }

@@ -2,7 +2,6 @@
 
 pub mod device;
 pub mod engine;
-pub mod intake;
 pub mod jobs;
 pub mod loader;
 pub mod models;

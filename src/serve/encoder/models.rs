@@ -50,8 +50,8 @@ pub fn resolve(root: &str, path: &str) -> Result<PathBuf, Failure> {
 
 /// Loads a model; once more where its files were touched meanwhile (a link or a change of mode counts).
 ///
-/// A card computes in bf16, whatever `precision` says. A model that a card cannot run (its family, the sizes of its heads) is
-/// run on the processor instead. Kernels come from the card that the worker holds open.
+/// A GPU computes in bf16, whatever `precision` says. A model that a GPU cannot run (its family, the sizes of its heads) is
+/// run on the processor instead. Kernels come from the GPU that the worker holds open.
 ///
 /// The only place where the service opens a model.
 pub fn open(directory: &Path, device: Device, precision: Precision) -> Result<Encoder, ModelError> {

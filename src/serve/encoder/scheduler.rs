@@ -1,9 +1,9 @@
 //! Where items wait in the worker, in order and between its threads.
 //!
-//! The jobs themselves and their queues are in [`super::jobs`]. The main thread brings items ([`Desk::push`]). The
+//! The jobs themselves and their queues are in [`super::jobs`]. The main thread brings items ([`Scheduler::push`]). The
 //! planner thread, and the compute thread while it has nothing to run, take the next one whose model is in memory
-//! ([`Desk::plan_next`]), tokenise it outside of the lock and leave its sequences; the compute thread takes batches of
-//! sequences and leaves vectors ([`Desk::batch`], [`Desk::complete`]). Planned ahead is no more than two batches, so
+//! ([`Scheduler::plan_next`]), tokenise it outside of the lock and leave its sequences; the compute thread takes batches of
+//! sequences and leaves vectors ([`Scheduler::batch`], [`Scheduler::complete`]). Planned ahead is no more than two batches, so
 //! memory is bounded. One lock is held by each for microseconds; nothing is planned, loaded or run under it.
 //!
 //! Equal texts of one role for one model and use are encoded once (of several roles each its own: that somebody's text is
@@ -17,8 +17,8 @@ use super::models::Model;
 use super::plan::{cost, finish, plan};
 use crate::compute::Pool;
 use crate::model::{Device, stop};
-use crate::serve::ipc::exchange::{Answer, Outbox, Settings, Work};
 use crate::serve::ipc::failure::{Failure, Kind};
+use crate::serve::ipc::queues::{Answer, Outbox, Settings, Work};
 use crate::serve::ipc::wire::{BadMessage, Item, Lane, ModelKey, Reply, Report, encode_reply};
 use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// See the head of the file.
-pub struct Desk {
+pub struct Scheduler {
     state: Mutex<State>,
     compute: Condvar,
     planner: Condvar,
@@ -43,9 +43,9 @@ pub struct Desk {
     pub background: loader::Background,
 }
 
-impl Desk {
-    pub fn new(device: Device, outbox: Outbox, settings: Settings, pool: Pool) -> Desk {
-        Desk {
+impl Scheduler {
+    pub fn new(device: Device, outbox: Outbox, settings: Settings, pool: Pool) -> Scheduler {
+        Scheduler {
             state: Mutex::default(),
             compute: Condvar::new(),
             planner: Condvar::new(),
@@ -158,10 +158,10 @@ impl Desk {
             Next::Plan(number, work, model, estimate) => (number, work, model, estimate),
         };
         drop(state);
-        let (desk, sender) = (self.clone(), work.sender.clone());
-        let ends = move || desk.stop.load(Ordering::Relaxed) || sender.has_left();
+        let (scheduler, sender) = (self.clone(), work.sender.clone());
+        let ends = move || scheduler.stop.load(Ordering::Relaxed) || sender.has_left();
         let planned = stop::until(ends, || plan(&model.encoder, &work.item));
-        // Nobody waits for it any more: it leaves the desk with its sender, and those with the same text wait again.
+        // Nobody waits for it any more: it leaves the scheduler with its sender, and those with the same text wait again.
         if self.stop.load(Ordering::SeqCst) || work.sender.has_left() {
             return true;
         }
@@ -249,7 +249,7 @@ impl Desk {
         let mut finished = Vec::new();
         let mut state = self.state.lock();
         for piece in &pieces {
-            piece.sender.ran();
+            piece.sender.finished();
         }
         for (piece, vectors) in pieces.into_iter().zip(vectors.into_iter().flatten()) {
             let tokens = cost(&piece.sequence) as u64;

@@ -1,12 +1,12 @@
-//! Desk, planner and compute thread together, without a server: who is answered, how often a text is encoded, and what
+//! Scheduler, planner and compute thread together, without a server: who is answered, how often a text is encoded, and what
 //! happens when senders leave.
 
 use super::engine::{Engine, plan_ahead};
-use super::scheduler::Desk;
+use super::scheduler::Scheduler;
 use crate::compute::Pool;
 use crate::fixtures::minilm;
 use crate::model::{Device, Encoder, Manifest, Precision, Role};
-use crate::serve::ipc::exchange::{Account, Answer, Outbox, Sender, Settings, Work};
+use crate::serve::ipc::queues::{Account, Answer, Outbox, Sender, Settings, Work};
 use crate::serve::ipc::statistics::{Progress, get};
 use crate::serve::ipc::threads::spawn;
 use crate::serve::ipc::wire::{Item, Lane, ModelKey, Reply, Report, decode_reply};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// A worker without a server.
 struct Service {
-    desk: Arc<Desk>,
+    scheduler: Arc<Scheduler>,
     account: &'static Account,
     threads: Vec<std::thread::JoinHandle<()>>,
     _pipe: OwnedFd,
@@ -40,7 +40,7 @@ impl Service {
         let outbox = Outbox::new(write, account);
         let pool = Pool::new(2).expect("threads");
         Some(Service {
-            desk: Arc::new(Desk::new(Device::Cpu, outbox, Settings::default(), pool)),
+            scheduler: Arc::new(Scheduler::new(Device::Cpu, outbox, Settings::default(), pool)),
             account,
             threads: Vec::new(),
             _pipe: read,
@@ -55,7 +55,7 @@ impl Service {
     }
 
     fn start(&mut self) {
-        let (compute, planner) = (Engine::new(self.desk.clone()), self.desk.clone());
+        let (compute, planner) = (Engine::new(self.scheduler.clone()), self.scheduler.clone());
         self.threads
             .push(spawn("compute", move || compute.run()).expect("a thread"));
         self.threads
@@ -70,12 +70,12 @@ impl Service {
             model: self.key.clone(),
             item,
         });
-        self.desk.push(work.collect());
+        self.scheduler.push(work.collect());
     }
 
     fn leave(&self, sender: &Sender) {
         sender.gone.store(true, Ordering::SeqCst);
-        self.desk.sender_left();
+        self.scheduler.sender_left();
     }
 
     /// Waits for answers until there are as many.
@@ -87,7 +87,7 @@ impl Service {
                 "{} of {count} answers",
                 self.answers.len()
             );
-            for Answer { sender, message, .. } in self.desk.outbox.take() {
+            for Answer { sender, message, .. } in self.scheduler.outbox.take() {
                 let (number, reply) = decode_reply(&message[4..]).expect("a reply");
                 let before = self.answers.insert((sender.slot, number), reply);
                 assert!(
@@ -103,7 +103,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.desk.end();
+        self.scheduler.end();
         self.threads
             .drain(..)
             .for_each(|thread| thread.join().expect("a thread ends"));
@@ -186,20 +186,20 @@ fn a_worker_that_ends_waits_for_loads_and_calibrations() {
     service.start();
     service.send(&sender(0), Lane::Query, [Item::Calibrate { again: true }]);
     service.send(&sender(1), Lane::Query, [text(0)]);
-    let over = |service: &Service| service.desk.background.is_over();
+    let over = |service: &Service| service.scheduler.background.is_over();
     let since = Instant::now();
     while over(&service) {
         assert!(since.elapsed() < Duration::from_secs(60), "nothing began");
         std::thread::sleep(Duration::from_millis(1));
     }
-    service.desk.end();
+    service.scheduler.end();
     let since = Instant::now();
     while !over(&service) {
         assert!(since.elapsed() < Duration::from_secs(5), "a thread does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(
-        service.desk.outbox.take().is_empty(),
+        service.scheduler.outbox.take().is_empty(),
         "what was stopped is not answered"
     );
 }
@@ -265,7 +265,11 @@ fn long(number: usize) -> Item {
 fn queries_are_answered_while_a_batch_of_bulk_work_runs() {
     let Some(mut service) = Service::new() else { return };
     // One batch for everything: some 16,000 tokens, a second or more. How much one waits for is known from the second on.
-    service.desk.settings.batch_tokens.store(100_000, Ordering::Relaxed);
+    service
+        .scheduler
+        .settings
+        .batch_tokens
+        .store(100_000, Ordering::Relaxed);
     service.send(&sender(0), Lane::Bulk, [text(0)]);
     service.start();
     service.wait(1);
@@ -310,7 +314,7 @@ fn queries_are_answered_while_a_batch_of_bulk_work_runs() {
 fn bulk_work_has_its_turn_however_many_queries_come() {
     let Some(mut service) = Service::new() else { return };
     // Each query is a batch of its own.
-    service.desk.settings.batch_tokens.store(1, Ordering::Relaxed);
+    service.scheduler.settings.batch_tokens.store(1, Ordering::Relaxed);
     service.send(&sender(0), Lane::Bulk, (0..3).map(text));
     for slot in 1..5 {
         service.send(
@@ -386,18 +390,18 @@ fn a_model_that_is_not_what_it_should_be_fails_each_item() {
 fn the_look_ahead_is_bounded() {
     let Some(mut service) = Service::new() else { return };
     // The planner alone: nothing is run.
-    let planner = service.desk.clone();
+    let planner = service.scheduler.clone();
     service
         .threads
         .push(spawn("planner", move || plan_ahead(&planner)).expect("a thread"));
     service.send(&sender(0), Lane::Bulk, (0..2000).map(text));
     let begin = std::time::Instant::now();
-    while service.desk.planned_tokens() < 1024 && begin.elapsed() < Duration::from_secs(30) {
+    while service.scheduler.planned_tokens() < 1024 && begin.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(20));
     }
     // Time enough to go beyond the bound, were there none.
     std::thread::sleep(Duration::from_millis(500));
-    let planned = service.desk.planned_tokens();
+    let planned = service.scheduler.planned_tokens();
     assert!(
         (1024..1100).contains(&planned),
         "{planned} tokens of two batches of 512"

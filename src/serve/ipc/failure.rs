@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(kind(ComputeError::DeviceLost("gone".to_owned())), Kind::DeviceLost);
         assert_eq!(kind(ComputeError::DeviceMemory { bytes: 1 }), Kind::Memory);
         assert_eq!(kind(ComputeError::Memory { bytes: 1 }), Kind::Memory);
-        // A call that was refused says nothing about the card.
+        // A call that was refused says nothing about the GPU.
         assert_eq!(kind(ComputeError::Device("refused".to_owned())), Kind::Internal);
     }
 

@@ -138,7 +138,7 @@ pub struct ModelKey {
     pub path: String,
     /// Content hash that the files must have.
     pub fingerprint: String,
-    /// Numbers that the processor computes with.
+    /// Numeric precision on the CPU.
     pub precision: Precision,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Models are loaded by threads of their own, so that answers of others go on meanwhile.
 
-use super::inbox::{Desk, Job, Load};
-use super::loaded::Loaded;
+use super::inbox::{Inbox, Job, Load};
 use super::planner::{Planner, Prepared};
 use super::runtime::Llm;
+use super::session::Session;
 use super::wire::{Item, LlmKey, Reply};
 use crate::model::stop;
 use crate::serve::encoder::models::resolve;
@@ -29,31 +29,31 @@ const NAP: Duration = Duration::from_millis(500);
 enum Place {
     /// On its way into memory, and who waits for it.
     Loading(Vec<Job>),
-    Ready(Box<Loaded>),
+    Ready(Box<Session>),
 }
 
 /// The models of the worker.
 pub struct Engine {
-    desk: Arc<Desk>,
+    inbox: Arc<Inbox>,
     planner: Arc<Planner>,
     places: HashMap<LlmKey, Place>,
     loaders: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
-    pub fn new(desk: Arc<Desk>) -> Engine {
+    pub fn new(inbox: Arc<Inbox>) -> Engine {
         Engine {
-            desk,
+            inbox,
             planner: Arc::default(),
             places: HashMap::new(),
             loaders: Vec::new(),
         }
     }
 
-    /// Runs until the desk says stop, and until all that it has started is over. Fails where no thread can be started.
+    /// Runs until the inbox says stop, and until all that it has started is over. Fails where no thread can be started.
     pub fn run(mut self) -> std::io::Result<()> {
-        let (planner, desk) = (self.planner.clone(), self.desk.clone());
-        let planner = spawn("situ llm planner", move || planner.run(&desk))?;
+        let (planner, inbox) = (self.planner.clone(), self.inbox.clone());
+        let planner = spawn("situ llm planner", move || planner.run(&inbox))?;
         self.serve();
         // Nothing runs while the process takes itself apart. All of them look whether they are to stop.
         self.planner.wake();
@@ -64,12 +64,12 @@ impl Engine {
     }
 
     fn serve(&mut self) {
-        while !self.desk.stop.load(Ordering::SeqCst) {
+        while !self.inbox.stop.load(Ordering::SeqCst) {
             let busy = self.places.values().any(|place| match place {
                 Place::Ready(loaded) => loaded.has_steps(),
                 Place::Loading(_) => false,
             });
-            let inbox = self.desk.take((!busy).then_some(NAP));
+            let inbox = self.inbox.take((!busy).then_some(NAP));
             for load in inbox.loads {
                 self.accept(load);
             }
@@ -84,7 +84,7 @@ impl Engine {
             self.publish();
             for place in self.places.values_mut() {
                 if let Place::Ready(loaded) = place {
-                    loaded.step(&self.desk);
+                    loaded.step(&self.inbox);
                 }
             }
         }
@@ -98,25 +98,25 @@ impl Engine {
         if let Err(failure) = self.follow(&job.model) {
             return self.answer(job, Reply::Failed(failure));
         }
-        job.sender.runs();
+        job.sender.started();
         match self.places.get_mut(&job.model) {
             Some(Place::Loading(waiting)) => waiting.push(job),
             Some(Place::Ready(loaded)) => {
                 let (sender, number) = (job.sender.clone(), job.number);
                 if let Some(reply) = loaded.take(job, &self.planner) {
-                    self.desk.reply(vec![(sender, number, reply)]);
+                    self.inbox.reply(vec![(sender, number, reply)]);
                 }
             }
             None => {
                 let key = job.model.clone();
                 self.places.insert(key.clone(), Place::Loading(vec![job]));
-                let desk = self.desk.clone();
+                let inbox = self.inbox.clone();
                 let own = key.clone();
                 let load = move || {
-                    let ends = desk.clone();
+                    let ends = inbox.clone();
                     let ends = move || ends.stop.load(Ordering::Relaxed);
                     let result = stop::until(ends, || guarded(|| open(&own)));
-                    desk.loaded(Load { key: own, result });
+                    inbox.loaded(Load { key: own, result });
                     memory::give_back();
                 };
                 self.loaders.retain(|thread| !thread.is_finished());
@@ -153,14 +153,14 @@ impl Engine {
         let (sender, number) = (prepared.sender.clone(), prepared.number);
         let reply = loaded.begin(prepared);
         if sender.has_left() {
-            add(&self.desk.outbox.account.counters.cancelled, 1);
+            add(&self.inbox.outbox.account.counters.cancelled, 1);
         } else if let Some(reply) = reply {
-            self.desk.reply(vec![(sender, number, reply)]);
+            self.inbox.reply(vec![(sender, number, reply)]);
         }
     }
 
     fn answer(&self, job: Job, reply: Reply) {
-        self.desk.reply(vec![(job.sender, job.number, reply)]);
+        self.inbox.reply(vec![(job.sender, job.number, reply)]);
     }
 
     fn accept(&mut self, load: Load) {
@@ -170,14 +170,14 @@ impl Engine {
         let ready = load.result.and_then(|llm| {
             self.make_room(llm.memory());
             let (threads, cache) = (self.threads(), self.cache(llm.memory()));
-            Loaded::new(llm, threads, cache).map_err(|error| Failure::from(&error))
+            Session::new(llm, threads, cache).map_err(|error| Failure::from(&error))
         });
         match ready {
             Ok(loaded) => {
                 self.places.insert(load.key, Place::Ready(Box::new(loaded)));
                 for job in waiting {
                     // Counted as running already.
-                    job.sender.ran();
+                    job.sender.finished();
                     self.dispatch(job);
                 }
             }
@@ -201,10 +201,10 @@ impl Engine {
                 }
             }
         }
-        add(&self.desk.outbox.account.counters.cancelled, gone as u64);
+        add(&self.inbox.outbox.account.counters.cancelled, gone as u64);
     }
 
-    fn ready(&self) -> impl Iterator<Item = (&LlmKey, &Loaded)> {
+    fn ready(&self) -> impl Iterator<Item = (&LlmKey, &Session)> {
         self.places.iter().filter_map(|(key, place)| match place {
             Place::Ready(loaded) => Some((key, &**loaded)),
             Place::Loading(_) => None,
@@ -228,7 +228,7 @@ impl Engine {
 
     /// Has models that work on nothing leave, the longest unused first, until `more` bytes of weights fit.
     fn make_room(&mut self, more: usize) {
-        let limit = self.desk.settings.memory.load(Ordering::Relaxed);
+        let limit = self.inbox.settings.memory.load(Ordering::Relaxed);
         while limit > 0 && self.bytes() + more + LEAST_CACHE > limit {
             let idle = self.ready().filter(|(_, loaded)| loaded.is_idle());
             let Some(key) = idle
@@ -242,7 +242,7 @@ impl Engine {
     }
 
     fn unload_idle(&mut self) {
-        let idle = self.desk.settings.idle.load(Ordering::Relaxed);
+        let idle = self.inbox.settings.idle.load(Ordering::Relaxed);
         if idle == 0 {
             return;
         }
@@ -256,7 +256,7 @@ impl Engine {
     }
 
     fn threads(&self) -> usize {
-        match self.desk.settings.threads.load(Ordering::Relaxed) {
+        match self.inbox.settings.threads.load(Ordering::Relaxed) {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         }
@@ -264,14 +264,14 @@ impl Engine {
 
     /// Bytes for keys and values of a model whose weights take `own` bytes.
     fn cache(&self, own: usize) -> usize {
-        match self.desk.settings.memory.load(Ordering::Relaxed) {
+        match self.inbox.settings.memory.load(Ordering::Relaxed) {
             0 => CACHE,
             limit => limit.saturating_sub(self.bytes() + own).max(LEAST_CACHE),
         }
     }
 
     fn publish(&self) {
-        let counters = &self.desk.outbox.account.counters;
+        let counters = &self.inbox.outbox.account.counters;
         put(&counters.models, self.ready().count() as u64);
         put(&counters.model_bytes, self.bytes() as u64);
         let active: usize = self.ready().map(|(_, loaded)| loaded.answers()).sum();
@@ -293,7 +293,7 @@ impl Engine {
                 })
             })
             .collect();
-        *self.desk.described.lock() = serde_json::Value::from(described).to_string();
+        *self.inbox.described.lock() = serde_json::Value::from(described).to_string();
     }
 }
 

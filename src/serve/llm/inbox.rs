@@ -4,8 +4,8 @@ use super::planner::Prepared;
 use super::runtime::Llm;
 use super::wire::{Item, LlmKey, Reply, encode_reply};
 use crate::serve::encoder::scheduler::unsendable;
-use crate::serve::ipc::exchange::{Answer, Outbox, Sender};
 use crate::serve::ipc::failure::Failure;
+use crate::serve::ipc::queues::{Answer, Outbox, Sender};
 use crate::serve::ipc::statistics::add;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -40,15 +40,15 @@ pub struct Settings {
 
 /// What the engine has not looked at yet.
 #[derive(Default)]
-pub struct Inbox {
+pub struct Arrivals {
     pub jobs: Vec<Job>,
     pub loads: Vec<Load>,
     pub prepared: Vec<Prepared>,
 }
 
 /// Between the threads.
-pub struct Desk {
-    inbox: Mutex<Inbox>,
+pub struct Inbox {
+    inbox: Mutex<Arrivals>,
     come: Condvar,
     /// A sender left, or something is in the inbox: the engine looks between two layers.
     pub news: AtomicBool,
@@ -60,9 +60,9 @@ pub struct Desk {
     pub described: Mutex<String>,
 }
 
-impl Desk {
-    pub fn new(outbox: Outbox, settings: Settings) -> Desk {
-        Desk {
+impl Inbox {
+    pub fn new(outbox: Outbox, settings: Settings) -> Inbox {
+        Inbox {
             inbox: Mutex::default(),
             come: Condvar::new(),
             news: AtomicBool::new(false),
@@ -73,7 +73,7 @@ impl Desk {
         }
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Inbox)) {
+    fn tell(&self, change: impl FnOnce(&mut Arrivals)) {
         change(&mut self.inbox.lock());
         self.news.store(true, Ordering::SeqCst);
         self.come.notify_one();
@@ -106,7 +106,7 @@ impl Desk {
     }
 
     /// Everything that came; with nothing else to do, waits up to `patience` for it.
-    pub fn take(&self, patience: Option<Duration>) -> Inbox {
+    pub fn take(&self, patience: Option<Duration>) -> Arrivals {
         let mut inbox = self.inbox.lock();
         let news = || self.news.load(Ordering::SeqCst);
         if let Some(patience) = patience
@@ -130,7 +130,7 @@ impl Desk {
             }
             if reply.is_last() {
                 add(&counters.requests, 1);
-                sender.ran();
+                sender.finished();
             }
             match encode_reply(number, &reply) {
                 Ok(message) => answers.push(Answer {
@@ -164,7 +164,7 @@ impl Desk {
 mod tests {
     use super::super::wire::decode_reply;
     use super::*;
-    use crate::serve::ipc::exchange::Account;
+    use crate::serve::ipc::queues::Account;
     use crate::serve::ipc::statistics::Progress;
     use crate::serve::ipc::wire::MAX_MESSAGE;
     use std::os::fd::{FromRawFd, OwnedFd};
@@ -179,7 +179,7 @@ mod tests {
         };
         let account: &'static Account = Box::leak(Box::default());
         let progress: &'static Progress = Box::leak(Box::default());
-        let desk = Desk::new(Outbox::new(write, account), Settings::default());
+        let inbox = Inbox::new(Outbox::new(write, account), Settings::default());
         let sender = Arc::new(Sender {
             slot: 0,
             serial: 0,
@@ -190,8 +190,8 @@ mod tests {
         });
         // Never touched, so it takes no memory.
         let values = vec![0.0; MAX_MESSAGE / 4 + 1];
-        desk.reply(vec![(sender, 3, Reply::Embeds { columns: 1, values })]);
-        let answers = desk.outbox.take();
+        inbox.reply(vec![(sender, 3, Reply::Embeds { columns: 1, values })]);
+        let answers = inbox.outbox.take();
         assert_eq!(answers.len(), 1);
         assert!(answers[0].error.is_some());
         let message = answers[0].message.get(4..).expect("a message");

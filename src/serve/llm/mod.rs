@@ -2,8 +2,8 @@
 
 pub mod engine;
 pub mod inbox;
-pub mod loaded;
 pub mod pending;
 pub mod planner;
 pub mod runtime;
+pub mod session;
 pub mod wire;

@@ -5,9 +5,9 @@
 //! which there is no room lets those of others pass. Not for ever: one that has waited for [`PATIENCE`] goes before all that
 //! came later.
 
-use super::loaded::Active;
 use super::planner::flow;
 use super::runtime::Request;
+use super::session::Active;
 use crate::serve::fair_queue::{Flow, Rotation};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -139,7 +139,7 @@ impl Pending {
 mod tests {
     use super::*;
     use crate::model::llm::Prompt;
-    use crate::serve::ipc::exchange::Sender;
+    use crate::serve::ipc::queues::Sender;
     use crate::serve::ipc::statistics::Progress;
     use std::sync::Arc;
     use std::sync::atomic::Ordering;

@@ -1,15 +1,15 @@
 //! The thread that makes prompts of what was asked: chat templates and tokens of megabytes of text take seconds, in which
 //! answers of others go on. Whose prompt is next: databases share by bytes, and so do the roles in each.
 
-use super::inbox::{Desk, Job};
-use super::loaded;
+use super::inbox::{Inbox, Job};
 use super::runtime::{Llm, Request};
+use super::session;
 use super::wire::{Item, LlmKey};
 use crate::model::stop;
 use crate::serve::encoder::plan::guarded;
 use crate::serve::fair_queue::{Flow, Rotation};
-use crate::serve::ipc::exchange::Sender;
 use crate::serve::ipc::failure::Failure;
+use crate::serve::ipc::queues::Sender;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,21 +52,21 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Has a prompt made; the desk's inbox gets it.
+    /// Has a prompt made; the inbox's inbox gets it.
     pub fn push(&self, llm: Arc<Llm>, job: Job) {
         let flow = flow(&job.sender);
         self.queue.lock().push(flow, Task { llm, job });
         self.come.notify_one();
     }
 
-    /// The life of the thread: until the desk says stop.
-    pub fn run(&self, desk: &Arc<Desk>) {
-        while !desk.stop.load(Ordering::SeqCst) {
+    /// The life of the thread: until the inbox says stop.
+    pub fn run(&self, inbox: &Arc<Inbox>) {
+        while !inbox.stop.load(Ordering::SeqCst) {
             match self.next() {
-                Some(task) => desk.prepared(prepare(desk, task)),
+                Some(task) => inbox.prepared(prepare(inbox, task)),
                 None => {
                     let mut queue = self.queue.lock();
-                    if queue.is_empty() && !desk.stop.load(Ordering::SeqCst) {
+                    if queue.is_empty() && !inbox.stop.load(Ordering::SeqCst) {
                         self.come.wait_for(&mut queue, Duration::from_secs(1));
                     }
                 }
@@ -74,7 +74,7 @@ impl Planner {
         }
     }
 
-    /// Has the thread look at what the desk says.
+    /// Has the thread look at what the inbox says.
     pub fn wake(&self) {
         let _queue = self.queue.lock();
         self.come.notify_one();
@@ -92,7 +92,7 @@ impl Planner {
     }
 }
 
-fn prepare(desk: &Arc<Desk>, task: Task) -> Prepared {
+fn prepare(inbox: &Arc<Inbox>, task: Task) -> Prepared {
     let Task { llm, job } = task;
     let Job {
         sender,
@@ -101,7 +101,7 @@ fn prepare(desk: &Arc<Desk>, task: Task) -> Prepared {
         item,
         ..
     } = job;
-    let (own, asker) = (desk.clone(), sender.clone());
+    let (own, asker) = (inbox.clone(), sender.clone());
     let ends = move || own.stop.load(Ordering::Relaxed) || asker.has_left();
     let result = stop::until(ends, || guarded(|| make(&llm, item)));
     Prepared {
@@ -115,14 +115,14 @@ fn prepare(desk: &Arc<Desk>, task: Task) -> Prepared {
 fn make(llm: &Llm, item: Item) -> Result<Made, Failure> {
     match item {
         Item::Generate { prompt, sampling } => {
-            let prompt = loaded::assemble(llm, prompt)?;
-            Ok(Made::Answer(loaded::request(prompt, sampling)))
+            let prompt = session::assemble(llm, prompt)?;
+            Ok(Made::Answer(session::request(prompt, sampling)))
         }
         Item::Embeds { prompt } => {
-            let prompt = loaded::assemble(llm, prompt)?;
+            let prompt = session::assemble(llm, prompt)?;
             let columns = llm.config().hidden as u32;
-            loaded::check_size(prompt.len(), columns)?;
-            let values = llm.embeds(&prompt).map_err(loaded::fail)?;
+            session::check_size(prompt.len(), columns)?;
+            let values = llm.embeds(&prompt).map_err(session::fail)?;
             Ok(Made::Embeds { columns, values })
         }
         Item::Warm | Item::Unload => Err(Failure::new(

@@ -1,4 +1,4 @@
-//! What the worker and the registry take of the LLM runtime: the only file of this room that knows which one there is.
+//! What the worker and the registry take of the LLM runtime: the only file of this module that knows which one there is.
 
 use crate::bridge::xrag::training_precision;
 use crate::model::llm::gradient::Differentiable;

@@ -1,10 +1,10 @@
 //! What the formulas and the file promise.
 
-use crate::bridge::eigen::Ask;
 use crate::bridge::lexsem::file::{self, Layout};
 use crate::bridge::lexsem::fuse::{self, Fusion};
 use crate::bridge::lexsem::{LexSem, Readings, Scheme, entries, unit, weigh};
-use crate::bridge::whiten::Spread;
+use crate::bridge::train::eigen::Ask;
+use crate::bridge::train::whiten::Spread;
 use crate::random::Random;
 use serde_json::{Map, json};
 

@@ -2,7 +2,7 @@
 
 use crate::bridge::lexsem::fuse::{self, Fusion};
 use crate::bridge::lexsem::held_out::{Encoded, Reading};
-use crate::bridge::lexsem::steps::gradients;
+use crate::bridge::lexsem::steps::{Steps, gradients};
 use crate::bridge::lexsem::{LexSem, Options, Scheme, unit};
 use crate::bridge::train::loss::Candidates;
 use crate::compute::Pool;
@@ -139,17 +139,14 @@ fn every_parameter_has_the_gradient_of_the_difference() {
                 let starts = queries.vectors.clone();
                 let batch = [0, 1, 2, 3, 4];
                 let mut random = Random::new(0);
-                gradients(
-                    &pool,
-                    bridge,
-                    &candidates,
-                    &queries,
-                    &starts,
-                    &batch,
-                    &options,
-                    &mut random,
-                )
-                .unwrap()
+                let steps = Steps {
+                    pool: &pool,
+                    candidates: &candidates,
+                    queries: &queries,
+                    starts: &starts,
+                    options: &options,
+                };
+                gradients(steps, bridge, &batch, &mut random).unwrap()
             };
             let found = run(&bridge);
             for (name, parameter) in parameters {

@@ -1,10 +1,11 @@
 //! Training over a made-up language, whose encoder hears some words less than it should.
 
 use crate::bridge::BridgeError;
-use crate::bridge::lexsem::queries::{Maker, Part};
+use crate::bridge::lexsem::queries::{Part, QueryMaker};
 use crate::bridge::lexsem::{Fusion, LexSem, Scheme, file, train, unit};
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, TokenStates, Trained, Vectors, Watch};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, TokenStates, Trained, Vectors};
+use crate::bridge::train::run::Run;
 use crate::model::Role;
 use crate::random::Random;
 use serde_json::{Map, Value, json};
@@ -80,7 +81,7 @@ struct Ends {
     steps: u64,
 }
 
-impl Watch for Ends {
+impl Monitor for Ends {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         self.steps = self.steps.max(progress.step);
         match self.after {
@@ -122,8 +123,15 @@ fn passages(count: usize) -> Vec<Passage> {
     passages_of(count, 10)
 }
 
-fn run(options: &Value, watch: &mut Ends, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
-    train(&passages(150), &[], options, &mut Made::new(), watch, checkpoint)
+fn run(options: &Value, monitor: &mut Ends, checkpoint: Option<&[u8]>) -> Result<Trained, BridgeError> {
+    train(Run::new(
+        &passages(150),
+        &[],
+        options,
+        &mut Made::new(),
+        monitor,
+        checkpoint,
+    ))
 }
 
 fn small(scheme: &str) -> Value {
@@ -157,7 +165,15 @@ fn a_bridge_that_only_harms_is_not_accepted() {
     options["epochs"] = json!(1);
     // Words of any passage say nothing of where they stand next.
     let passages = passages_of(150, 4000);
-    let trained = train(&passages, &[], &options, &mut Made::new(), &mut Ends::default(), None).unwrap();
+    let trained = train(Run::new(
+        &passages,
+        &[],
+        &options,
+        &mut Made::new(),
+        &mut Ends::default(),
+        None,
+    ))
+    .unwrap();
     assert!(!trained.verdict.accepts());
     assert_eq!(trained.figures["epoch"], 0);
     let bridge = file::read(&trained.weights).unwrap();
@@ -168,15 +184,15 @@ fn a_bridge_that_only_harms_is_not_accepted() {
 fn a_training_that_goes_on_ends_as_one_that_was_not_interrupted() {
     let options = small("bag");
     let whole = run(&options, &mut Ends::default(), None).unwrap();
-    let mut watch = Ends {
+    let mut monitor = Ends {
         after: Some(2),
         ..Ends::default()
     };
     assert!(matches!(
-        run(&options, &mut watch, None),
+        run(&options, &mut monitor, None),
         Err(BridgeError::TooLittle(_))
     ));
-    let checkpoint = watch.checkpoints.last().unwrap().clone();
+    let checkpoint = monitor.checkpoints.last().unwrap().clone();
     let mut rest = Ends::default();
     let resumed = run(&options, &mut rest, Some(&checkpoint)).unwrap();
     assert!(rest.checkpoints.len() <= 2);
@@ -214,14 +230,14 @@ fn pairs_are_trained_on_and_some_kept() {
     let pairs: Vec<Pair> = (0..150).map(pair).collect();
     let mut options = small("bag");
     options["unseen"] = json!(0.2);
-    let trained = train(
+    let trained = train(Run::new(
         &passages,
         &pairs,
         &options,
         &mut Made::new(),
         &mut Ends::default(),
         None,
-    )
+    ))
     .unwrap();
     let tasks = &trained.figures["tasks"];
     assert!(tasks["pairs"]["queries"].as_u64().unwrap() > 0, "{tasks}");
@@ -244,7 +260,14 @@ fn bad_options_and_too_few_passages_are_errors() {
         let found = run(&options, &mut Ends::default(), None);
         assert!(matches!(found, Err(BridgeError::Option { .. })), "{options}");
     }
-    let few = train(&passages(3), &[], &Value::Null, &mut encode, &mut Ends::default(), None);
+    let few = train(Run::new(
+        &passages(3),
+        &[],
+        &Value::Null,
+        &mut encode,
+        &mut Ends::default(),
+        None,
+    ));
     assert!(matches!(few, Err(BridgeError::TooLittle(_))));
     assert!(matches!(
         run(&json!({"scheme": "clr"}), &mut Ends::default(), None),
@@ -258,7 +281,7 @@ fn the_border_is_the_documents() {
     for (place, passage) in passages.iter_mut().enumerate() {
         (passage.document, passage.ordinal) = (place as u32 / 3, place as u32 % 3);
     }
-    let maker = Maker::new(&passages, 0.5);
+    let maker = QueryMaker::new(&passages, 0.5);
     let trained = |place: usize| maker.part_text(place, Part::Trained).split_whitespace().count();
     assert_eq!((0..6).map(trained).collect::<Vec<_>>(), [60, 30, 0, 60, 30, 0]);
 }
@@ -292,7 +315,7 @@ fn without_pairs_a_bridge_is_weakened_and_says_what_judged_it() {
     let mut options = small("bag");
     options["fusion"] = json!("sum");
     let trained = run(&options, &mut Ends::default(), None).unwrap();
-    assert_eq!(trained.verdict, Verdict::AcceptedMade, "{}", trained.figures);
+    assert_eq!(trained.verdict, Verdict::AcceptedSynthetic, "{}", trained.figures);
     assert_eq!(trained.figures["strength"], 0.5);
     let tasks = &trained.figures["tasks"];
     // A fifth of the documents is left out, of one topic.
@@ -324,7 +347,7 @@ fn rare_words_are_taken_out_of_sentences() {
     };
     let passages: Vec<Passage> = (0..40).map(passage).collect();
     // Everything is trained on, so that all words are counted.
-    let maker = Maker::new(&passages, 0.0);
+    let maker = QueryMaker::new(&passages, 0.0);
     let mut random = Random::new(3);
     let found: Vec<String> = (0..40)
         .filter_map(|place| maker.common_sentence(place, Part::Trained, 6, &mut random))
@@ -342,14 +365,14 @@ fn rare_words_are_taken_out_of_sentences() {
             ..passage(n)
         })
         .collect();
-    let maker = Maker::new(&rare, 0.0);
+    let maker = QueryMaker::new(&rare, 0.0);
     assert!(maker.common_sentence(0, Part::Trained, 4, &mut random).is_none());
 }
 
 #[test]
 fn no_made_query_crosses_the_border() {
     let passages = passages(40);
-    let maker = Maker::new(&passages, 0.4);
+    let maker = QueryMaker::new(&passages, 0.4);
     let mut random = Random::new(5);
     for (place, passage) in passages.iter().enumerate() {
         let (trained, held_out) = (

@@ -1,10 +1,12 @@
 //! The goal of the bridge: trained on the train stories of FairytaleQA, asked the questions of the val stories. Minutes
-//! of encoding, so it runs when it is asked for: `cargo test --no-default-features --lib fairytales -- --ignored --nocapture`.
+//! of encoding, so it runs when it is asked for: `cargo test --no-default-features --lib fairytales -- --ignored
+//! --nocapture`.
 
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::Bridge;
 use crate::bridge::situate::{Situate, SituateOptions, finish, plan_chunks, train};
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Vectors};
+use crate::bridge::train::run::Run;
 use crate::compute::Pool;
 use crate::fixtures;
 use crate::model::{Encoder, Role};
@@ -48,7 +50,7 @@ impl Encode for Model {
 
 struct Silent;
 
-impl Watch for Silent {
+impl Monitor for Silent {
     fn step(&mut self, _progress: &Progress) -> Result<(), BridgeError> {
         Ok(())
     }
@@ -217,7 +219,7 @@ fn questions_of_stories_never_seen() {
         let mut run = |document: bool| {
             let options = json!({ "document": document });
             let began = Instant::now();
-            let trained = train(&passages, pairs, &options, &mut model, &mut Silent, None).unwrap();
+            let trained = train(Run::new(&passages, pairs, &options, &mut model, &mut Silent, None)).unwrap();
             println!(
                 "{name} {} {:.0} s with encoding",
                 trained.figures,

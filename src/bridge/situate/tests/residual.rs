@@ -1,4 +1,5 @@
-//! Both published forms of SitEmb over small random models: read-outs, causality, limits, and what a text can smuggle in.
+//! Both published forms of SitEmb over small random models: read-outs, causality, limits, and what a text can smuggle
+//! in.
 
 use crate::bridge::BridgeError;
 use crate::bridge::situate::{Situate, SituateOptions, SituatedChunk, finish, plan, plan_chunks};

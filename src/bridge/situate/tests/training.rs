@@ -3,7 +3,8 @@
 use crate::bridge::BridgeError;
 use crate::bridge::situate::bridge::Bridge;
 use crate::bridge::situate::train;
-use crate::bridge::train::data::{Encode, Pair, Passage, Progress, Vectors, Watch};
+use crate::bridge::train::data::{Encode, Monitor, Pair, Passage, Progress, Vectors};
+use crate::bridge::train::run::Run;
 use crate::model::Role;
 use crate::random::Random;
 use serde_json::json;
@@ -45,7 +46,7 @@ struct Keeper {
     steps: u64,
 }
 
-impl Watch for Keeper {
+impl Monitor for Keeper {
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError> {
         assert!(progress.step > self.steps && progress.step <= progress.steps);
         self.steps = progress.step;
@@ -97,7 +98,7 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
     let (passages, pairs) = corpus();
     let options = json!({"epochs": 12, "rate": 0.01, "decay": 1e-4, "rank": 8, "seed": 4});
     let mut whole = Keeper::default();
-    let trained = train(&passages, &pairs, &options, &mut Words, &mut whole, None).unwrap();
+    let trained = train(Run::new(&passages, &pairs, &options, &mut Words, &mut whole, None)).unwrap();
     let figure = |name: &str| trained.figures[name].as_f64().unwrap();
     assert!(
         trained.verdict.accepts() && trained.figures["document"] == json!(true),
@@ -124,11 +125,11 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
             stop_after: Some(stop_after),
             ..Keeper::default()
         };
-        let stopped = train(&passages, &pairs, &options, &mut Words, &mut first, None);
+        let stopped = train(Run::new(&passages, &pairs, &options, &mut Words, &mut first, None));
         assert!(matches!(stopped, Err(BridgeError::Stopped)));
         let mut second = Keeper::default();
         let last = first.checkpoints.last().map(Vec::as_slice);
-        let resumed = train(&passages, &pairs, &options, &mut Words, &mut second, last).unwrap();
+        let resumed = train(Run::new(&passages, &pairs, &options, &mut Words, &mut second, last)).unwrap();
         assert!(second.checkpoints.len() == 24 - stop_after);
         assert_eq!(resumed.weights, trained.weights);
     }
@@ -139,9 +140,9 @@ fn what_only_the_document_knows_is_learned_and_a_resumed_training_ends_the_same(
 fn without_the_document_the_control_alone_is_trained() {
     let (passages, pairs) = corpus();
     let options = json!({"epochs": 2, "rate": 0.01, "rank": 8, "document": false});
-    let mut watch = Keeper::default();
-    let trained = train(&passages, &pairs, &options, &mut Words, &mut watch, None).unwrap();
-    assert_eq!(watch.checkpoints.len(), 2);
+    let mut monitor = Keeper::default();
+    let trained = train(Run::new(&passages, &pairs, &options, &mut Words, &mut monitor, None)).unwrap();
+    assert_eq!(monitor.checkpoints.len(), 2);
     assert_eq!(trained.figures["document"], json!(false));
     assert!(trained.figures["bridge"].is_null() && trained.figures["bridge_over_control"].is_null());
     let stored = Bridge::read(&trained.weights).unwrap();
@@ -161,10 +162,18 @@ fn pairs_are_made_where_none_are_given() {
             format!("First word{number} came with four others. Then word{number} left them all behind there.");
     }
     let options = json!({"epochs": 1, "rank": 4});
-    let trained = train(&passages, &[], &options, &mut Words, &mut Keeper::default(), None).unwrap();
-    assert_eq!(trained.figures["pairs"], json!("made"));
+    let trained = train(Run::new(
+        &passages,
+        &[],
+        &options,
+        &mut Words,
+        &mut Keeper::default(),
+        None,
+    ))
+    .unwrap();
+    assert_eq!(trained.figures["pairs"], json!("synthetic"));
     let counted =
-        ["trained_pairs", "choosing_pairs", "held_out_pairs"].map(|part| trained.figures[part].as_u64().unwrap());
+        ["trained_pairs", "validation_pairs", "held_out_pairs"].map(|part| trained.figures[part].as_u64().unwrap());
     assert_eq!(counted.iter().sum::<u64>(), 2 * passages.len() as u64);
 }
 
@@ -172,7 +181,15 @@ fn pairs_are_made_where_none_are_given() {
 fn what_cannot_be_trained_is_an_error() {
     let (passages, pairs) = corpus();
     let run = |passages: &[Passage], pairs: &[Pair], options| {
-        train(passages, pairs, &options, &mut Words, &mut Keeper::default(), None).unwrap_err()
+        train(Run::new(
+            passages,
+            pairs,
+            &options,
+            &mut Words,
+            &mut Keeper::default(),
+            None,
+        ))
+        .unwrap_err()
     };
     assert!(matches!(
         run(&passages[..4], &pairs[..3], json!({})),

@@ -1,6 +1,6 @@
 //! Attention: every head size, causal and not, grouped queries, several sequences of odd lengths, both tile sizes.
 
-use super::super::card::{Memory, Stream};
+use super::super::gpu::{Memory, Stream};
 use super::super::launch::Heads;
 use super::super::testing::{Bench, bench};
 use super::{random, relative_error, rounded};
@@ -57,7 +57,7 @@ fn expected(case: &Case, qkv: &[f32]) -> Vec<f64> {
 }
 
 fn run(bench: &Bench, case: &Case, qkv: &[f32], warps: usize) -> Vec<bf16> {
-    let stream = Stream::new(&bench.engine.card).unwrap();
+    let stream = Stream::new(&bench.engine.gpu).unwrap();
     let tokens: usize = case.lengths.iter().sum();
     let mut tiles = Vec::new();
     let mut start = 0;

@@ -2,8 +2,8 @@
 
 use super::super::bert::LinearWeights;
 use super::super::decoder::{Decoder, DecoderLayerWeights, DecoderShape, DecoderWeights, rotations};
-use super::super::runner::{Range, Request, Runner};
 use super::super::testing::bench;
+use super::super::{Range, Request, Runner};
 use super::{random, relative_error};
 use crate::compute::ComputeError;
 use half::bf16;

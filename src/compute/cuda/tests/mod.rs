@@ -1,4 +1,4 @@
-//! Kernels against their CPU twins or the formula in f64, and whole passes, on a card or the emulated one.
+//! Kernels against their CPU twins or the formula in f64, and whole passes, on a GPU or the emulated one.
 
 mod attention;
 mod decoder;

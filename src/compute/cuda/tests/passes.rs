@@ -1,9 +1,9 @@
-//! Whole passes, and what the runner does when memory is short or the card goes away.
+//! Whole passes, and what the runner does when memory is short or the GPU goes away.
 
 use super::super::bert::{Bert, BertShape, EmbeddingWeights, LayerWeights, LinearWeights, NormWeights};
 use super::super::engine::Engine;
-use super::super::runner::{Range, Request, Runner};
 use super::super::testing::{self, Platform, bench};
+use super::super::{Range, Request, Runner};
 use super::{random, relative_error};
 use crate::compute::cpu::level::Level;
 use crate::compute::forward::bert::{Bert as Twin, Layer, Packed};
@@ -257,7 +257,7 @@ fn the_runner_checks_stops_and_answers_errors() {
 #[test]
 fn short_memory_halves_the_batch_and_a_lost_card_is_an_error() {
     let Some(bench) = bench() else { return };
-    if bench.platform == Platform::Card {
+    if bench.platform == Platform::Gpu {
         println!("SKIPPED on a card: its memory cannot be taken away");
         return;
     }
@@ -266,9 +266,9 @@ fn short_memory_halves_the_batch_and_a_lost_card_is_an_error() {
         .run(&requests(&sequences), &|| false)
         .unwrap();
     let runner = self::runner(&bench.engine, Activation::Gelu, false);
-    // Its lanes have no memory yet.
+    // Its streams have no memory yet.
     let fresh = self::runner(&bench.engine, Activation::Gelu, false);
-    // One lane's scratch memory, and room for about 4,000 tokens.
+    // One stream's scratch memory, and room for about 4,000 tokens.
     let used = testing::counter(c"emulate_used_memory") as usize;
     testing::set_memory(used + (32 << 20) + 4_000 * 2_200);
     let found = runner.run(&requests(&sequences), &|| false);
@@ -302,7 +302,7 @@ fn kept_kernels_are_used_and_altered_ones_are_not() {
         files
     };
     let compiled = || match bench.platform {
-        Platform::Card => 0,
+        Platform::Gpu => 0,
         Platform::Emulated => testing::counter(c"emulate_compilations"),
     };
     let start = compiled();

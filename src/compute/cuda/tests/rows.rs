@@ -1,7 +1,7 @@
 //! Kernels that work row by row: embedding, norms, activations, rotary positions, pooling.
 
-use super::super::card::{Memory, Plain, Stream};
 use super::super::decoder::rotations;
+use super::super::gpu::{Memory, Plain, Stream};
 use super::super::launch::{Embedding, Norm};
 use super::super::testing::bench;
 use super::{random, relative_error, rounded};
@@ -31,7 +31,7 @@ const WIDTHS: [usize; 7] = [8, 24, 384, 512, 1024, 2048, 4096];
 #[test]
 fn layer_norms_equal_the_cpu() {
     let Some(bench) = bench() else { return };
-    let stream = &Stream::new(&bench.engine.card).unwrap();
+    let stream = &Stream::new(&bench.engine.gpu).unwrap();
     let launch = bench.engine.on(stream);
     for width in WIDTHS {
         let rows = 7;
@@ -51,7 +51,7 @@ fn layer_norms_equal_the_cpu() {
             expected.extend((0..width).map(|i| word[i] + position[i]));
         }
         twin.apply(Level::detect(), &mut expected);
-        let out = Memory::<bf16>::new(&bench.engine.card, rows * width).unwrap();
+        let out = Memory::<bf16>::new(&bench.engine.gpu, rows * width).unwrap();
         let tables = [words, positions].map(|table| upload(stream, &rounded(&table)));
         let embedding = Embedding {
             ids: &upload(stream, &ids),
@@ -78,7 +78,7 @@ fn layer_norms_equal_the_cpu() {
 #[test]
 fn rms_norms_equal_the_formula() {
     let Some(bench) = bench() else { return };
-    let stream = &Stream::new(&bench.engine.card).unwrap();
+    let stream = &Stream::new(&bench.engine.gpu).unwrap();
     let launch = bench.engine.on(stream);
     for width in WIDTHS {
         let rows = 6;
@@ -94,7 +94,7 @@ fn rms_norms_equal_the_formula() {
             normed.collect()
         };
         let (residual, summand) = (upload(stream, &x), upload(stream, &rounded(&y)));
-        let out = Memory::<bf16>::new(&bench.engine.card, rows * width).unwrap();
+        let out = Memory::<bf16>::new(&bench.engine.gpu, rows * width).unwrap();
         let scales = upload(stream, &scale);
         launch
             .residual_rms_norm(&residual, None, &scales, 1e-6, &out, rows, width)
@@ -139,7 +139,7 @@ fn erf(x: f64) -> f64 {
 #[test]
 fn activations_equal_the_formula() {
     let Some(bench) = bench() else { return };
-    let stream = &Stream::new(&bench.engine.card).unwrap();
+    let stream = &Stream::new(&bench.engine.gpu).unwrap();
     let launch = bench.engine.on(stream);
     let (rows, width) = (9, 104);
     let x: Vec<f32> = random(rows * width, 1).iter().map(|x| x * 6.0).collect();
@@ -176,7 +176,7 @@ fn activations_equal_the_formula() {
             gate / (1.0 + (-gate).exp()) * up
         })
         .collect();
-    let out = Memory::<bf16>::new(&bench.engine.card, rows * width).unwrap();
+    let out = Memory::<bf16>::new(&bench.engine.gpu, rows * width).unwrap();
     launch
         .swiglu(&upload(stream, &rounded(&gate_up)), &out, rows, width)
         .unwrap();
@@ -187,7 +187,7 @@ fn activations_equal_the_formula() {
 #[test]
 fn rotary_positions_equal_the_formula() {
     let Some(bench) = bench() else { return };
-    let stream = &Stream::new(&bench.engine.card).unwrap();
+    let stream = &Stream::new(&bench.engine.gpu).unwrap();
     let launch = bench.engine.on(stream);
     for (size, normed) in [(32, true), (64, false), (96, true), (128, true), (128, false)] {
         let (heads, key_heads, rows, epsilon) = (4, 2, 5, 1e-6f32);
@@ -230,7 +230,7 @@ fn rotary_positions_equal_the_formula() {
 #[test]
 fn pooling_equals_the_cpu() {
     let Some(bench) = bench() else { return };
-    let stream = &Stream::new(&bench.engine.card).unwrap();
+    let stream = &Stream::new(&bench.engine.gpu).unwrap();
     for width in [8, 384, 1024] {
         let x = random(50 * width, 1);
         let spans = [(0, 50), (3, 4), (10, 27), (49, 50)];
@@ -239,7 +239,7 @@ fn pooling_equals_the_cpu() {
             .iter()
             .flat_map(|(largest, unit)| spans.map(|(start, end)| [start, end, u32::from(*largest), u32::from(*unit)]))
             .collect();
-        let out = Memory::<f32>::new(&bench.engine.card, list.len() * width).unwrap();
+        let out = Memory::<f32>::new(&bench.engine.gpu, list.len() * width).unwrap();
         let from = upload(stream, &rounded(&x));
         bench
             .engine

@@ -46,7 +46,7 @@ fn expected(
 }
 
 #[test]
-fn both_ways_equal_the_formulas_in_f64() {
+fn forward_and_backward_equal_the_formulas_in_f64() {
     for (heads, key_heads, width, window, lengths) in [
         (4, 2, 8, None, vec![(0, 5), (3, 1), (7, 70)]),
         (3, 1, 12, Some(9), vec![(20, 30), (0, 60)]),

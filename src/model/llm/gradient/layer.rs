@@ -1,6 +1,6 @@
 //! One layer of a decoder, forward and backward.
 
-use super::memory::sized;
+use super::sized::sized;
 use super::{Both, vector};
 use crate::compute::attention::shape::Shape;
 use crate::compute::cpu::Level;

@@ -56,11 +56,3 @@ impl Memory {
         Ok(&self.head)
     }
 }
-
-/// The first `count` numbers of a vector that is at least as long afterwards.
-pub(super) fn sized(numbers: &mut Vec<f32>, count: usize) -> &mut [f32] {
-    if numbers.len() < count {
-        numbers.resize(count, 0.0);
-    }
-    &mut numbers[..count]
-}

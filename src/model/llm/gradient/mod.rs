@@ -10,6 +10,7 @@
 mod batch;
 mod layer;
 mod memory;
+mod sized;
 
 use super::config::LlmConfig;
 use super::files::LlmFiles;
@@ -24,8 +25,9 @@ use crate::compute::{ComputeError, Linear, Pool, Precision, RmsNorm, Rope};
 use crate::model::ModelError;
 pub use batch::{Batch, Loss, Past, Sequence, Target};
 use layer::{Layer, Pass};
-use memory::{Memory, sized};
+use memory::Memory;
 use parking_lot::Mutex;
+use sized::sized;
 
 /// A linear layer and its transpose.
 struct Both {

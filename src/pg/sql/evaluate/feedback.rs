@@ -3,8 +3,8 @@
 use super::ranking::{answers, judged};
 use super::relations::{Asked, Judgements, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{draws, synthetic_queries};
+use crate::bridge::feedback::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
 use crate::bridge::feedback::{Method, Options};
-use crate::bridge::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
 use crate::eval::report::{Measure, Ranked};
 use crate::model::Role;
 use crate::pg::am::feedback::last_sharpness;

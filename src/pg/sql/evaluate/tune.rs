@@ -1,6 +1,6 @@
 //! `situ.tune`: which options of `situ.query` serve an index best, chosen by the judged queries and stored as a profile.
 //!
-//! The rule and the figure are those of `eval/choice.rs`: a part is added where the evidence says that it helps, and the figure is of
+//! The rule and the figure are those of `eval/selection.rs`: a part is added where the evidence says that it helps, and the figure is of
 //! queries that did not choose. The profile is stored where that figure is above plain search: otherwise the profile
 //! is plain search.
 //!
@@ -10,10 +10,10 @@
 use super::ranking::{answers, judged};
 use super::relations::{Asked, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{Judgements, draws};
-use crate::bridge::train::judged::Verdict;
+use crate::bridge::train::acceptance::Verdict;
 use crate::eval::bootstrap::Draws;
-use crate::eval::choice::{Candidates, Prior, Step, cross_fit};
 use crate::eval::report::{Compared, Measure, compared, values};
+use crate::eval::selection::{Candidates, Prior, Step, cross_fit};
 use crate::pg::bridges::registry;
 use crate::pg::catalog::names;
 use crate::pg::ereport::{fail, fail_with_hint};
@@ -213,7 +213,7 @@ fn tune(
     rows(tuning.tried, chosen, confirmed, plain, found)
 }
 
-/// Rejects each bridge that was accepted by made queries alone and that loses on these, by more than chance.
+/// Rejects each bridge that was accepted by synthetic queries alone and that loses on these, by more than chance.
 fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
     for tried in &tuning.tried {
         let Some(name) = &tried.options.bridge else { continue };
@@ -226,7 +226,7 @@ fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
             continue;
         };
         let bridge = registry::find(name);
-        if tried.options != alone || bridge.verdict != Verdict::AcceptedMade {
+        if tried.options != alone || bridge.verdict != Verdict::AcceptedSynthetic {
             continue;
         }
         let difference = found.difference;
@@ -235,7 +235,7 @@ fn overturn(tuning: &Tuning, measure: &str, draws: Draws) {
             "plain": mean(tuning.values_of(0)), "bridge": mean(&tried.values),
             "difference": difference.value, "low": difference.interval.low, "high": difference.interval.high,
         });
-        let lost = format!("bridge \"{name}\", which made queries had accepted, loses on these questions");
+        let lost = format!("bridge \"{name}\", which synthetic queries had accepted, loses on these questions");
         if registry::owns(&bridge) {
             registry::overturn(&bridge, judged);
             warning!("{lost}: it is rejected now");
@@ -267,9 +267,9 @@ fn rows(tried: Vec<Tried>, chosen: usize, confirmed: bool, plain: f64, found: Op
 /// What is tried where the caller names nothing.
 mod candidates {
     use super::*;
-    use crate::bridge::evidence;
+    use crate::bridge::BridgeKind;
     use crate::bridge::feedback::{Method, Options};
-    use crate::bridge::text_feedback;
+    use crate::bridge::prior;
     use crate::pg::search::index_search::model_of;
     use pgrx::spi::SpiError;
     use serde_json::Value;
@@ -277,7 +277,7 @@ mod candidates {
     /// An accepted bridge.
     pub struct Bridge {
         name: String,
-        kind: String,
+        kind: BridgeKind,
         /// What its training here measured on held-out queries; nothing of one that was imported, whose figures say what its
         /// importer wrote.
         figures: Value,
@@ -285,7 +285,7 @@ mod candidates {
 
     impl Bridge {
         fn reads_texts(&self) -> bool {
-            self.kind == text_feedback::KIND
+            self.kind == BridgeKind::TextFeedback
         }
 
         /// The query with this bridge alone; none for a reader of texts, which is feedback.
@@ -320,7 +320,7 @@ mod candidates {
         pub fn prior(&self, measure: Measure, plain: f64) -> Option<Prior> {
             match measure {
                 Measure::Recall(_) => None,
-                _ => evidence::prior(&self.figures, plain),
+                _ => prior::prior(&self.figures, plain),
             }
         }
     }
@@ -334,13 +334,16 @@ mod candidates {
         };
         let statement = "SELECT name, kind, CASE origin WHEN 'trained' THEN figures END FROM situ.bridges \
                          WHERE state <> 'rejected' AND fingerprint = $1 \
-                         AND kind IN ('adapter', 'lexsem', 'feedback') \
-                         AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
+                         AND kind = ANY ($2) AND coalesce(recipe->>'side', 'query') = 'query' ORDER BY name";
+        let kinds = BridgeKind::ALL.iter().filter(|kind| kind.serves_queries());
+        let kinds: Vec<&str> = kinds.map(|kind| kind.name()).collect();
         let bridges = Spi::connect(|client| {
-            let table = client.select(statement, None, &[model.fingerprint.as_str().into()])?;
+            let arguments = [model.fingerprint.as_str().into(), kinds.into()];
+            let table = client.select(statement, None, &arguments)?;
             let mut bridges = Vec::new();
             for row in table {
-                if let (Some(name), Some(kind)) = (row.get(1)?, row.get(2)?) {
+                let kind = row.get::<String>(2)?.and_then(|kind| BridgeKind::parse(&kind));
+                if let (Some(name), Some(kind)) = (row.get(1)?, kind) {
                     let figures = row.get::<pgrx::JsonB>(3)?.map_or(Value::Null, |figures| figures.0);
                     bridges.push(Bridge { name, kind, figures });
                 }

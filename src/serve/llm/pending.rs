@@ -7,13 +7,20 @@
 
 use super::planner::flow;
 use super::runtime::Request;
-use super::session::Active;
 use crate::serve::fair_queue::{FairQueue, Flow};
+use crate::serve::ipc::queues::Sender;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// After which nobody passes an answer that waits.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose an answer is.
+pub struct Active {
+    pub sender: Arc<Sender>,
+    pub number: u64,
+}
 
 struct Waiting {
     owner: Active,

@@ -260,7 +260,7 @@ impl Network for Decoder {
             launch.residual_rms_norm(x, sum, &layer.attention_norm, epsilon, normed, rows, hidden)?;
             layer.qkv.run(stream, normed, qkv, rows, scratch)?;
             let scales = layer.head_norms.as_ref().map(|(query, key)| (query, key));
-            let turned = (heads, key_heads);
+            let rotated = (heads, key_heads);
             launch.rope(
                 qkv,
                 &buffers.places,
@@ -268,7 +268,7 @@ impl Network for Decoder {
                 scales,
                 epsilon,
                 rows,
-                turned,
+                rotated,
                 head_size,
             )?;
             launch.attention(qkv, inner, &attended, rows)?;

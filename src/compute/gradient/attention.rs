@@ -7,7 +7,7 @@
 //! A task is a sequence with one head of keys and the queries that share it. Queries come in blocks of [`BLOCK`] rows, whose
 //! scores are computed again in the backward pass, so what a thread needs grows with the sequence and not with its square.
 //! `dK` and `dV` are summed transposed: that way scores are the right side of their products, as they lie, and only the
-//! small blocks of queries have to be turned.
+//! small blocks of queries have to be transposed.
 
 mod task;
 
@@ -27,7 +27,7 @@ const BLOCK: usize = 56;
 pub struct Span<'a> {
     pub first: usize,
     pub rows: usize,
-    /// Rows of keys, then values, of all heads, that come before the sequence; keys are turned already.
+    /// Rows of keys, then values, of all heads, that come before the sequence; keys are rotated already.
     pub past: &'a [f32],
 }
 
@@ -85,7 +85,7 @@ pub struct Attention<'a> {
     pub level: Level,
     /// Causal.
     pub shape: Shape,
-    /// Rows of [`Shape::row`] elements, queries and keys turned.
+    /// Rows of [`Shape::row`] elements, queries and keys rotated.
     pub qkv: &'a [f32],
     pub spans: &'a [Span<'a>],
     /// One for each thread of the pool.

@@ -1,6 +1,6 @@
 // RaBitQ's 1-bit codes: the random rotation of vectors, and what is stored of a rotated vector in its list.
 //
-// CPU twins: src/compute/vectors/rotation.rs and `encode` in src/index/code.rs, where the formulas stand. The rotation does the
+// CPU twins: src/compute/vectors/rotation.rs and `encode` in src/index/rabitq.rs, where the formulas stand. The rotation does the
 // twin's steps in the twin's order on each number. Sums of the code are f64, a warp a vector.
 
 constexpr int ROUNDS = 4, THREADS = 256;

@@ -5,7 +5,6 @@
 
 use super::IndexError;
 use super::calibrate::{QUERIES, Sample, Truth};
-use super::insert::check_entry;
 use super::kmeans::{assign, cluster};
 use super::memory_limit::{collected, filled, full, reserve};
 use super::meta::{Meta, check_options};
@@ -15,7 +14,7 @@ use super::recall::Curve;
 use super::spool::{Records, SpoolFactory};
 use super::store::PageStore;
 use super::types::{BuildStats, Element, Entry, IndexOptions, Phase, Progress, Tid};
-use super::vector::{prepare, put_record, record_vector};
+use super::vector::{check_entry, prepare, put_record, record_vector};
 use super::write::Writer;
 use crate::compute::memory::room_for;
 use crate::compute::vectors::nearest_centroid::Panels;

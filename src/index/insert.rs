@@ -11,16 +11,17 @@
 //! nothing uses until REINDEX.
 
 use super::IndexError;
+use super::decide::decide;
 use super::lists::nearest;
-use super::meta::{Meta, decide};
+use super::meta::Meta;
 use super::page::{
     CURSOR, FIRST, HEAD, Kind, LIST, Layout, NEXT, NEXT_OPEN, NONE, OPEN_VECTORS, PIECE_SIZE, Reader, RecordPtr,
     corrupted, expect_kind, is_free, is_kind, is_open, put_u32, set_open, u32_at, write_piece,
 };
 use super::rabitq::{encode, lane, put};
 use super::store::{Block, PageBytes, PageChange, PageStore};
-use super::types::{Element, Entry, IndexOptions};
-use super::vector::{check, prepare, put_record};
+use super::types::{Entry, IndexOptions};
+use super::vector::{check, check_entry, prepare, put_record};
 use crate::compute::vectors::rotation::Rotation;
 
 /// Puts all entries of one row into their nearest lists.
@@ -137,19 +138,6 @@ impl<S: PageStore> Inserter<'_, S> {
             put(layout, page, at, &lane(factors, entry.tid, ordinal, place), residual);
         })
     }
-}
-
-/// Fails on an entry that the index cannot hold.
-pub(super) fn check_entry(entry: &Entry<'_>, layout: &Layout, element: Element) -> Result<(), IndexError> {
-    check(entry.vector, layout.dimensions)?;
-    if entry.ordinal & FIRST != 0 {
-        return Err(IndexError::Store(format!("ordinal {} is too large", entry.ordinal)));
-    }
-    let fits = |&x: &f32| half::f16::from_f32(x).is_finite();
-    if element == Element::F16 && !entry.vector.iter().all(fits) {
-        return Err(IndexError::NotFinite);
-    }
-    Ok(())
 }
 
 struct NewEntry<'a> {

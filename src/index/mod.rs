@@ -7,6 +7,7 @@
 mod build;
 mod calibrate;
 mod candidates;
+mod decide;
 mod exhaustive;
 mod feedback_round;
 mod insert;
@@ -28,10 +29,11 @@ mod vector;
 mod write;
 
 pub use build::Build;
+pub use decide::decide;
 pub use feedback_round::RankedRow;
 pub use insert::{insert, insert_from};
 pub use memory_store::MemoryStore;
-pub use meta::{Meta, decide, write_undecided};
+pub use meta::{Meta, write_undecided};
 pub use ordered::{Ordered, Rounding};
 pub use page::{init_page, new_page};
 pub use recall::{Effort, TARGETS};

@@ -2,7 +2,8 @@
 
 use super::IndexError;
 use super::page::{
-    self, Kind, Layout, NONE, RECORD_HEADER, Reader, RecordPtr, is_kind, put_u32, put_u64, read_piece, u32_at, u64_at,
+    self, FIRST, Kind, Layout, NONE, RECORD_HEADER, Reader, RecordPtr, is_kind, put_u32, put_u64, read_piece, u32_at,
+    u64_at,
 };
 use super::store::{Block, PageStore};
 use super::types::{Element, Entry, Hit, Metric};
@@ -252,6 +253,19 @@ fn read_pieces<S: PageStore>(
         }
     }
     Ok(record.len() == layout.record)
+}
+
+/// Fails on an entry that the index cannot hold.
+pub(super) fn check_entry(entry: &Entry<'_>, layout: &Layout, element: Element) -> Result<(), IndexError> {
+    check(entry.vector, layout.dimensions)?;
+    if entry.ordinal & FIRST != 0 {
+        return Err(IndexError::Store(format!("ordinal {} is too large", entry.ordinal)));
+    }
+    let fits = |&x: &f32| half::f16::from_f32(x).is_finite();
+    if element == Element::F16 && !entry.vector.iter().all(fits) {
+        return Err(IndexError::NotFinite);
+    }
+    Ok(())
 }
 
 /// The vector of a record that is kept in f32.

@@ -26,14 +26,14 @@ struct Database<J> {
 }
 
 /// The queues of one lane: one for each sender.
-pub struct Rotation<J> {
+pub struct FairQueue<J> {
     clock: u64,
     databases: BTreeMap<u32, Database<J>>,
 }
 
-impl<J> Default for Rotation<J> {
+impl<J> Default for FairQueue<J> {
     fn default() -> Self {
-        Rotation {
+        FairQueue {
             clock: 0,
             databases: BTreeMap::new(),
         }
@@ -46,7 +46,7 @@ impl<J> Database<J> {
     }
 }
 
-impl<J> Rotation<J> {
+impl<J> FairQueue<J> {
     fn queue(&mut self, flow: Flow) -> &mut VecDeque<J> {
         let clock = self.clock;
         let database = self.databases.entry(flow.database).or_insert(Database {
@@ -93,7 +93,7 @@ impl<J> Rotation<J> {
         }
     }
 
-    /// Books a cost (or, negative, its return) on a sender beside what [`Rotation::fill`] booked.
+    /// Books a cost (or, negative, its return) on a sender beside what [`FairQueue::fill`] booked.
     pub fn charge(&mut self, flow: Flow, cost: i64) {
         if let Some(database) = self.databases.get_mut(&flow.database) {
             database.served = database.served.saturating_add_signed(cost);
@@ -136,7 +136,7 @@ impl<J> Rotation<J> {
         self.fill_while(|total| total < budget, take)
     }
 
-    /// [`Rotation::fill`] for a budget that becomes known with the first piece: goes on while `more(total)`.
+    /// [`FairQueue::fill`] for a budget that becomes known with the first piece: goes on while `more(total)`.
     pub fn fill_while(
         &mut self,
         more: impl Fn(usize) -> bool,
@@ -190,9 +190,9 @@ mod tests {
     }
 
     /// Jobs are (sender, cost); the batch is the senders in the order in which they were served.
-    fn fill(rotation: &mut Rotation<(usize, usize)>, budget: usize) -> Vec<usize> {
+    fn fill(fair: &mut FairQueue<(usize, usize)>, budget: usize) -> Vec<usize> {
         let mut batch = Vec::new();
-        rotation.fill(budget, |queue| {
+        fair.fill(budget, |queue| {
             let (sender, cost) = queue.pop_front()?;
             batch.push(sender);
             Some(cost)
@@ -202,51 +202,51 @@ mod tests {
 
     #[test]
     fn senders_take_turns_across_batches() {
-        let mut rotation = Rotation::default();
+        let mut fair = FairQueue::default();
         for sender in [3, 5, 9] {
-            (0..10).for_each(|_| rotation.push(flow(1, sender), (sender, 1)));
+            (0..10).for_each(|_| fair.push(flow(1, sender), (sender, 1)));
         }
-        assert_eq!(fill(&mut rotation, 4), [3, 5, 9, 3]);
-        assert_eq!(fill(&mut rotation, 4), [5, 9, 3, 5]);
-        rotation.retain(|job| job.0 != 9);
-        assert_eq!(fill(&mut rotation, 3), [3, 5, 3]);
-        assert_eq!(fill(&mut rotation, 100).len(), 11);
-        assert!(rotation.is_empty());
-        assert_eq!(fill(&mut rotation, 100), Vec::<usize>::new());
+        assert_eq!(fill(&mut fair, 4), [3, 5, 9, 3]);
+        assert_eq!(fill(&mut fair, 4), [5, 9, 3, 5]);
+        fair.retain(|job| job.0 != 9);
+        assert_eq!(fill(&mut fair, 3), [3, 5, 3]);
+        assert_eq!(fill(&mut fair, 100).len(), 11);
+        assert!(fair.is_empty());
+        assert_eq!(fill(&mut fair, 100), Vec::<usize>::new());
     }
 
     #[test]
     fn a_sender_with_nothing_for_this_batch_keeps_its_jobs() {
-        let mut rotation = Rotation::default();
-        rotation.push(flow(1, 1), (1, 5));
-        rotation.push(flow(1, 2), (2, 5));
-        let total = rotation.fill(100, |queue| {
+        let mut fair = FairQueue::default();
+        fair.push(flow(1, 1), (1, 5));
+        fair.push(flow(1, 2), (2, 5));
+        let total = fair.fill(100, |queue| {
             if queue.front().is_some_and(|job| job.0 == 1) {
                 return None;
             }
             queue.pop_front().map(|job| job.1)
         });
-        assert_eq!((total, rotation.is_empty()), (5, false));
+        assert_eq!((total, fair.is_empty()), (5, false));
     }
 
     #[test]
     fn one_large_job_does_not_shut_out_the_others() {
-        let mut rotation = Rotation::default();
-        (0..100).for_each(|_| rotation.push(flow(1, 0), (0, 10)));
-        rotation.push(flow(1, 1), (1, 1));
-        assert!(fill(&mut rotation, 20).contains(&1));
+        let mut fair = FairQueue::default();
+        (0..100).for_each(|_| fair.push(flow(1, 0), (0, 10)));
+        fair.push(flow(1, 1), (1, 1));
+        assert!(fill(&mut fair, 20).contains(&1));
     }
 
     #[test]
     fn twenty_senders_of_one_database_get_no_more_than_one_of_another() {
-        let mut rotation = Rotation::default();
+        let mut fair = FairQueue::default();
         for sender in 0..20 {
-            (0..200).for_each(|_| rotation.push(flow(1, sender), (sender, 7)));
+            (0..200).for_each(|_| fair.push(flow(1, sender), (sender, 7)));
         }
-        (0..2000).for_each(|_| rotation.push(flow(2, 20), (20, 13)));
+        (0..2000).for_each(|_| fair.push(flow(2, 20), (20, 13)));
         let mut cost = [0usize; 21];
         for _ in 0..40 {
-            rotation.fill(256, |queue| {
+            fair.fill(256, |queue| {
                 let (sender, tokens) = queue.pop_front()?;
                 cost[sender] += tokens;
                 Some(tokens)
@@ -263,20 +263,20 @@ mod tests {
 
     #[test]
     fn time_without_work_earns_nothing_and_a_short_absence_forgives_nothing() {
-        let mut rotation = Rotation::default();
-        (0..100).for_each(|_| rotation.push(flow(1, 1), (1, 10)));
-        fill(&mut rotation, 500);
+        let mut fair = FairQueue::default();
+        (0..100).for_each(|_| fair.push(flow(1, 1), (1, 10)));
+        fill(&mut fair, 500);
         // Database 2 comes late: it gets its half from now on, not the 500 that it missed.
-        (0..100).for_each(|_| rotation.push(flow(2, 2), (2, 10)));
-        let batch = fill(&mut rotation, 200);
+        (0..100).for_each(|_| fair.push(flow(2, 2), (2, 10)));
+        let batch = fill(&mut fair, 200);
         assert_eq!(batch.iter().filter(|sender| **sender == 2).count(), 10, "{batch:?}");
         // A sender that always has just one large job does not outdo one that has many small ones.
-        let mut rotation = Rotation::default();
-        (0..1000).for_each(|_| rotation.push(flow(1, 1), (1, 1)));
+        let mut fair = FairQueue::default();
+        (0..1000).for_each(|_| fair.push(flow(1, 1), (1, 1)));
         let (mut large, mut small) = (0, 0);
         for _ in 0..30 {
-            rotation.push(flow(2, 2), (2, 50));
-            let batch = fill(&mut rotation, 20);
+            fair.push(flow(2, 2), (2, 50));
+            let batch = fill(&mut fair, 20);
             large += 50 * batch.iter().filter(|sender| **sender == 2).count();
             small += batch.iter().filter(|sender| **sender == 1).count();
         }
@@ -285,11 +285,11 @@ mod tests {
 
     #[test]
     fn costs_can_be_booked_later() {
-        let mut rotation = Rotation::default();
-        (0..10).for_each(|_| rotation.push(flow(1, 1), (1, 1)));
-        (0..10).for_each(|_| rotation.push(flow(1, 2), (2, 1)));
-        assert_eq!(fill(&mut rotation, 1), [1]);
-        rotation.charge(flow(1, 1), 4);
-        assert_eq!(fill(&mut rotation, 6), [2, 2, 2, 2, 2, 1]);
+        let mut fair = FairQueue::default();
+        (0..10).for_each(|_| fair.push(flow(1, 1), (1, 1)));
+        (0..10).for_each(|_| fair.push(flow(1, 2), (2, 1)));
+        assert_eq!(fill(&mut fair, 1), [1]);
+        fair.charge(flow(1, 1), 4);
+        assert_eq!(fill(&mut fair, 6), [2, 2, 2, 2, 2, 1]);
     }
 }

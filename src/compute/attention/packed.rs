@@ -183,7 +183,7 @@ struct Factors {
 }
 
 // SAFETY of the unsafe methods: the job's sizes are asserted, all addresses follow from them, and nobody else uses the
-// job's scratch memory and its part of `out`.
+// job's scratch memory and its part of `out`. `sums` holds a tile.
 impl QueryTile<'_, '_> {
     /// Adds the block's part to the rows that come out.
     #[inline(always)]
@@ -194,11 +194,13 @@ impl QueryTile<'_, '_> {
             return;
         }
         let (opens, closes) = (first.start >= self.block.start, last.end <= self.block.end);
+        let mut sums = Tile([0; TILE_WORDS]);
+        let sums = (&raw mut sums.0).cast::<u32>();
         // SAFETY: see above.
         unsafe {
-            self.scores::<S>(&seen);
+            self.scores::<S>(&seen, sums);
             let factors = self.weights::<S>(&seen, closes);
-            self.mix::<S>(&seen, opens, &factors);
+            self.mix::<S>(&seen, opens, &factors, sums);
         }
     }
 
@@ -229,11 +231,9 @@ impl QueryTile<'_, '_> {
 
     /// The scores of all rows with the keys that one of them sees.
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&self, seen: &Range<usize>) {
+    unsafe fn scores<S: Simd>(&self, seen: &Range<usize>, sums: *mut u32) {
         let (width, stride) = (self.job.shape.width, self.stride::<S>());
         let Places { token, head: apart } = self.job.places;
-        let mut sums = Tile([0; TILE_WORDS]);
-        let sums = (&raw mut sums.0).cast::<u32>();
         // SAFETY: see above.
         unsafe {
             let queries = self
@@ -288,10 +288,8 @@ impl QueryTile<'_, '_> {
 
     /// Adds the values, times the exponentials, to the rows that come out.
     #[inline(always)]
-    unsafe fn mix<S: Simd>(&self, seen: &Range<usize>, opens: bool, factors: &Factors) {
+    unsafe fn mix<S: Simd>(&self, seen: &Range<usize>, opens: bool, factors: &Factors, sums: *mut u32) {
         let (job, width) = (self.job, self.job.shape.width);
-        let mut sums = Tile([0; TILE_WORDS]);
-        let sums = (&raw mut sums.0).cast::<u32>();
         for panel in 0..width.div_ceil(S::COLUMNS) {
             // SAFETY: see above.
             unsafe {

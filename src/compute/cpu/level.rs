@@ -72,7 +72,7 @@ impl Level {
         self.min(Level::detect())
     }
 
-    /// Columns of a weight panel, see `gemm.rs`.
+    /// Columns of a weight panel, see `matmul/tile.rs`.
     pub fn panel_columns(self) -> usize {
         match self {
             Level::Portable => Portable::COLUMNS,
@@ -85,7 +85,7 @@ impl Level {
         }
     }
 
-    /// Rows of a register tile, see `gemm.rs`.
+    /// Rows of a register tile, see `matmul/tile.rs`.
     pub fn tile_rows(self) -> usize {
         match self {
             Level::Portable => Portable::ROWS,

@@ -9,7 +9,7 @@ use super::engine::Engine;
 use super::gpu::{Memory, Stream};
 use super::launch::{Embedding, HEAD_SIZES, Heads, Norm, WIDEST_ROW};
 use super::matmul::{Epilogue, Product};
-use crate::compute::cpu::memory::collected;
+use super::rounded::rounded;
 use half::bf16;
 
 /// Shapes of a model.
@@ -89,10 +89,6 @@ const QKV: usize = 1;
 const CONTEXT: usize = 2;
 const UP: usize = 3;
 const Y: usize = 4;
-
-pub(super) fn rounded(elements: &[f32]) -> Result<Vec<bf16>, ComputeError> {
-    collected(elements.iter().map(|number| bf16::from_f32(*number)))
-}
 
 fn norm(stream: &Stream, weights: &NormWeights, shape: &BertShape) -> Result<Norm, ComputeError> {
     if weights.scale.len() != shape.hidden || weights.shift.len() != shape.hidden {

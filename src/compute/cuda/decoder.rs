@@ -5,11 +5,12 @@
 
 use super::super::ComputeError;
 use super::batch_stream::{Buffers, Network, Shape};
-use super::bert::{LinearWeights, linear, rounded};
+use super::bert::{LinearWeights, linear};
 use super::engine::Engine;
 use super::gpu::{Memory, Stream};
 use super::launch::{HEAD_SIZES, Heads, WIDEST_ROW};
 use super::matmul::{Epilogue, Product};
+use super::rounded::rounded;
 use crate::compute::cpu::memory::with_room;
 use half::bf16;
 
@@ -259,7 +260,7 @@ impl Network for Decoder {
             launch.residual_rms_norm(x, sum, &layer.attention_norm, epsilon, normed, rows, hidden)?;
             layer.qkv.run(stream, normed, qkv, rows, scratch)?;
             let scales = layer.head_norms.as_ref().map(|(query, key)| (query, key));
-            let turned = (heads, key_heads);
+            let rotated = (heads, key_heads);
             launch.rope(
                 qkv,
                 &buffers.places,
@@ -267,7 +268,7 @@ impl Network for Decoder {
                 scales,
                 epsilon,
                 rows,
-                turned,
+                rotated,
                 head_size,
             )?;
             launch.attention(qkv, inner, &attended, rows)?;

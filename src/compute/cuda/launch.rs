@@ -366,7 +366,7 @@ impl Launch<'_> {
         )
     }
 
-    /// Turns queries and keys in place, after their normalisation where `scales` (query, key) are given.
+    /// Rotates queries and keys in place, after their normalisation where `scales` (query, key) are given.
     #[allow(clippy::too_many_arguments)]
     pub fn rope(
         &self,

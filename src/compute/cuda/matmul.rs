@@ -4,8 +4,8 @@
 //! blocks, and keeps it for every number of rows. So a row's result does not depend on the rows beside it.
 
 use super::super::{Activation, ComputeError};
-use super::bert::rounded;
 use super::gpu::{Gpu, Memory, Stream};
+use super::rounded::rounded;
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 use std::ffi::c_void;

@@ -20,6 +20,7 @@ mod library;
 pub mod matmul;
 pub mod rabitq;
 pub mod request;
+mod rounded;
 pub mod runner;
 mod shared_memory;
 

@@ -96,7 +96,7 @@ impl Coder {
     }
 
     /// Codes of rotated vectors (less the origin), `lists` being the centroid of each. CPU twin: `encode` in
-    /// src/index/code.rs; `inner_product` is its metric.
+    /// src/index/rabitq.rs; `inner_product` is its metric.
     pub fn encode(
         &self,
         centroids: &Centroids,

@@ -6,7 +6,7 @@
 use super::cache::Cache;
 use super::hooks::{Hooks, StepHooks};
 use super::llm::{Input, Llm, PREFILL_ROWS, Prompt};
-use super::network::Rows;
+use super::pass::Rows;
 use super::sample::{Sampler, Sampling};
 use super::tokenizer::DecodeStream;
 use crate::compute::memory::{reserve, room_for};

@@ -1,13 +1,10 @@
-//! The weights of a decoder, how they are read, and the passes over them (`pass.rs`).
+//! The weights of a decoder, and how they are read. Passes over them are in `pass.rs`.
 
-use super::cache::Cache;
 use super::config::LlmConfig;
 use super::files::{LlmFiles, Tensor, TensorData};
-use super::hooks::Hooks;
-use super::matrix::{Matrix, Packing, Products};
-use super::pass::Pass;
+use super::matrix::{Matrix, Packing};
 use crate::compute::cpu::Level;
-use crate::compute::{Buffer, ComputeError, Pool, RmsNorm};
+use crate::compute::{ComputeError, RmsNorm};
 use crate::model::ModelError;
 
 pub(super) struct Layer {
@@ -29,21 +26,11 @@ pub struct Network {
     pub(super) level: Level,
     /// Token embeddings that are kept for themselves; none where the output's rows serve.
     embeddings: Option<Tensor>,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    output: Matrix,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: RmsNorm,
+    pub(super) output: Matrix,
     /// The frequency of each rotary pair.
     pub(super) frequencies: Vec<f32>,
-}
-
-/// New tokens of a pass.
-pub struct Rows<'a> {
-    /// Their input vectors, `rows * hidden`; changed by the pass.
-    pub vectors: &'a mut [f32],
-    /// How many of them belong to each sequence, in the order of the sequences.
-    pub counts: &'a [usize],
-    /// Rows whose logits are wanted.
-    pub wanted: &'a [usize],
 }
 
 /// Reads tensors by their names, as they are packed.
@@ -199,65 +186,6 @@ impl Network {
             (None, Matrix::Blocks(output)) => output.row(id, out),
             (None, Matrix::Full(_)) => Err(outside()),
         }
-    }
-
-    /// Runs new tokens of sequences through all layers: their keys and values are kept in the sequences' caches, and the
-    /// logits of the wanted rows come out, `wanted * vocabulary`. Hooks see a pass over one sequence.
-    ///
-    /// # Errors
-    /// [`ComputeError::Shape`] where counts and lengths do not fit, [`ComputeError::Stopped`] where `stop`, which is asked
-    /// every few milliseconds, says so: the caches then hold the new tokens in part and must be cut back.
-    pub fn forward(
-        &self,
-        pool: &Pool,
-        rows: Rows<'_>,
-        caches: &mut [&mut Cache],
-        hooks: &mut Hooks<'_>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Buffer<f32>, ComputeError> {
-        let count: usize = rows.counts.iter().sum();
-        let outside = |row: &usize| *row >= count;
-        if count == 0
-            || rows.vectors.len() != count * self.config.hidden
-            || rows.counts.len() != caches.len()
-            || rows.wanted.iter().any(outside)
-        {
-            return Err(ComputeError::Shape(
-                "the rows of a pass do not fit its sequences".to_string(),
-            ));
-        }
-        let Rows { vectors, wanted, .. } = rows;
-        let mut pass = Pass::new(self, pool, rows.counts, caches, hooks, stop)?;
-        for (number, layer) in self.layers.iter().enumerate() {
-            pass.show_residual(number, vectors);
-            pass.attention_block(number, layer, vectors)?;
-            pass.feed_block(layer, vectors)?;
-        }
-        pass.show_residual(self.layers.len(), vectors);
-        self.logits(pool, vectors, wanted, stop)
-    }
-
-    /// The logits of some rows of the last layer's states.
-    fn logits(
-        &self,
-        pool: &Pool,
-        states: &[f32],
-        wanted: &[usize],
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Buffer<f32>, ComputeError> {
-        let (hidden, vocabulary) = (self.config.hidden, self.config.vocabulary);
-        let mut last = Buffer::zeroed(wanted.len() * hidden)?;
-        for (to, from) in last.chunks_exact_mut(hidden).zip(wanted) {
-            to.copy_from_slice(&states[from * hidden..(from + 1) * hidden]);
-        }
-        self.norm.apply_in_place(self.level, &mut last);
-        let mut logits = Buffer::zeroed(wanted.len() * vocabulary)?;
-        if !wanted.is_empty() {
-            let mut products = Products::new(pool, self.level, wanted.len(), hidden, vocabulary)?;
-            let output = [&self.output];
-            products.run(pool, &last, hidden, &output, &mut logits, vocabulary, false, stop)?;
-        }
-        Ok(logits)
     }
 }
 

@@ -19,7 +19,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn minilm_on_a_card_is_close_to_f32() {
+fn minilm_on_a_gpu_is_close_to_f32() {
     let Some(dir) = super::minilm() else { return };
     let Some(_bench) = bench() else { return };
     let cpu = Encoder::open(&dir).unwrap();
@@ -73,7 +73,7 @@ fn sequences(cpu: &Encoder) -> Vec<Sequence> {
 }
 
 #[test]
-fn decoders_on_a_card_are_close_to_f32() {
+fn decoders_on_a_gpu_are_close_to_f32() {
     let Some(_bench) = bench() else { return };
     let cache = tempfile::tempdir().unwrap();
     let pool = Pool::new(2).unwrap();
@@ -113,7 +113,7 @@ fn decoders_on_a_card_are_close_to_f32() {
 }
 
 #[test]
-fn what_a_card_cannot_run_is_said() {
+fn what_a_gpu_cannot_run_is_said() {
     let Some(_bench) = bench() else { return };
     let open = |dir: &std::path::Path| Encoder::open_on(dir, Device::Cuda(0), Precision::F32, None).map(drop);
     let family = open(modern_bert().write().path());

@@ -40,7 +40,7 @@ pub fn parse(setting: &str, gpus: u32) -> Result<Vec<Device>, BadDevices> {
 /// How many GPUs `auto` stands for. Starts no CUDA, so the postmaster may ask.
 pub fn gpus() -> u32 {
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    count_cards(
+    count_gpus(
         Path::new("/dev"),
         Path::new("/proc/driver/nvidia/gpus"),
         visible.as_deref(),
@@ -50,7 +50,7 @@ pub fn gpus() -> u32 {
 /// Nodes `nvidia<number>` in `nodes`, which a container has only for its own GPUs; where there are none yet (the
 /// driver makes them when it is first used), the GPUs that the driver lists in `listed`. `visible` is
 /// `CUDA_VISIBLE_DEVICES`, where it is set: names with commas between them, up to the first that is none.
-fn count_cards(nodes: &Path, listed: &Path, visible: Option<&str>) -> u32 {
+fn count_gpus(nodes: &Path, listed: &Path, visible: Option<&str>) -> u32 {
     let names = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -103,20 +103,20 @@ mod tests {
     }
 
     #[test]
-    fn cards_are_counted_by_their_nodes() {
+    fn gpus_are_counted_by_their_nodes() {
         let folder = tempfile::tempdir().expect("a folder");
         let (nodes, listed) = (folder.path().join("dev"), folder.path().join("gpus"));
-        assert_eq!(count_cards(&nodes, &listed, None), 0, "no folders");
+        assert_eq!(count_gpus(&nodes, &listed, None), 0, "no folders");
         std::fs::create_dir_all(listed.join("0000:01:00.0")).expect("a folder");
         std::fs::create_dir(&nodes).expect("a folder");
         for name in ["nvidiactl", "nvidia-uvm", "nvidia", "null"] {
             std::fs::write(nodes.join(name), "").expect("a file");
         }
-        assert_eq!(count_cards(&nodes, &listed, None), 1, "nodes are not there yet");
+        assert_eq!(count_gpus(&nodes, &listed, None), 1, "nodes are not there yet");
         for name in ["nvidia0", "nvidia3", "nvidia12"] {
             std::fs::write(nodes.join(name), "").expect("a file");
         }
-        assert_eq!(count_cards(&nodes, &listed, None), 3);
+        assert_eq!(count_gpus(&nodes, &listed, None), 3);
         for (visible, count) in [
             ("", 0),
             ("-1", 0),
@@ -125,12 +125,12 @@ mod tests {
             ("1,-1,2", 1),
             ("0,1,2,3,4", 3),
         ] {
-            assert_eq!(count_cards(&nodes, &listed, Some(visible)), count, "{visible}");
+            assert_eq!(count_gpus(&nodes, &listed, Some(visible)), count, "{visible}");
         }
     }
 
     #[test]
-    fn a_card_opens_and_one_that_is_not_there_does_not() {
+    fn a_gpu_opens_and_one_that_is_not_there_does_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = folder.path().join("kernels");
         assert!(open(Device::Cpu, cache.clone()).is_ok());

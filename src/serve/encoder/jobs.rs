@@ -6,7 +6,7 @@
 use super::models::{Model, Models};
 use super::plan::{Planned, cost};
 use crate::model::Sequence;
-use crate::serve::fair_queue::{Flow, Rotation};
+use crate::serve::fair_queue::{FairQueue, Flow};
 use crate::serve::ipc::queues::{Sender, Work};
 use crate::serve::ipc::wire::{Item, Lane, ModelKey, PerLane, Reply};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -95,8 +95,8 @@ pub struct Batch {
 pub struct State {
     pub jobs: HashMap<u64, Job>,
     next_job: u64,
-    pub waiting: PerLane<Rotation<u64>>,
-    ready: PerLane<Rotation<u64>>,
+    pub waiting: PerLane<FairQueue<u64>>,
+    ready: PerLane<FairQueue<u64>>,
     /// Tokens in `ready`.
     pub ready_tokens: PerLane<usize>,
     /// Jobs of each lane, whatever their stage.

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_card_says_is_told_apart() {
+    fn what_a_gpu_says_is_told_apart() {
         let kind = |error: ComputeError| Failure::from(&ModelError::Compute(error)).kind;
         assert_eq!(kind(ComputeError::DeviceLost("gone".to_owned())), Kind::DeviceLost);
         assert_eq!(kind(ComputeError::DeviceMemory { bytes: 1 }), Kind::Memory);

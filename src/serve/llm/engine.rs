@@ -2,8 +2,8 @@
 //!
 //! Models are loaded by threads of their own, so that answers of others go on meanwhile.
 
-use super::inbox::{Inbox, Job, Load};
-use super::planner::{Planner, Prepared};
+use super::inbox::{Inbox, Job, Load, Prepared};
+use super::planner::Planner;
 use super::runtime::Llm;
 use super::session::Session;
 use super::wire::{Item, LlmKey, Reply};

@@ -1,7 +1,6 @@
 //! What goes between the LLM worker's main thread, its engine and its loaders.
 
-use super::planner::Prepared;
-use super::runtime::Llm;
+use super::runtime::{Llm, Request};
 use super::wire::{Item, LlmKey, Reply, encode_reply};
 use crate::serve::encoder::scheduler::unsendable;
 use crate::serve::ipc::failure::Failure;
@@ -25,6 +24,22 @@ pub struct Job {
 pub struct Load {
     pub key: LlmKey,
     pub result: Result<Arc<Llm>, Failure>,
+}
+
+/// What became of a job.
+pub struct Prepared {
+    pub key: LlmKey,
+    pub sender: Arc<Sender>,
+    pub number: u64,
+    pub result: Result<Made, Failure>,
+}
+
+/// What a job needs.
+pub enum Made {
+    /// An answer.
+    Answer(Request),
+    /// Nothing more: input vectors, row by row.
+    Embeds { columns: u32, values: Vec<f32> },
 }
 
 /// Settings that the engine follows while it runs.

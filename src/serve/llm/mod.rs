@@ -4,6 +4,7 @@ pub mod engine;
 pub mod inbox;
 pub mod pending;
 pub mod planner;
+pub mod prompt;
 pub mod runtime;
 pub mod session;
 pub mod wire;

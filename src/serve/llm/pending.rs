@@ -1,19 +1,26 @@
 //! Which answer begins next, where memory for keys and values does not suffice for all.
 //!
-//! Databases share by the tokens that their answers may take, and so do the roles of one ([`Rotation`]). The memory of an
+//! Databases share by the tokens that their answers may take, and so do the roles of one ([`FairQueue`]). The memory of an
 //! answer is held from its first token to its last, so a role that was alone takes at most three quarters of it, and an answer for
 //! which there is no room lets those of others pass. Not for ever: one that has waited for [`PATIENCE`] goes before all that
 //! came later.
 
 use super::planner::flow;
 use super::runtime::Request;
-use super::session::Active;
-use crate::serve::fair_queue::{Flow, Rotation};
+use crate::serve::fair_queue::{FairQueue, Flow};
+use crate::serve::ipc::queues::Sender;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// After which nobody passes an answer that waits.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose an answer is.
+pub struct Active {
+    pub sender: Arc<Sender>,
+    pub number: u64,
+}
 
 struct Waiting {
     owner: Active,
@@ -25,7 +32,7 @@ struct Waiting {
 /// Answers that have not begun, and the memory of those that have.
 #[derive(Default)]
 pub struct Pending {
-    order: Rotation<u64>,
+    order: FairQueue<u64>,
     /// By key, so in the order of arrival.
     waiting: BTreeMap<u64, Waiting>,
     begun: HashMap<u64, (Flow, usize)>,

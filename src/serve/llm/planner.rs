@@ -1,13 +1,13 @@
 //! The thread that makes prompts of what was asked: chat templates and tokens of megabytes of text take seconds, in which
 //! answers of others go on. Whose prompt is next: databases share by bytes, and so do the roles in each.
 
-use super::inbox::{Inbox, Job};
-use super::runtime::{Llm, Request};
-use super::session;
-use super::wire::{Item, LlmKey};
+use super::inbox::{Inbox, Job, Made, Prepared};
+use super::prompt;
+use super::runtime::Llm;
+use super::wire::Item;
 use crate::model::stop;
 use crate::serve::encoder::plan::guarded;
-use crate::serve::fair_queue::{Flow, Rotation};
+use crate::serve::fair_queue::{FairQueue, Flow};
 use crate::serve::ipc::failure::Failure;
 use crate::serve::ipc::queues::Sender;
 use parking_lot::{Condvar, Mutex};
@@ -28,31 +28,15 @@ struct Task {
     job: Job,
 }
 
-/// What became of a job.
-pub struct Prepared {
-    pub key: LlmKey,
-    pub sender: Arc<Sender>,
-    pub number: u64,
-    pub result: Result<Made, Failure>,
-}
-
-/// What a job needs.
-pub enum Made {
-    /// An answer.
-    Answer(Request),
-    /// Nothing more: input vectors, row by row.
-    Embeds { columns: u32, values: Vec<f32> },
-}
-
 /// Jobs on their way to becoming prompts.
 #[derive(Default)]
 pub struct Planner {
-    queue: Mutex<Rotation<Task>>,
+    queue: Mutex<FairQueue<Task>>,
     come: Condvar,
 }
 
 impl Planner {
-    /// Has a prompt made; the inbox's inbox gets it.
+    /// Has a prompt made; the inbox gets it.
     pub fn push(&self, llm: Arc<Llm>, job: Job) {
         let flow = flow(&job.sender);
         self.queue.lock().push(flow, Task { llm, job });
@@ -115,14 +99,14 @@ fn prepare(inbox: &Arc<Inbox>, task: Task) -> Prepared {
 fn make(llm: &Llm, item: Item) -> Result<Made, Failure> {
     match item {
         Item::Generate { prompt, sampling } => {
-            let prompt = session::assemble(llm, prompt)?;
-            Ok(Made::Answer(session::request(prompt, sampling)))
+            let prompt = prompt::assemble(llm, prompt)?;
+            Ok(Made::Answer(prompt::request(prompt, sampling)))
         }
         Item::Embeds { prompt } => {
-            let prompt = session::assemble(llm, prompt)?;
+            let prompt = prompt::assemble(llm, prompt)?;
             let columns = llm.config().hidden as u32;
-            session::check_size(prompt.len(), columns)?;
-            let values = llm.embeds(&prompt).map_err(session::fail)?;
+            prompt::check_size(prompt.len(), columns)?;
+            let values = llm.embeds(&prompt).map_err(prompt::fail)?;
             Ok(Made::Embeds { columns, values })
         }
         Item::Warm | Item::Unload => Err(Failure::new(

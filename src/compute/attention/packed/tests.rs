@@ -3,7 +3,7 @@
 use super::*;
 
 /// Numbers in -2..2 from a small generator.
-pub fn numbers(count: usize) -> Vec<f32> {
+pub fn elements(count: usize) -> Vec<f32> {
     (0..count)
         .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0)
         .collect()
@@ -94,7 +94,7 @@ fn equals_the_formula_in_f64() {
             lengths
                 .iter()
                 .for_each(|length| starts.push(starts[starts.len() - 1] + length));
-            let qkv = numbers(starts[lengths.len()] * shape.row());
+            let qkv = elements(starts[lengths.len()] * shape.row());
             let out = run(level, 2, *shape, &qkv, &starts);
             for (start, length) in starts.iter().zip(lengths) {
                 for row in (0..*length).filter(|row| *length < 200 || row % 83 == 1 || row + 1 == *length) {
@@ -122,7 +122,7 @@ fn a_row_depends_on_its_sequence_alone() {
             Some(*at)
         }))
         .collect();
-    let qkv = numbers(starts[3] * shape.row());
+    let qkv = elements(starts[3] * shape.row());
     let together = run(Level::detect(), 3, shape, &qkv, &starts);
     for (start, length) in starts.iter().zip(lengths) {
         let alone = run(Level::detect(), 1, shape, &qkv[start * shape.row()..], &[0, length]);
@@ -136,10 +136,10 @@ fn a_row_depends_on_its_sequence_alone() {
 #[test]
 fn scratch_memory_does_not_grow_with_the_sequence() {
     let shape = shape(8, 2, 64, true, None);
-    let numbers = |length: usize| {
+    let elements = |length: usize| {
         let scratch = Scratch::new(Level::detect(), shape, length).unwrap();
         scratch.keys.len() + scratch.values.len() + scratch.scores.len() + scratch.states.len()
     };
-    assert_eq!(numbers(8192), numbers(32_768));
-    assert!(numbers(32_768) * 4 < 512 << 10, "{}", numbers(32_768) * 4);
+    assert_eq!(elements(8192), elements(32_768));
+    assert!(elements(32_768) * 4 < 512 << 10, "{}", elements(32_768) * 4);
 }

@@ -255,7 +255,7 @@ fn the_runner_checks_stops_and_answers_errors() {
 }
 
 #[test]
-fn short_memory_halves_the_batch_and_a_lost_card_is_an_error() {
+fn short_memory_halves_the_batch_and_a_lost_gpu_is_an_error() {
     let Some(bench) = bench() else { return };
     if bench.platform == Platform::Gpu {
         println!("SKIPPED on a card: its memory cannot be taken away");

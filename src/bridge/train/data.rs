@@ -74,14 +74,18 @@ pub struct TokenStates {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     pub step: u64,
+    /// Steps of the whole training; 0 where it has not begun to count.
     pub steps: u64,
     pub loss: f64,
+    /// The best score of the validation items, where there is one.
     pub held_out: Option<f64>,
 }
 
-/// Told of progress; may end the training.
+/// Told of progress; ends the training by an error.
 pub trait Monitor {
+    /// Every few milliseconds.
     fn step(&mut self, progress: &Progress) -> Result<(), BridgeError>;
+    /// A state to go on from.
     fn checkpoint(&mut self, bytes: &[u8]) -> Result<(), BridgeError>;
 }
 

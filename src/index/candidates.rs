@@ -2,6 +2,7 @@
 
 use super::IndexError;
 use super::memory_limit::reserve;
+use super::page::{FIRST, Lane};
 use super::store::Block;
 use std::cmp::Ordering;
 
@@ -52,6 +53,21 @@ pub struct Candidate {
     pub vector: Block,
     pub ordinal: u32,
     pub tid: u64,
+}
+
+impl Candidate {
+    /// A lane of the list at that position of the scan's table.
+    #[inline]
+    pub fn new(key: Key, list: u32, lane: &Lane) -> Candidate {
+        Candidate {
+            key,
+            slot: lane.place.slot,
+            list,
+            vector: lane.place.block,
+            ordinal: lane.ordinal & !FIRST,
+            tid: lane.tid,
+        }
+    }
 }
 
 impl PartialEq for Candidate {

@@ -24,7 +24,7 @@ use super::feedback_round::{Behind, RankedRow};
 use super::lists::{RankedList, rank};
 use super::memory_limit::{reserve, with_room};
 use super::meta::Meta;
-use super::page::{FIRST, HEAD, Kind, LIST, Layout, NEXT, NONE, Reader, RecordPtr, corrupted, expect_kind, u32_at};
+use super::page::{HEAD, Kind, LIST, Layout, NEXT, NONE, Reader, RecordPtr, corrupted, expect_kind, u32_at};
 use super::rabitq::{EPSILON, Prepared};
 use super::recall;
 use super::store::PageStore;
@@ -398,17 +398,7 @@ impl<S: PageStore> Scan<S> {
                 if cut.is_some_and(|cut| key >= cut) {
                     left = Some(left.map_or(key, |left| left.min(key)));
                 } else if key >= from {
-                    let value = self.layout.lane(&page, lane);
-                    let RecordPtr { block: vector, slot } = value.place;
-                    let ordinal = value.ordinal & !FIRST;
-                    found.push(Candidate {
-                        key,
-                        slot,
-                        list: position as u32,
-                        vector,
-                        ordinal,
-                        tid: value.tid,
-                    });
+                    found.push(Candidate::new(key, position as u32, &self.layout.lane(&page, lane)));
                 }
             });
             block = u32_at(&*page, NEXT);

@@ -53,6 +53,18 @@ static CPU_PRECISION: GucSetting<CpuPrecision> = GucSetting::<CpuPrecision>::new
 /// Defines the settings. `preload`: the library is loaded by the postmaster, which alone may define settings of its
 /// own level.
 pub fn define(preload: bool) {
+    models();
+    encoder();
+    encoder_limits();
+    training();
+    llm();
+    if preload {
+        at_start();
+    }
+}
+
+/// Which models functions use, and where their files lie.
+fn models() {
     let string = GucRegistry::define_string_guc;
     string(
         c"situ.model_dir",
@@ -70,6 +82,18 @@ pub fn define(preload: bool) {
         GucContext::Userset,
         GucFlags::default(),
     );
+    string(
+        c"situ.default_llm",
+        c"LLM that functions use when none is named.",
+        c"Empty means the only registered LLM.",
+        &DEFAULT_LLM,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+}
+
+/// The encoder service: its processor, its batches, its devices.
+fn encoder() {
     let number = GucRegistry::define_int_guc;
     number(
         c"situ.cpu_threads",
@@ -89,6 +113,40 @@ pub fn define(preload: bool) {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    number(
+        c"situ.batch_tokens",
+        c"Tokens that the encoder puts into a batch.",
+        c"0 means about 80 ms of work at the measured speed. On a GPU a query waits for the running batch.",
+        &BATCH_TOKENS,
+        0,
+        1 << 20,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"situ.device_fallback",
+        c"Whether the processor takes over the requests of a device that is lost or does not start.",
+        c"Off: they fail with an error.",
+        &DEVICE_FALLBACK,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    #[cfg(feature = "pg_test")]
+    number(
+        c"situ.test_lost_device",
+        c"Number of the device whose worker takes it for lost; 100 more: once it has work.",
+        c"For tests of situ itself.",
+        &TEST_LOST_DEVICE,
+        -1,
+        164,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+}
+
+/// What the encoder keeps in memory, and how long a call waits for it.
+fn encoder_limits() {
+    let number = GucRegistry::define_int_guc;
     number(
         c"situ.model_idle",
         c"Time without a request after which the encoder unloads a model.",
@@ -119,6 +177,11 @@ pub fn define(preload: bool) {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
+}
+
+/// Trainings, and what their bridges may take.
+fn training() {
+    let number = GucRegistry::define_int_guc;
     number(
         c"situ.training_checkpoint",
         c"Time between two checkpoints of a training.",
@@ -159,42 +222,31 @@ pub fn define(preload: bool) {
         GucContext::Suset,
         GucFlags::UNIT_KB,
     );
+}
+
+/// The LLM worker and the endpoint.
+fn llm() {
+    let string = GucRegistry::define_string_guc;
+    let number = GucRegistry::define_int_guc;
     number(
-        c"situ.batch_tokens",
-        c"Tokens that the encoder puts into a batch.",
-        c"0 means about 80 ms of work at the measured speed. On a GPU a query waits for the running batch.",
-        &BATCH_TOKENS,
+        c"situ.llm_threads",
+        c"Threads of the LLM worker.",
+        c"0 means one for each processor.",
+        &LLM_THREADS,
         0,
-        1 << 20,
+        1024,
         GucContext::Sighup,
         GucFlags::default(),
     );
-    GucRegistry::define_bool_guc(
-        c"situ.device_fallback",
-        c"Whether the processor takes over the requests of a device that is lost or does not start.",
-        c"Off: they fail with an error.",
-        &DEVICE_FALLBACK,
-        GucContext::Sighup,
-        GucFlags::default(),
-    );
-    #[cfg(feature = "pg_test")]
     number(
-        c"situ.test_lost_device",
-        c"Number of the device whose worker takes it for lost; 100 more: once it has work.",
-        c"For tests of situ itself.",
-        &TEST_LOST_DEVICE,
-        -1,
-        164,
+        c"situ.llm_memory",
+        c"Memory of the LLM worker for weights and the states of answers in progress.",
+        c"Idle LLMs are unloaded to make room; further requests wait. 0 means no limit.",
+        &LLM_MEMORY,
+        0,
+        i32::MAX,
         GucContext::Sighup,
-        GucFlags::default(),
-    );
-    string(
-        c"situ.default_llm",
-        c"LLM that functions use when none is named.",
-        c"Empty means the only registered LLM.",
-        &DEFAULT_LLM,
-        GucContext::Userset,
-        GucFlags::default(),
+        GucFlags::UNIT_KB,
     );
     string(
         c"situ.llm_endpoint",
@@ -232,60 +284,44 @@ pub fn define(preload: bool) {
         GucContext::Userset,
         GucFlags::default(),
     );
-    number(
-        c"situ.llm_threads",
-        c"Threads of the LLM worker.",
-        c"0 means one for each processor.",
-        &LLM_THREADS,
-        0,
-        1024,
-        GucContext::Sighup,
+}
+
+/// What the postmaster alone may define.
+fn at_start() {
+    let string = GucRegistry::define_string_guc;
+    let number = GucRegistry::define_int_guc;
+    string(
+        c"situ.devices",
+        c"Devices of the encoder, each with a worker of its own.",
+        c"Names with commas between them: cpu, cuda:0. auto means all CUDA cards that are found, and the processor \
+          where there are none.",
+        &DEVICES,
+        GucContext::Postmaster,
         GucFlags::default(),
     );
     number(
-        c"situ.llm_memory",
-        c"Memory of the LLM worker for weights and the states of answers in progress.",
-        c"Idle LLMs are unloaded to make room; further requests wait. 0 means no limit.",
-        &LLM_MEMORY,
-        0,
-        i32::MAX,
-        GucContext::Sighup,
+        c"situ.queue_memory",
+        c"Shared memory of the queue between backends and encoder.",
+        c"Each call in progress takes 128 kB of it; more calls than fit wait.",
+        &QUEUE_MEMORY,
+        1024,
+        1 << 20,
+        GucContext::Postmaster,
         GucFlags::UNIT_KB,
     );
-    if preload {
-        number(
-            c"situ.llm_queue_memory",
-            c"Shared memory of the queue between backends and the LLM worker.",
-            c"Each call in progress takes 128 kB of it; more calls than fit wait.",
-            &LLM_QUEUE_MEMORY,
-            1024,
-            1 << 20,
-            GucContext::Postmaster,
-            GucFlags::UNIT_KB,
-        );
-        string(
-            c"situ.devices",
-            c"Devices of the encoder, each with a worker of its own.",
-            c"Names with commas between them: cpu, cuda:0. auto means all CUDA cards that are found, and the processor \
-              where there are none.",
-            &DEVICES,
-            GucContext::Postmaster,
-            GucFlags::default(),
-        );
-        number(
-            c"situ.queue_memory",
-            c"Shared memory of the queue between backends and encoder.",
-            c"Each call in progress takes 128 kB of it; more calls than fit wait.",
-            &QUEUE_MEMORY,
-            1024,
-            1 << 20,
-            GucContext::Postmaster,
-            GucFlags::UNIT_KB,
-        );
-    }
+    number(
+        c"situ.llm_queue_memory",
+        c"Shared memory of the queue between backends and the LLM worker.",
+        c"Each call in progress takes 128 kB of it; more calls than fit wait.",
+        &LLM_QUEUE_MEMORY,
+        1024,
+        1 << 20,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
 }
 
-/// Reserves the prefix: unknown settings below it are reported. Called after every room has defined its own.
+/// Reserves the prefix: unknown settings below it are reported. Called after every module has defined its own.
 pub fn reserve() {
     // SAFETY: called in `_PG_init` with a constant string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"situ".as_ptr()) }

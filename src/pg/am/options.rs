@@ -62,45 +62,51 @@ fn kind() -> pg_sys::relopt_kind::Type {
     // SAFETY: runs in the backend's own thread; the strings are static and the server copies names.
     KIND.get_or_init(|| unsafe {
         let kind = pg_sys::add_reloption_kind();
-        let lock = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
-        let members: &'static mut [pg_sys::relopt_enum_elt_def] = Box::leak(Box::new([
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"auto".as_ptr(),
-                symbol_val: 0,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"none".as_ptr(),
-                symbol_val: 1,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"header".as_ptr(),
-                symbol_val: 2,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"late".as_ptr(),
-                symbol_val: 3,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"residual".as_ptr(),
-                symbol_val: 4,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: c"bridge".as_ptr(),
-                symbol_val: 5,
-            },
-            pg_sys::relopt_enum_elt_def {
-                string_val: std::ptr::null(),
-                symbol_val: 0,
-            },
-        ]));
-        pg_sys::add_string_reloption(
-            kind,
-            c"model".as_ptr(),
-            c"name of the model in situ.models that encodes the text".as_ptr(),
-            std::ptr::null(),
-            None,
-            lock,
-        );
+        add_strings(kind);
+        add_situate(kind);
+        add_numbers(kind);
+        Kind(kind)
+    })
+    .0
+}
+
+/// What is locked to change an option.
+const LOCK: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
+
+/// # Safety
+/// Runs in the backend's own thread, once for each kind.
+unsafe fn add_strings(kind: pg_sys::relopt_kind::Type) {
+    let all = [
+        (c"model", c"name of the model in situ.models that encodes the text"),
+        (
+            c"bridge",
+            c"name of the bridge in situ.bridges that changes the passages",
+        ),
+    ];
+    for (name, about) in all {
+        // SAFETY: the caller's promise; the strings are static.
+        unsafe {
+            pg_sys::add_string_reloption(kind, name.as_ptr(), about.as_ptr(), std::ptr::null(), None, LOCK);
+        }
+    }
+}
+
+/// # Safety
+/// Runs in the backend's own thread, once for each kind.
+unsafe fn add_situate(kind: pg_sys::relopt_kind::Type) {
+    let names = [c"auto", c"none", c"header", c"late", c"residual", c"bridge"];
+    let named = (0..).zip(names).map(|(symbol_val, name)| pg_sys::relopt_enum_elt_def {
+        string_val: name.as_ptr(),
+        symbol_val,
+    });
+    let end = pg_sys::relopt_enum_elt_def {
+        string_val: std::ptr::null(),
+        symbol_val: 0,
+    };
+    // The server keeps the address.
+    let members: &'static mut [_] = Box::leak(named.chain([end]).collect());
+    // SAFETY: the caller's promise; strings and members are static.
+    unsafe {
         pg_sys::add_enum_reloption(
             kind,
             c"situate".as_ptr(),
@@ -108,35 +114,27 @@ fn kind() -> pg_sys::relopt_kind::Type {
             members.as_mut_ptr(),
             0,
             c"Valid values are \"auto\", \"none\", \"header\", \"late\", \"residual\" and \"bridge\".".as_ptr(),
-            lock,
+            LOCK,
         );
-        pg_sys::add_int_reloption(
-            kind,
-            c"chunk_tokens".as_ptr(),
-            c"the most tokens in one chunk".as_ptr(),
-            DEFAULT_CHUNK_TOKENS,
-            8,
-            32_768,
-            lock,
-        );
-        pg_sys::add_int_reloption(
-            kind,
-            c"window_tokens".as_ptr(),
-            c"tokens of the document read around a chunk (0 = the model's limit)".as_ptr(),
-            0,
-            0,
-            32_768,
-            lock,
-        );
-        pg_sys::add_int_reloption(
-            kind,
-            c"lists".as_ptr(),
-            c"number of inverted lists (0 = from the number of rows)".as_ptr(),
-            0,
-            0,
-            1_000_000,
-            lock,
-        );
+    }
+}
+
+/// # Safety
+/// Runs in the backend's own thread, once for each kind.
+unsafe fn add_numbers(kind: pg_sys::relopt_kind::Type) {
+    let chunk = c"the most tokens in one chunk";
+    let window = c"tokens of the document read around a chunk (0 = the model's limit)";
+    let lists = c"number of inverted lists (0 = from the number of rows)";
+    let all = [
+        (c"chunk_tokens", chunk, DEFAULT_CHUNK_TOKENS, 8, 32_768),
+        (c"window_tokens", window, 0, 0, 32_768),
+        (c"lists", lists, 0, 0, 1_000_000),
+    ];
+    // SAFETY: the caller's promise; the strings are static.
+    unsafe {
+        for (name, about, default, least, most) in all {
+            pg_sys::add_int_reloption(kind, name.as_ptr(), about.as_ptr(), default, least, most, LOCK);
+        }
         pg_sys::add_real_reloption(
             kind,
             c"situate_weight".as_ptr(),
@@ -144,19 +142,9 @@ fn kind() -> pg_sys::relopt_kind::Type {
             DEFAULT_WEIGHT,
             -1.0,
             1.0,
-            lock,
+            LOCK,
         );
-        pg_sys::add_string_reloption(
-            kind,
-            c"bridge".as_ptr(),
-            c"name of the bridge in situ.bridges that changes the passages".as_ptr(),
-            std::ptr::null(),
-            None,
-            lock,
-        );
-        Kind(kind)
-    })
-    .0
+    }
 }
 
 /// Access-method callback: parses and checks the options.

@@ -175,6 +175,33 @@ unsafe fn judge(scan: pg_sys::IndexScanDesc, relation: Option<pg_sys::Oid>) -> s
     })
 }
 
+/// Raises an error for a scan that the index cannot serve.
+///
+/// # Safety
+/// `scan` is a live scan of this access method.
+unsafe fn check_scan(scan: pg_sys::IndexScanDesc) {
+    // SAFETY: the caller's promise.
+    let (order_bys, snapshot) = unsafe { ((*scan).numberOfOrderBys, (*(*scan).xs_snapshot).snapshot_type) };
+    if order_bys < 1 {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "cannot scan a situ index without an order".into(),
+            "Order by a distance: ORDER BY column <=> value.",
+        );
+    }
+    let mvcc = [
+        pg_sys::SnapshotType::SNAPSHOT_MVCC,
+        pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC,
+    ];
+    if !mvcc.contains(&snapshot) {
+        // An entry stays while its row may be seen by such a snapshot alone, and no pin holds vacuum back.
+        fail(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "a situ index cannot be scanned under a snapshot that is not MVCC".into(),
+        );
+    }
+}
+
 /// Starts the walk at the first row that is asked for, so that a scan that is never read costs nothing.
 ///
 /// # Safety
@@ -183,26 +210,7 @@ unsafe fn start(scan: pg_sys::IndexScanDesc, state: &mut ScanState) {
     // SAFETY: the caller's promise.
     unsafe {
         let index = (*scan).indexRelation;
-        if (*scan).numberOfOrderBys < 1 {
-            fail_with_hint(
-                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "cannot scan a situ index without an order".into(),
-                "Order by a distance: ORDER BY column <=> value.",
-            );
-        }
-        let snapshot = (*(*scan).xs_snapshot).snapshot_type;
-        if ![
-            pg_sys::SnapshotType::SNAPSHOT_MVCC,
-            pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC,
-        ]
-        .contains(&snapshot)
-        {
-            // An entry stays while its row may be seen by such a snapshot alone, and no pin holds vacuum back.
-            fail(
-                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "a situ index cannot be scanned under a snapshot that is not MVCC".into(),
-            );
-        }
+        check_scan(scan);
         insert::flush_index(index);
         let store = RelationStore::new(index);
         let meta = Meta::open(&store).or_raise();

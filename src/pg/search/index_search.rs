@@ -310,15 +310,7 @@ pub fn search_leaf(
         let open = OpenIndex::open(oid);
         let snapshot = pg_sys::GetActiveSnapshot();
         open.check_seen(snapshot);
-        let table = (*open.heap).rd_id;
-        let rights = relation.map_or_else(|| Rights::of_scanned(table), |relation| Rights::new(relation, table));
-        let mut text = (open.kind == KeyKind::Text && matches!(want.text, WantText::Passage))
-            .then(|| IndexedText::open(open.heap, open.index));
-        let mut key = want.key.then(|| RowKey::open(open.heap)).flatten();
-        let column = match &want.text {
-            WantText::Column(column) => Some(column.as_str()),
-            WantText::Passage => None,
-        };
+        let mut rows = RowReader::open(&open, relation, want);
         let mut running = Running::begin(&open, operand(query, open.kind, oid), snapshot, relation);
         let mut found: Vec<Found> = Vec::with_capacity(k.min(1024));
         let mut batch = k.min(MOST_BATCH);
@@ -326,36 +318,92 @@ pub fn search_leaf(
             spare().or_raise();
             let candidates = running.next(batch);
             let last = candidates.len() < batch;
-            let tids: Vec<u64> = candidates.iter().map(|candidate| candidate.tid).collect();
-            let mut rows = rights.visible(&tids, column);
-            for candidate in candidates {
-                if found.len() == k {
-                    break;
-                }
-                if let Some(read) = rows.remove(&candidate.tid) {
-                    let read = match &mut text {
-                        Some(text) => text.read(candidate.tid, snapshot),
-                        None => read,
-                    };
-                    reserve(&mut found, 1).or_raise();
-                    let key = key.as_mut().and_then(|key| key.read(candidate.tid, snapshot));
-                    found.extend(open.found(candidate, read, want).map(|row| Found { key, ..row }));
-                }
-            }
+            rows.take(&open, candidates, snapshot, k, &mut found);
             if last || found.len() == k {
                 break;
             }
             batch = (batch * 2).min(MOST_BATCH);
         }
         running.end();
-        if let Some(text) = text {
-            text.close();
-        }
-        if let Some(key) = key {
-            key.close();
-        }
+        rows.close();
         open.close();
         found
+    }
+}
+
+/// Reads what is wanted of the rows that the caller may see.
+struct RowReader<'a> {
+    want: &'a Want,
+    rights: Rights,
+    text: Option<IndexedText>,
+    key: Option<RowKey>,
+}
+
+impl<'a> RowReader<'a> {
+    /// A reader of the rows of an index's table; `relation` as in [`search_leaf`].
+    ///
+    /// # Safety
+    /// The relations of `open` stay open while the reader is used.
+    unsafe fn open(open: &OpenIndex, relation: Option<pg_sys::Oid>, want: &'a Want) -> RowReader<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let table = (*open.heap).rd_id;
+            let passages = open.kind == KeyKind::Text && matches!(want.text, WantText::Passage);
+            RowReader {
+                want,
+                rights: relation.map_or_else(|| Rights::of_scanned(table), |relation| Rights::new(relation, table)),
+                text: passages.then(|| IndexedText::open(open.heap, open.index)),
+                key: want.key.then(|| RowKey::open(open.heap)).flatten(),
+            }
+        }
+    }
+
+    /// Adds those of the candidates that may be seen to `found`, up to `k` in all.
+    ///
+    /// # Safety
+    /// `snapshot` is active.
+    unsafe fn take(
+        &mut self,
+        open: &OpenIndex,
+        candidates: Vec<Candidate>,
+        snapshot: pg_sys::Snapshot,
+        k: usize,
+        found: &mut Vec<Found>,
+    ) {
+        let column = match &self.want.text {
+            WantText::Column(column) => Some(column.as_str()),
+            WantText::Passage => None,
+        };
+        let tids: Vec<u64> = candidates.iter().map(|candidate| candidate.tid).collect();
+        let mut visible = self.rights.visible(&tids, column);
+        for candidate in candidates {
+            if found.len() == k {
+                break;
+            }
+            let Some(read) = visible.remove(&candidate.tid) else {
+                continue;
+            };
+            // SAFETY: the caller's promise.
+            let (read, key) = unsafe {
+                let read = match &mut self.text {
+                    Some(text) => text.read(candidate.tid, snapshot),
+                    None => read,
+                };
+                let key = self.key.as_mut().and_then(|key| key.read(candidate.tid, snapshot));
+                (read, key)
+            };
+            reserve(found, 1).or_raise();
+            found.extend(open.found(candidate, read, self.want).map(|row| Found { key, ..row }));
+        }
+    }
+
+    fn close(self) {
+        if let Some(text) = self.text {
+            text.close();
+        }
+        if let Some(key) = self.key {
+            key.close();
+        }
     }
 }
 

@@ -131,20 +131,31 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
     }
     let owner = current_user();
     let calibration = match found.kind {
-        ModelKind::Encoder => calibrate(&ModelRef {
-            name: name.to_owned(),
-            kind: found.kind,
-            root: None,
-            path: path.to_owned(),
-            fingerprint: found.fingerprint.clone(),
-            dimensions: found.dimensions,
-            similarity: found.similarity.unwrap_or_default(),
-            owner: owner.to_u32(),
-            forms: Forms::Plain,
-            calibrated: None,
-        }),
+        ModelKind::Encoder => calibrate(&unregistered(name, path, &found, owner)),
         ModelKind::Llm => None,
     };
+    store(name, path, &found, owner, calibration.as_ref());
+    found.fingerprint
+}
+
+/// An encoder that the registry does not have yet, for the service to measure.
+fn unregistered(name: &str, path: &str, found: &Described, owner: pg_sys::Oid) -> ModelRef {
+    ModelRef {
+        name: name.to_owned(),
+        kind: found.kind,
+        root: None,
+        path: path.to_owned(),
+        fingerprint: found.fingerprint.clone(),
+        dimensions: found.dimensions,
+        similarity: found.similarity.unwrap_or_default(),
+        owner: owner.to_u32(),
+        forms: Forms::Plain,
+        calibrated: None,
+    }
+}
+
+/// Writes a model's row, over one of its name.
+fn store(name: &str, path: &str, found: &Described, owner: pg_sys::Oid, calibration: Option<&Calibration>) {
     let kind = match found.kind {
         ModelKind::Encoder => "encoder",
         ModelKind::Llm => LLM,
@@ -169,19 +180,18 @@ fn register_model(name: &str, path: &str, replace: bool) -> String {
             found.fingerprint.as_str().into(),
             (found.dimensions as i32).into(),
             owner.into(),
-            calibration.as_ref().map(|found| found.precision.name()).into(),
-            calibration.as_ref().map(to_json).into(),
+            calibration.map(|found| found.precision.name()).into(),
+            calibration.map(to_json).into(),
             (found.max_tokens as i32).into(),
-            found.family.into(),
-            found.pooling.into(),
+            found.family.as_str().into(),
+            found.pooling.as_str().into(),
             found.normalize.into(),
-            found.query_prefix.into(),
-            found.passage_prefix.into(),
+            found.query_prefix.as_str().into(),
+            found.passage_prefix.as_str().into(),
             kind.into(),
             found.similarity.map(variant).into(),
         ],
     );
-    found.fingerprint
 }
 
 /// `situ.calibrate_model(name)`.

@@ -36,32 +36,12 @@ fn make_query(
     feedback_list: Option<i64>,
     feedback_model: Option<&str>,
 ) -> Query {
-    let probes = probes.map(|probes| {
-        u32::try_from(probes)
-            .ok()
-            .filter(|&probes| probes > 0)
-            .unwrap_or_else(|| {
-                fail_with_hint(
-                    PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                    format!("probes = {probes} is out of range"),
-                    "It may be 1 to 4294967295; leave it out for the number that was calibrated when the index was built.",
-                )
-            })
-    });
-    let bridges = bridges.unwrap_or_default();
-    if bridges.iter().any(Option::is_none) || (bridge.is_some() && !bridges.is_empty()) {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "bridges are names, and stand instead of bridge".into(),
-            "Use bridge => 'one', or bridges => ARRAY['first', 'second'].",
-        )
-    }
     let query = Query {
         text: text.map(str::to_owned),
         // SAFETY: the function is declared with a vector here.
         embedding: embedding.map(|vector| unsafe { read_vector(vector.datum()) }.or_raise()),
         model: model.map(str::to_owned),
-        probes,
+        probes: probes.map(checked_probes),
         recall: recall.map(checked_recall),
         profile: profile.map(str::to_owned),
         feedback: feedback_options(
@@ -81,7 +61,7 @@ fn make_query(
             },
         ),
         bridge: bridge.map(str::to_owned),
-        bridges: bridges.into_iter().flatten().collect(),
+        bridges: checked_bridges(bridge, bridges.unwrap_or_default()),
         index: None,
     };
     // Options without a question are a template, for situ.evaluate and the like.
@@ -89,6 +69,30 @@ fn make_query(
         no_question();
     }
     query
+}
+
+/// A number of lists that can be read.
+fn checked_probes(probes: i64) -> u32 {
+    let fits = u32::try_from(probes).ok().filter(|&probes| probes > 0);
+    fits.unwrap_or_else(|| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("probes = {probes} is out of range"),
+            "It may be 1 to 4294967295; leave it out for the number that was calibrated when the index was built.",
+        )
+    })
+}
+
+/// The names of several bridges, which stand instead of one.
+fn checked_bridges(bridge: Option<&str>, bridges: Vec<Option<String>>) -> Vec<String> {
+    if bridges.iter().any(Option::is_none) || (bridge.is_some() && !bridges.is_empty()) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "bridges are names, and stand instead of bridge".into(),
+            "Use bridge => 'one', or bridges => ARRAY['first', 'second'].",
+        )
+    }
+    bridges.into_iter().flatten().collect()
 }
 
 /// A recall that can be aimed at.

@@ -129,6 +129,40 @@ fn documents(
     prompt
 }
 
+/// Who answers: vectors can be read by an LLM of this server alone.
+fn target_of(mode: Mode, model: Option<&str>) -> Target {
+    match mode {
+        Mode::Xrag => Target::Local(target::local_only(model)),
+        Mode::Text | Mode::None => Target::by_name(model),
+    }
+}
+
+/// The rows that a prompt is made of, with their passages or a column.
+fn retrieved(index: pg_sys::Oid, search: &Query, question: &str, k: usize, body: Option<&str>) -> Vec<Found> {
+    let query = search.asking(question.to_owned(), search.embedding.clone());
+    let want = Want {
+        key: true,
+        ..body.map_or(Want::PASSAGE, Want::column)
+    };
+    nearest(index, &query, k, &want)
+}
+
+/// The template, or the mode's own, with question and documents in their places.
+fn filled(mode: Mode, template: Option<&str>, question: &str, documents: Prompt) -> Prompt {
+    let template = template.unwrap_or(match mode {
+        Mode::None => template::PLAIN,
+        Mode::Text | Mode::Xrag => template::WITH_DOCUMENTS,
+    });
+    let separator = match mode {
+        Mode::Xrag => " ",
+        Mode::Text | Mode::None => "\n\n",
+    };
+    Prompt {
+        pieces: template::fill(template, question, documents.pieces, separator),
+        llm: documents.llm,
+    }
+}
+
 /// `situ.rag(index, query, k, mode, model, bridge, ...)`: one row.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
@@ -165,46 +199,23 @@ fn rag(
         system,
         chat: None,
     };
-    let target = match mode {
-        Mode::Xrag => Target::Local(target::local_only(model)),
-        Mode::Text | Mode::None => Target::by_name(model),
-    };
+    let target = target_of(mode, model);
     let k = positive("k", k.unwrap_or(3));
 
     let since = Instant::now();
+    let search = search.unwrap_or_default();
     let found = match mode {
         Mode::None => Vec::new(),
-        Mode::Text | Mode::Xrag => {
-            let query = search.clone().unwrap_or_default();
-            let query = query.asking(question.clone(), query.embedding.clone());
-            let want = Want {
-                key: true,
-                ..body.map_or(Want::PASSAGE, Want::column)
-            };
-            nearest(index, &query, k, &want)
-        }
+        Mode::Text | Mode::Xrag => retrieved(index, &search, &question, k, body),
     };
     let retrieval_ms = milliseconds(since);
 
     let since = Instant::now();
-    let encoder = (mode == Mode::Xrag)
-        .then(|| model_of(index, &search.unwrap_or_default()))
-        .flatten();
+    let encoder = (mode == Mode::Xrag).then(|| model_of(index, &search)).flatten();
     let documents = documents(mode, &found, encoder, bridge, target.local());
     let encoding_ms = milliseconds(since);
 
-    let template = template.unwrap_or(match mode {
-        Mode::None => template::PLAIN,
-        Mode::Text | Mode::Xrag => template::WITH_DOCUMENTS,
-    });
-    let separator = match mode {
-        Mode::Xrag => " ",
-        Mode::Text | Mode::None => "\n\n",
-    };
-    let prompt = Prompt {
-        pieces: template::fill(template, &question, documents.pieces, separator),
-        llm: documents.llm,
-    };
+    let prompt = filled(mode, template, &question, documents);
     let form = options.form(target.local(), &prompt);
     let (answer, figures) = target.ask(form, options.sampling()).finish();
     TableIterator::new(vec![(

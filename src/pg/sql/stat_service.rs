@@ -71,6 +71,18 @@ pub fn visible(models: &str) -> Vec<serde_json::Value> {
     models
 }
 
+/// What a device's worker does.
+fn phase(shared: &Shared, device: usize) -> &'static str {
+    let state = &shared.devices()[device];
+    let counters = &state.account.counters;
+    match get(&counters.started_at) {
+        0 if state.is_lost() => "lost",
+        0 if device >= shared.listed() && get(&counters.restarts) == 0 => "standby",
+        0 => "starting",
+        _ => "running",
+    }
+}
+
 /// `situ_internal.service_statistics()`: one row a device.
 #[pg_extern(sql = false)]
 fn service_statistics() -> Statistics {
@@ -93,12 +105,7 @@ fn service_statistics() -> Statistics {
             .slots_of(number)
             .filter(|slot| shared.slot(*slot).state.load(Ordering::Relaxed) != FREE);
         let last_error = state.last_error.get();
-        let phase = match get(&counters.started_at) {
-            0 if state.is_lost() => "lost",
-            0 if number >= shared.listed() && get(&counters.restarts) == 0 => "standby",
-            0 => "starting",
-            _ => "running",
-        };
+        let phase = phase(shared, number);
         let budget = get(&counters.budget);
         rows.push((
             number as i32,

@@ -52,6 +52,18 @@ fn check_may_train() {
     }
 }
 
+/// Raises an error inside a transaction block.
+fn check_no_block() {
+    // SAFETY: a flag of this backend's transaction.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "situ.train cannot run inside a transaction block".into(),
+            "Its worker sees what is committed: call it by itself.",
+        )
+    }
+}
+
 /// `situ_internal.file_training(kind, name, index, model, passages, pairs, side, scheme, options, seed, replace)`.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL procedure
@@ -68,14 +80,7 @@ fn file_training(
     seed: Option<i64>,
     replace: Option<bool>,
 ) -> i64 {
-    // SAFETY: a flag of this backend's transaction.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-            "situ.train cannot run inside a transaction block".into(),
-            "Its worker sees what is committed: call it by itself.",
-        )
-    }
+    check_no_block();
     let (Some(kind), Some(name)) = (kind, name) else {
         bad(
             "kind and name must not be null".into(),

@@ -12,6 +12,15 @@ pub(super) struct Origin {
     pub own: bool,
 }
 
+/// The variable that an expression is, but for casts.
+unsafe fn variable<'a>(expression: *mut pg_sys::Node) -> Option<&'a pg_sys::Var> {
+    // SAFETY: a node of the planner, which lives as long as the statement is planned.
+    unsafe {
+        let node = stripped(expression);
+        is_a(node, pg_sys::NodeTag::T_Var).then(|| &*node.cast::<pg_sys::Var>())
+    }
+}
+
 /// Where a column comes from.
 pub(super) unsafe fn origin(root: *mut pg_sys::PlannerInfo, var: &pg_sys::Var) -> Option<Origin> {
     // SAFETY: nodes of the planner: what a variable names is in its level's range table.
@@ -43,11 +52,7 @@ pub(super) unsafe fn origin(root: *mut pg_sys::PlannerInfo, var: &pg_sys::Var) -
                     if !(0..length((*entry).groupexprs)).contains(&at) {
                         return None;
                     }
-                    let grouped = stripped(nth((*entry).groupexprs, at));
-                    if !is_a(grouped, pg_sys::NodeTag::T_Var) {
-                        return None;
-                    }
-                    let grouped = &*grouped.cast::<pg_sys::Var>();
+                    let grouped = variable(nth((*entry).groupexprs, at))?;
                     (number, column, own) = (grouped.varno, grouped.varattno, false);
                     continue;
                 }
@@ -65,11 +70,7 @@ pub(super) unsafe fn origin(root: *mut pg_sys::PlannerInfo, var: &pg_sys::Var) -
             if at >= length(targets) {
                 return None;
             }
-            let passed = stripped((*nth(targets, at).cast::<pg_sys::TargetEntry>()).expr.cast());
-            if !is_a(passed, pg_sys::NodeTag::T_Var) {
-                return None;
-            }
-            let passed = &*passed.cast::<pg_sys::Var>();
+            let passed = variable((*nth(targets, at).cast::<pg_sys::TargetEntry>()).expr.cast())?;
             if passed.varlevelsup != 0 {
                 return None;
             }

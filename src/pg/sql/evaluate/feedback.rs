@@ -3,8 +3,8 @@
 use super::ranking::{answers, judged};
 use super::relations::{Asked, Judgements, key_column, needed, needed_index, qrels, queries, with_relevant};
 use super::{draws, synthetic_queries};
-use crate::bridge::feedback::gate::{Gains, KEEPS, Observation, STRENGTHS, calibrate};
-use crate::bridge::feedback::{Method, Options};
+use crate::bridge::feedback::gate::{Gains, KEEPS, Observation, STRENGTHS, Tried, calibrate};
+use crate::bridge::feedback::{Gate, Method, Options};
 use crate::eval::report::{Measure, Ranked};
 use crate::model::Role;
 use crate::pg::am::feedback::last_sharpness;
@@ -118,27 +118,8 @@ fn tune_feedback(
     }
     Random::new(draws(Some(seed)).seed).shuffle(&mut asked);
     encode(index, &mut asked);
-    let measure = |asked: &Asked, options: &Query| -> Gains {
-        let one = std::slice::from_ref(asked);
-        let list: Ranked = judged(one, &answers(index, one, options, DEPTH, &key), &judgements).swap_remove(0);
-        MEASURES.map(|measure| measure.of(&list).unwrap_or_default())
-    };
-    let observations: Vec<Observation> = asked
-        .iter()
-        .map(|asked| {
-            let plain = measure(asked, &Query::default());
-            let gains = STRENGTHS.map(|strength| {
-                KEEPS.map(|keep| {
-                    let with = measure(asked, &setting(strength, keep));
-                    std::array::from_fn(|at| with[at] - plain[at])
-                })
-            });
-            Observation {
-                sharpness: last_sharpness(),
-                gains,
-            }
-        })
-        .collect();
+    let search = Searched { index, key, judgements };
+    let observations: Vec<Observation> = asked.iter().map(|asked| search.observed(asked)).collect();
     let (gate, tried) = calibrate(&observations, draws(Some(seed)));
     let source = if queries_of.is_some() { "judged" } else { kind };
     let chosen = tried.iter().find(|tried| tried.gate == gate);
@@ -151,30 +132,62 @@ fn tune_feedback(
         })),
     });
     gates::store(index, &gate, figures);
-    let rows: Vec<_> = tried
-        .into_iter()
-        .map(|tried| {
-            let [ndcg, map, mrr, recall] = tried.gains;
-            let [ndcg_low, mrr_low] = tried.low;
-            let (sharp, blunt) = (tried.gate.sharp as i32, tried.gate.blunt as i32);
-            let same = tried.gate == gate;
-            (
-                tried.gate.strength,
-                sharp,
-                blunt,
-                tried.gate.threshold,
-                ndcg,
-                map,
-                mrr,
-                recall,
-                ndcg_low,
-                mrr_low,
-                tried.safe,
-                same,
-            )
-        })
-        .collect();
+    let rows: Vec<_> = tried.into_iter().map(|tried| row(tried, &gate)).collect();
     TableIterator::new(rows)
+}
+
+/// A setting as a row: what it changes, and whether it was chosen.
+#[allow(clippy::type_complexity)] // the columns of the SQL function
+fn row(tried: Tried, gate: &Gate) -> (f32, i32, i32, f64, f64, f64, f64, f64, f64, f64, bool, bool) {
+    let [ndcg, map, mrr, recall] = tried.gains;
+    let [ndcg_low, mrr_low] = tried.low;
+    let (sharp, blunt) = (tried.gate.sharp as i32, tried.gate.blunt as i32);
+    (
+        tried.gate.strength,
+        sharp,
+        blunt,
+        tried.gate.threshold,
+        ndcg,
+        map,
+        mrr,
+        recall,
+        ndcg_low,
+        mrr_low,
+        tried.safe,
+        tried.gate == *gate,
+    )
+}
+
+/// What a calibration searches in.
+struct Searched {
+    index: pg_sys::Oid,
+    key: String,
+    judgements: Judgements,
+}
+
+impl Searched {
+    /// The measures of a question under options.
+    fn measured(&self, asked: &Asked, options: &Query) -> Gains {
+        let one = std::slice::from_ref(asked);
+        let answers = answers(self.index, one, options, DEPTH, &self.key);
+        let list: Ranked = judged(one, &answers, &self.judgements).swap_remove(0);
+        MEASURES.map(|measure| measure.of(&list).unwrap_or_default())
+    }
+
+    /// What every setting changes for a question.
+    fn observed(&self, asked: &Asked) -> Observation {
+        let plain = self.measured(asked, &Query::default());
+        let gains = STRENGTHS.map(|strength| {
+            KEEPS.map(|keep| {
+                let with = self.measured(asked, &setting(strength, keep));
+                std::array::from_fn(|at| with[at] - plain[at])
+            })
+        });
+        Observation {
+            sharpness: last_sharpness(),
+            gains,
+        }
+    }
 }
 
 /// The gated formula at a strength and a number of kept rows, whatever the stored gate says.

@@ -77,6 +77,40 @@ fn sentence_ranges(text: &str) -> Vec<Range<usize>> {
 
 type Made = TableIterator<'static, (name!(id, String), name!(text, String), name!(document_id, String))>;
 
+/// The part of each document that questions are taken from.
+fn part_of(from: Option<f64>, to: Option<f64>) -> Range<f64> {
+    let part = from.unwrap_or(0.0)..to.unwrap_or(1.0);
+    if !(0.0 <= part.start && part.start < part.end && part.end <= 1.0) {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "part_from = {} and part_to = {} are no part of a text",
+                part.start, part.end
+            ),
+            "They are shares of each document's words, 0 <= part_from < part_to <= 1.",
+        );
+    }
+    part
+}
+
+/// The keys of all documents with a body, in an order of their own, and what a task has to know of all bodies.
+fn corpus(source: &Source, task: Task) -> (Vec<String>, Frequencies) {
+    let mut frequencies = Frequencies::default();
+    let mut keys = Vec::new();
+    source.each("", None, |key, body| {
+        if let Some(body) = body {
+            if task == Task::Keyword {
+                frequencies.add(&body);
+            }
+            keys.push(key);
+        }
+    });
+    // The order in which rows lie must not matter.
+    keys.sort_unstable();
+    keys.dedup();
+    (keys, frequencies)
+}
+
 /// `situ.make_queries(index, kind, n, seed, key, part_from, part_to)`.
 #[pg_extern(sql = false)]
 pub fn make_queries(
@@ -91,33 +125,10 @@ pub fn make_queries(
     let kind = kind.unwrap_or("span16");
     let task: Task = kind.parse().or_raise();
     let wanted = positive("n", n.unwrap_or(200));
-    let part = part_from.unwrap_or(0.0)..part_to.unwrap_or(1.0);
-    if !(0.0 <= part.start && part.start < part.end && part.end <= 1.0) {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!(
-                "part_from = {} and part_to = {} are no part of a text",
-                part.start, part.end
-            ),
-            "They are shares of each document's words, 0 <= part_from < part_to <= 1.",
-        );
-    }
+    let part = part_of(part_from, part_to);
     let source = Source::of(needed_index(index), key);
-    let mut frequencies = Frequencies::default();
-    let mut keys = Vec::new();
-    source.each("", None, |key, body| {
-        if let Some(body) = body {
-            if task == Task::Keyword {
-                frequencies.add(&body);
-            }
-            keys.push(key);
-        }
-    });
-    // The order in which rows lie must not matter.
-    keys.sort_unstable();
-    keys.dedup();
-    let seed = seed.unwrap_or_default() as u64;
-    let mut random = Random::new(seed);
+    let (mut keys, frequencies) = corpus(&source, task);
+    let mut random = Random::new(seed.unwrap_or_default() as u64);
     random.shuffle(&mut keys);
     let cut = Cut {
         words: &white_space_words,

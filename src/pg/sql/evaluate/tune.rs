@@ -128,6 +128,46 @@ type Tuned = TableIterator<
     ),
 >;
 
+/// The measure of that name.
+fn measure_of(name: &str) -> Measure {
+    Measure::from_name(name).unwrap_or_else(|| {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("measure \"{name}\" does not exist"),
+            "Use ndcg@10, map, mrr, recall@10 or another number behind the @.",
+        )
+    })
+}
+
+/// The name of the profile that is stored.
+fn profile_name(name: Option<&str>) -> &str {
+    let name = name.unwrap_or("best");
+    if name.is_empty() {
+        fail(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "the name of a profile is empty".into(),
+        );
+    }
+    name
+}
+
+/// A difference with the ends of its interval around it.
+fn interval(found: Compared) -> [f64; 3] {
+    let difference = found.difference;
+    [difference.interval.low, difference.value, difference.interval.high]
+}
+
+/// Raises an error where there are too few judged queries to choose by.
+fn check_enough(asked: &[Asked]) {
+    if asked.len() < LEAST {
+        fail_with_hint(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("{} judged queries are too few to choose by", asked.len()),
+            "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
+        );
+    }
+}
+
 /// `situ.tune(index, queries, qrels, name, measure, candidates, depth, key, seed)`.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // the arguments of the SQL function
@@ -143,34 +183,16 @@ fn tune(
     seed: Option<i64>,
 ) -> Tuned {
     let index = needed_index(index);
-    let name = name.unwrap_or("best");
-    if name.is_empty() {
-        fail(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "the name of a profile is empty".into(),
-        );
-    }
+    let name = profile_name(name);
     names::check_owner(index);
     let measure_name = measure.unwrap_or("ndcg@10");
-    let Some(measure) = Measure::from_name(measure_name) else {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("measure \"{measure_name}\" does not exist"),
-            "Use ndcg@10, map, mrr, recall@10 or another number behind the @.",
-        )
-    };
+    let measure = measure_of(measure_name);
     let judgements = qrels(needed("qrels", qrels_of));
     let mut asked = with_relevant(queries(needed("queries", queries_of)), &judgements);
     let draws = draws(seed);
     // Folds are parted by place.
     Random::new(draws.seed).shuffle(&mut asked);
-    if asked.len() < LEAST {
-        fail_with_hint(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("{} judged queries are too few to choose by", asked.len()),
-            "Give at least ten; some hundred tell more. situ.make_queries makes them from the corpus.",
-        );
-    }
+    check_enough(&asked);
     let depth = super::positive("depth", depth.unwrap_or(100)).max(measure.cut().unwrap_or(1));
     let parts = match candidates {
         Some(given) => Parts::Given(given.into_iter().flatten().collect()),
@@ -205,7 +227,7 @@ fn tune(
         "confirmed": confirmed,
         "plain": plain,
         "held_out": mean(&fitted.held_out),
-        "difference": found.map(|found| [found.difference.interval.low, found.difference.value, found.difference.interval.high]),
+        "difference": found.map(interval),
         "p": found.map(|found| found.randomisation),
     });
     profiles::store(index, name, &options_json(&kept), measure_name, &figures);

@@ -2,6 +2,7 @@
 //! describe themselves beside their types.
 
 use crate::bridge::BridgeError;
+use crate::bridge::feedback::rounds::FeedbackError;
 use crate::compute::ComputeError;
 use crate::compute::memory::give_up_reserve;
 use crate::index::IndexError;
@@ -149,5 +150,26 @@ impl Describe for IndexError {
             pgrx::check_for_interrupts!();
         }
         raise(self.code(), self.to_string(), self.detail(), self.hint())
+    }
+}
+
+impl Describe for FeedbackError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            FeedbackError::Index(error) => error.code(),
+            FeedbackError::Bridge(error) => error.code(),
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            FeedbackError::Index(error) => error.hint(),
+            FeedbackError::Bridge(error) => error.hint(),
+        }
+    }
+    fn raise(&self) -> ! {
+        match self {
+            FeedbackError::Index(error) => error.raise(),
+            FeedbackError::Bridge(error) => error.raise(),
+        }
     }
 }

@@ -3,7 +3,6 @@
 pub mod build;
 pub mod cost;
 mod entries;
-pub mod feedback;
 pub mod insert;
 pub mod kind;
 pub mod options;

@@ -5,7 +5,6 @@
 //! additions than the index: rows whose distances may differ by rounding alone carry `xs_recheckorderby`, so that the
 //! executor puts them in the order of its own distances. `situ.search` takes hits as they are found, and sorts.
 
-use super::feedback::{FeedbackError, Rounds};
 use super::insert;
 use super::kind::{self, KeyKind};
 use super::returned_distances::Returned;
@@ -13,6 +12,7 @@ use super::scan_state::{Order, QUERY_STRATEGY, ScanState};
 use super::settings;
 use super::text_index::TextIndex;
 use crate::bridge::feedback::Plan;
+use crate::bridge::feedback::rounds::{FeedbackError, Judge, Rounds};
 use crate::index::store::PageStore;
 use crate::index::{Hit, Meta, Scan, ScanParams};
 use crate::pg::ereport::{fail, fail_with_hint};
@@ -156,7 +156,7 @@ pub unsafe extern "C-unwind" fn amrescan(
 ///
 /// # Safety
 /// `scan` lives as long as the judge.
-unsafe fn judge(scan: pg_sys::IndexScanDesc, relation: Option<pg_sys::Oid>) -> super::feedback::Judge {
+unsafe fn judge(scan: pg_sys::IndexScanDesc, relation: Option<pg_sys::Oid>) -> Judge {
     // SAFETY: an index scan of the server has its table and snapshot.
     let table = unsafe { (*(*scan).heapRelation).rd_id };
     let mut rights = None;

@@ -1,8 +1,8 @@
 //! What a scan keeps between its calls, and how hits become an order that the executor can believe.
 
-use super::feedback::{FeedbackError, Rounds};
 use super::kind::KeyKind;
 use super::returned_distances::Returned;
+use crate::bridge::feedback::rounds::{FeedbackError, Rounds};
 use crate::index::{Hit, Metric, Ordered, Rounding, Scan};
 use crate::pg::store::RelationStore;
 use pgrx::pg_sys;

@@ -1,6 +1,6 @@
 //! Feedback in a scan: the first round's rows move the question, the scan goes on with what became of it.
 //!
-//! Here the scan of the index (`index/second.rs`) and the formulas (`bridge/feedback.rs`) meet. Rows that stay in front
+//! Here the scan of the index (`index/feedback_round.rs`) and the formulas (`vectors.rs`) meet. Rows that stay in front
 //! are given out as the plain scan finds them; the second round begins where the executor asks for a row behind them. A
 //! search for no more rows than stay in front is plain search.
 //!
@@ -10,12 +10,10 @@
 //! How sharp the first round of the last such scan was is left for the calibration of gates
 //! (`pg/sql/evaluate/feedback.rs`).
 
+use super::{Mode, Plan, sharpness};
 use crate::bridge::BridgeError;
-use crate::bridge::feedback::{Mode, Plan, sharpness};
 use crate::index::store::PageStore;
-use crate::index::{Hit, IndexError, RankedRow as Lead, Scan, Tid};
-use crate::pg::error::Describe;
-use pgrx::PgSqlErrorCode;
+use crate::index::{Hit, IndexError, RankedRow, Scan, Tid};
 use std::cell::Cell;
 use std::collections::HashMap;
 
@@ -38,15 +36,15 @@ pub fn last_sharpness() -> f64 {
     SHARPNESS.get()
 }
 
-/// Says of each address in an index whether it leads to a row that the caller may see.
+/// Says of each address in an index whether it rows to a row that the caller may see.
 pub type Judge = Box<dyn FnMut(&[Tid]) -> Vec<bool>>;
 
 /// What is found of the rows to come, those alone that the caller may see.
 struct Seen {
     /// As many as were asked for, or all there are.
-    list: Vec<Lead>,
+    list: Vec<RankedRow>,
     /// Certain ones that were found beyond them.
-    rest: Vec<Lead>,
+    rest: Vec<RankedRow>,
 }
 
 /// The rounds of one scan.
@@ -55,7 +53,7 @@ pub struct Rounds {
     query: Vec<f32>,
     plan: Plan,
     /// What was given out of the first round, in its order.
-    front: Vec<Lead>,
+    front: Vec<RankedRow>,
     /// Rows that stay in front, once it is known.
     keep: Option<usize>,
     /// The last round runs: there is nothing left to do but to read on.
@@ -79,9 +77,9 @@ impl Rounds {
         }
     }
 
-    /// Whether the caller may see the rows of `leads`.
-    fn judge(&mut self, leads: &[Lead]) {
-        let mut unknown: Vec<Tid> = leads.iter().map(|lead| lead.hit.tid).collect();
+    /// Whether the caller may see the rows of `rows`.
+    fn judge(&mut self, rows: &[RankedRow]) {
+        let mut unknown: Vec<Tid> = rows.iter().map(|row| row.hit.tid).collect();
         unknown.retain(|tid| !self.known.contains_key(tid));
         if !unknown.is_empty() {
             let judged = (self.judge)(&unknown);
@@ -89,8 +87,8 @@ impl Rounds {
         }
     }
 
-    fn sees(&self, lead: &Lead) -> bool {
-        self.known.get(&lead.hit.tid).copied().unwrap_or_default()
+    fn sees(&self, row: &RankedRow) -> bool {
+        self.known.get(&row.hit.tid).copied().unwrap_or_default()
     }
 
     /// [`Scan::leading`] over the rows that the caller may see: it looks further while too few of them were found.
@@ -102,11 +100,11 @@ impl Rounds {
     ) -> Result<Seen, FeedbackError> {
         let (mut sure, mut all) = (certain, total);
         loop {
-            let leads = scan.leading(sure, all)?;
-            self.judge(&leads);
-            let whole = leads.len() < all;
-            let sure_seen = leads.iter().take(sure).filter(|lead| self.sees(lead)).count();
-            let seen: Vec<Lead> = leads.iter().filter(|lead| self.sees(lead)).copied().collect();
+            let rows = scan.leading(sure, all)?;
+            self.judge(&rows);
+            let whole = rows.len() < all;
+            let sure_seen = rows.iter().take(sure).filter(|row| self.sees(row)).count();
+            let seen: Vec<RankedRow> = rows.iter().filter(|row| self.sees(row)).copied().collect();
             if whole || (sure_seen >= certain.min(total) && seen.len() >= total) {
                 let (list, rest) = seen.split_at(total.min(seen.len()));
                 let rest = rest.iter().take(sure_seen.saturating_sub(list.len()));
@@ -136,13 +134,13 @@ impl Rounds {
                 let missing = keep - self.front.len();
                 let next = scan.leading(missing, missing)?;
                 self.judge(&next);
-                let Some(lead) = scan.lead()? else {
+                let Some(row) = scan.lead()? else {
                     self.last = true;
                     return Ok(None);
                 };
-                if self.sees(&lead) {
-                    self.front.push(lead);
-                    return Ok(Some(lead.hit));
+                if self.sees(&row) {
+                    self.front.push(row);
+                    return Ok(Some(row.hit));
                 }
             }
             self.move_on(scan)?;
@@ -160,8 +158,8 @@ impl Rounds {
     }
 
     /// How sharp a list is, nearest first.
-    fn sharpness(&self, list: &[Lead]) -> f64 {
-        let distances: Vec<f64> = list.iter().map(|lead| lead.hit.distance).collect();
+    fn sharpness(&self, list: &[RankedRow]) -> f64 {
+        let distances: Vec<f64> = list.iter().map(|row| row.hit.distance).collect();
         let sharp = sharpness(&distances, self.plan.depth, self.plan.negative(distances.len()));
         SHARPNESS.set(sharp);
         sharp
@@ -177,7 +175,7 @@ impl Rounds {
         let given = self.front.len();
         let Seen { list: behind, rest } =
             self.leading(scan, certain.saturating_sub(given), plan.list.saturating_sub(given))?;
-        let mut list: Vec<Lead> = self.front.iter().chain(&behind).copied().collect();
+        let mut list: Vec<RankedRow> = self.front.iter().chain(&behind).copied().collect();
         // A row that came out a place late counts where it belongs.
         list.sort_by(|a, b| a.hit.distance.total_cmp(&b.hit.distance));
         list.truncate(plan.list);
@@ -204,26 +202,5 @@ impl Rounds {
             Mode::Rerank => scan.reorder(&moved, &self.front, &behind, &rest)?,
         }
         Ok(())
-    }
-}
-
-impl Describe for FeedbackError {
-    fn code(&self) -> PgSqlErrorCode {
-        match self {
-            FeedbackError::Index(error) => error.code(),
-            FeedbackError::Bridge(error) => error.code(),
-        }
-    }
-    fn hint(&self) -> Option<String> {
-        match self {
-            FeedbackError::Index(error) => error.hint(),
-            FeedbackError::Bridge(error) => error.hint(),
-        }
-    }
-    fn raise(&self) -> ! {
-        match self {
-            FeedbackError::Index(error) => error.raise(),
-            FeedbackError::Bridge(error) => error.raise(),
-        }
     }
 }

@@ -160,7 +160,7 @@ class Run:
         own = figures.get(stage, figures)
         # Where training ends early, not all were seen.
         epochs = options["answer_epochs" if stage == "answers" else "epochs"]
-        trained = own["trained_on"] + own.get("retold", 0)
+        trained = own["trained_on"] + own.get("replayed", 0)
         seen = min(trained * epochs, own["rounds"] * options.get("round_steps", 200) * options.get("batch", 4))
         self.line("training_seconds", seconds, "s", stage=stage, state=state, trained_on=own["trained_on"], **about)
         self.line("passages_per_second", seen / seconds, "passages/s", stage=stage, **about)

@@ -78,9 +78,11 @@ pub fn exactly(client: &mut Client) {
     client.run("SET enable_seqscan = on; SET enable_indexscan = off; SET enable_bitmapscan = off");
 }
 
-/// The mean share of the exact `k` nearest rows that the index finds, over `queries`.
+/// The mean share of the exact `k` nearest rows that the index finds, over `queries`. It is asked for all of them: what is
+/// looked for is whether rows are lost.
 /// `order` is the ORDER BY expression with `$q` for the query's literal.
 pub fn recall(client: &mut Client, table: &str, order: &str, queries: &[Vec<f32>], k: usize) -> f64 {
+    client.run("SET situ.recall_target = 1");
     let mut found = 0;
     for query in queries {
         let statement = format!(

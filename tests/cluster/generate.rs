@@ -91,7 +91,7 @@ fn a_stream_is_the_answer_in_pieces() {
     let Some(mut client) = llm_database("generate_stream") else {
         return;
     };
-    let arguments = "('smol', 'Write a sentence about the sea.', 30)";
+    let arguments = "('Write a sentence about the sea.', 'smol', 30)";
     let whole: String = client.one(&format!("SELECT situ.generate{arguments}"));
     let pieces: Vec<String> = client.column(&format!("SELECT situ.generate_stream{arguments}"));
     assert_eq!(pieces.concat(), whole);

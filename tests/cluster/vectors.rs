@@ -190,3 +190,62 @@ fn equal_vectors_are_all_found() {
     assert_eq!(rows.len(), 4999);
     assert!(rows.iter().all(|distance| *distance == 0.0));
 }
+
+#[test]
+fn a_recall_is_aimed_at_and_the_order_holds() {
+    let mut client = shared().database("vectors_recall");
+    vector_table(&mut client, "t", "vector", &clustered(30_000, 48, 91));
+    client.run("CREATE INDEX t_v ON t USING situ (v vector_l2_ops)");
+    let queries = clustered(60, 48, 92);
+    let mut reached = |client: &mut Client, setting: &str, operand: &dyn Fn(&str) -> String| {
+        client.run(setting);
+        let mut found = 0;
+        for query in &queries {
+            let literal = literal(query);
+            exactly(client);
+            let truth: Vec<i64> = client.column(&format!("SELECT id FROM t ORDER BY v <-> '{literal}' LIMIT 10"));
+            by_index(client);
+            let rows = client.query(&operand(&literal), &[]).expect("rows");
+            assert_eq!(rows.len(), 10, "{setting}");
+            let distances: Vec<f64> = rows.iter().map(|row| row.get(1)).collect();
+            assert!(distances.is_sorted(), "{setting}: {distances:?}");
+            found += rows.iter().filter(|row| truth.contains(&row.get::<_, i64>(0))).count();
+        }
+        found as f64 / (queries.len() * 10) as f64
+    };
+    let plain = |query: &str| format!("SELECT id, v <-> '{query}' AS d FROM t ORDER BY v <-> '{query}' LIMIT 10");
+    let default = reached(&mut client, "RESET situ.recall_target", &plain);
+    let low = reached(&mut client, "SET situ.recall_target = 0.8", &plain);
+    let high = reached(&mut client, "SET situ.recall_target = 0.99", &plain);
+    let all = reached(&mut client, "SET situ.recall_target = 1", &plain);
+    println!("recall@10: 0.8 reached {low}, the default {default}, 0.99 {high}, 1 {all}");
+    assert!(low >= 0.75 && default >= 0.92 && high >= 0.97 && all >= 0.99);
+    // What a query says goes before the setting.
+    let asking = |recall: &str| {
+        let recall = recall.to_owned();
+        move |query: &str| {
+            format!(
+                "SELECT t.id, h.distance AS d FROM situ.search('t_v', situ.query(embedding => '{query}', recall => {recall})) h
+                   JOIN t ON t.ctid = h.ctid ORDER BY h.distance"
+            )
+        }
+    };
+    assert_eq!(reached(&mut client, "SET situ.recall_target = 1", &asking("0.8")), low);
+    assert!(reached(&mut client, "SET situ.recall_target = 0.8", &asking("1")) >= 0.99);
+    for recall in ["0", "-1", "1.5", "'NaN'"] {
+        client
+            .failure(&format!("SELECT situ.query(embedding => '[1]', recall => {recall})"))
+            .is("22023", "recall");
+    }
+    assert_eq!(client.failure("SET situ.recall_target = 2").code, "22023");
+    // A filter and a large LIMIT are filled whatever the target.
+    client.run("SET situ.recall_target = 0.8");
+    by_index(&mut client);
+    let query = literal(&queries[0]);
+    for (filter, limit, rows) in [("id % 100 = 7", 200, 200), ("true", 30_000, 30_000)] {
+        let count: i64 = client.one(&format!(
+            "SELECT count(DISTINCT id) FROM (SELECT id FROM t WHERE {filter} ORDER BY v <-> '{query}' LIMIT {limit}) x"
+        ));
+        assert_eq!(count, rows, "{filter}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use crate::data::{append_vectors, by_index, clustered, exactly, literal, recall, vector_table};
 use crate::support::{Sql, shared};
+use postgres::Client;
 
 #[test]
 fn every_type_and_metric_agrees_with_exact_search() {

@@ -393,16 +393,21 @@ fn a_published_projector_is_imported_from_a_file() {
     assert!(token.len() == WIDTH && token.iter().all(|x| x.is_finite()));
     for (arguments, code, part) in [
         (
-            "'adapter', 'published.safetensors'",
+            "'published.safetensors', kind => 'adapter'",
             "42809",
             "no bridge of kind adapter",
         ),
-        ("'adapter', 'ours.safetensors'", "42809", "no bridge of kind adapter"),
-        ("'xrag', 'nothing.safetensors'", "58P01", "cannot open"),
-        ("'xrag', '../postgresql.conf'", "22023", "outside"),
-        ("'xrag', 'smollm.gguf'", "22000", "not valid"),
-        ("'xrag', 'minilm'", "22000", "not valid"),
-        ("'xrag', NULL", "22004", "must not be null"),
+        (
+            "'ours.safetensors', kind => 'adapter'",
+            "42809",
+            "no bridge of kind adapter",
+        ),
+        ("'published.safetensors'", "42809", "metadata"),
+        ("'nothing.safetensors', kind => 'xrag'", "58P01", "cannot open"),
+        ("'../postgresql.conf', kind => 'xrag'", "22023", "outside"),
+        ("'smollm.gguf', kind => 'xrag'", "22000", "not valid"),
+        ("'minilm', kind => 'xrag'", "22000", "not valid"),
+        ("NULL, kind => 'xrag'", "22004", "must not be null"),
     ] {
         client
             .failure(&format!("SELECT situ.import_bridge_file({arguments}, name => 'other')"))

@@ -132,6 +132,11 @@ fn import_described(weights: &[u8], import: &Import<'_>) -> String {
 fn import(file: &mut (impl Read + Seek), place: &str, import: &Import<'_>) -> String {
     let wanted = |kind: BridgeKind| import.kind.is_none_or(|wanted| BridgeKind::parse(wanted) == Some(kind));
     match published::read(file).or_raise() {
+        Found::Projector(_) if import.kind.is_none() => fail_with_hint(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("{place} a projector without metadata: what it is for has to be said"),
+            "Use kind => 'xrag', with the model whose vectors it takes and the llm that it was trained for.",
+        ),
         Found::Projector(weights) if wanted(BridgeKind::Xrag) => import_projector(&weights, import),
         Found::Bridge(weights) if wanted(describe(&weights).or_raise().kind) => import_described(&weights, import),
         Found::Projector(_) | Found::Bridge(_) => fail_with_hint(

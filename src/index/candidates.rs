@@ -5,6 +5,14 @@ use super::memory_limit::reserve;
 use super::page::{FIRST, Lane};
 use super::store::Block;
 use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// The bits of a bound, turned so that they order as the floats do.
+#[inline]
+fn ordered(bound: f32) -> u32 {
+    let bits = bound.to_bits();
+    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+}
 
 /// Where a lane stands in a scan's order: bound, block, lane. Never two alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +32,8 @@ impl Key {
 
     #[inline]
     pub fn new(bound: f32, block: Block, lane: u16) -> Key {
-        let bits = bound.to_bits();
-        let turned = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
         Key {
-            bound: turned,
+            bound: ordered(bound),
             block,
             lane,
         }
@@ -145,5 +151,33 @@ impl Partial {
     /// Forgets all.
     pub fn clear(&mut self) {
         *self = Partial::default();
+    }
+}
+
+/// The least bounds that it was shown, as many as it was made for.
+pub struct Least {
+    count: usize,
+    bounds: BinaryHeap<u32>,
+}
+
+impl Least {
+    /// Keeps `count` bounds, at least one.
+    pub fn new(count: usize) -> Result<Least, IndexError> {
+        let mut bounds = BinaryHeap::new();
+        reserve(&mut bounds, count + 1)?;
+        Ok(Least { count, bounds })
+    }
+
+    /// Takes a bound in if it is among the least.
+    pub fn show(&mut self, bound: f32) {
+        self.bounds.push(ordered(bound));
+        if self.bounds.len() > self.count {
+            self.bounds.pop();
+        }
+    }
+
+    /// Whether so many were shown, none of which is above `bound`.
+    pub fn are_within(&self, bound: f32) -> bool {
+        self.bounds.len() == self.count && self.bounds.peek().is_none_or(|last| *last <= ordered(bound))
     }
 }

@@ -18,7 +18,7 @@
 //! Locks: at most one page is held at a time, none between calls.
 
 use super::IndexError;
-use super::candidates::{Candidate, Key, Partial};
+use super::candidates::{Candidate, Key, Least, Partial};
 use super::exhaustive::Walk;
 use super::feedback_round::{Behind, RankedRow};
 use super::lists::{RankedList, rank};
@@ -38,6 +38,8 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 const MIN_HELD: usize = 256;
 /// Candidates that are kept at least where a recall says how many are likely to be needed.
 const ROOM: usize = 1024;
+/// Hits that are looked for together at least: a recall is measured of so many.
+const SETTLED: usize = 10;
 
 /// A hit that waits for its proof.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +101,9 @@ pub struct Scan<S: PageStore> {
     deviations: Option<f32>,
     /// Whether lists are read on until the bounds prove a hit.
     proves: bool,
+    /// Hits that have come out, and those that were looked for together.
+    given: usize,
+    settled: usize,
     candidates: BinaryHeap<Candidate>,
     pub(super) waiting: BinaryHeap<Waiting>,
     /// Rows that come out before anything else.
@@ -191,6 +196,8 @@ impl<S: PageStore> Scan<S> {
             room: effort.map_or(usize::MAX, |effort| (effort.reranks as usize * 4).max(ROOM)),
             deviations,
             proves: effort.is_none(),
+            given: 0,
+            settled: 0,
             candidates: BinaryHeap::new(),
             waiting: BinaryHeap::new(),
             ahead: VecDeque::new(),
@@ -220,6 +227,7 @@ impl<S: PageStore> Scan<S> {
         self.exact = Exact::new(query, self.metric, self.meta.options.element);
         self.walk = self.walk.take().map(|_| Walk::default());
         (self.sorted, self.read) = (0, 0);
+        (self.given, self.settled) = (0, 0);
         self.candidates.clear();
         self.waiting.clear();
         self.partial.clear();
@@ -235,16 +243,12 @@ impl<S: PageStore> Scan<S> {
         if self.read == 0 {
             self.read_lists(self.probes)?;
         }
+        if !self.proves && self.given >= self.settled {
+            self.settle()?;
+        }
         loop {
             let waiting = self.waiting.peek().map_or(f32::INFINITY, |w| w.bound);
-            let candidate = self.candidates.peek().map(|c| c.key);
-            let partial = self.partial.first().map(|(key, _)| key);
-            let next = match (candidate, partial) {
-                (Some(c), Some(p)) if p < c => Some((p.bound(), true)),
-                (Some(c), _) => Some((c.bound(), false)),
-                (None, Some(p)) => Some((p.bound(), true)),
-                (None, None) => None,
-            };
+            let next = self.least_unranked();
             let proven = !self.waiting.is_empty() && next.is_none_or(|(bound, _)| waiting <= bound);
             let full = self.waiting.len() >= self.held;
             if proven || full {
@@ -259,17 +263,50 @@ impl<S: PageStore> Scan<S> {
             }
             match next {
                 Some((_, true)) => self.read_partial()?,
-                Some((_, false)) => self.rerank()?,
+                Some((_, false)) => _ = self.rerank()?,
                 None if self.read < self.lists.len() => self.read_lists(self.probes.max(self.read / 2))?,
                 None => return Ok(None),
             }
         }
     }
 
+    /// The least bound of what was read and not re-ranked, and whether it is that of a list that was read in part.
+    fn least_unranked(&self) -> Option<(f32, bool)> {
+        let candidate = self.candidates.peek().map(|c| c.key);
+        let partial = self.partial.first().map(|(key, _)| key);
+        match (candidate, partial) {
+            (Some(c), Some(p)) if p < c => Some((p.bound(), true)),
+            (Some(c), _) => Some((c.bound(), false)),
+            (None, Some(p)) => Some((p.bound(), true)),
+            (None, None) => None,
+        }
+    }
+
+    /// Re-ranks for several hits before the first of them is given out. Bounds that follow a recall are narrow, and one by
+    /// one a hit would often be found after a farther one; so the first ten, and then as many again as have come out,
+    /// come in their order among all that is re-ranked for them.
+    fn settle(&mut self) -> Result<(), IndexError> {
+        let count = self.given.max(SETTLED);
+        let mut nearest = Least::new(count)?;
+        self.waiting.iter().for_each(|waiting| nearest.show(waiting.bound));
+        while let Some((bound, of_list)) = self.least_unranked() {
+            if nearest.are_within(bound) || self.waiting.len() >= self.held {
+                break;
+            }
+            match of_list {
+                true => self.read_partial()?,
+                false => self.rerank()?.into_iter().for_each(|bound| nearest.show(bound)),
+            }
+        }
+        self.settled = self.given + count;
+        Ok(())
+    }
+
     fn pop_waiting(&mut self) -> Result<Option<Waiting>, IndexError> {
         // Before it is taken: after an error it waits on.
         self.returned.as_mut().map_or(Ok(()), |returned| reserve(returned, 1))?;
         let next = self.waiting.pop();
+        self.given += 1;
         Ok(match &mut self.returned {
             Some(returned) => next.filter(|next| returned.insert(next.hit.tid)),
             None => next,
@@ -444,7 +481,8 @@ impl<S: PageStore> Scan<S> {
         Ok(Some(least))
     }
 
-    fn rerank(&mut self) -> Result<(), IndexError> {
+    /// Re-ranks the nearest candidate; gives its bound where it was added to the hits that wait.
+    fn rerank(&mut self) -> Result<Option<f32>, IndexError> {
         self.since_check += 1;
         if self.since_check >= 64 {
             self.since_check = 0;
@@ -458,19 +496,19 @@ impl<S: PageStore> Scan<S> {
             ..
         }) = self.candidates.pop()
         else {
-            return Ok(());
+            return Ok(None);
         };
         if self.returned.as_ref().is_some_and(|returned| returned.contains(&tid)) {
-            return Ok(());
+            return Ok(None);
         }
         let place = RecordPtr { block: vector, slot };
-        if let Some((hit, Exactly { bound, .. })) =
-            self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?
-        {
-            let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
-            reserve(&mut self.waiting, 1)?;
-            self.waiting.push(Waiting { bound, hit, place });
-        }
-        Ok(())
+        let found = self.exact.fetch(&mut self.reader, &self.layout, place, tid, ordinal)?;
+        let Some((hit, Exactly { bound, .. })) = found else {
+            return Ok(None);
+        };
+        let bound = if bound.is_nan() { f32::NEG_INFINITY } else { bound };
+        reserve(&mut self.waiting, 1)?;
+        self.waiting.push(Waiting { bound, hit, place });
+        Ok(Some(bound))
     }
 }

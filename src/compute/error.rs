@@ -35,10 +35,10 @@ pub enum ComputeError {
     #[error("CUDA: {0}")]
     Device(String),
     /// The GPU has not that much memory left (0 bytes: the library did not say).
-    #[error("the card has no memory for another {bytes} bytes")]
+    #[error("the GPU has no memory for another {bytes} bytes")]
     DeviceMemory { bytes: usize },
     /// The GPU does not answer any more, or a kernel ended in an error that takes the GPU from this process.
-    #[error("the card is lost: {0}")]
+    #[error("the GPU is lost: {0}")]
     DeviceLost(String),
     /// A kernel's source does not compile for this GPU.
     #[error("kernel {file} does not compile: {log}")]

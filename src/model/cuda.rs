@@ -24,7 +24,7 @@ impl OnGpu {
         // Before the GPU is touched: what it cannot run may be run elsewhere.
         if manifest.family == Family::ModernBert {
             return Err(ModelError::Unsupported {
-                what: "on a card, the family",
+                what: "on a GPU, the family",
                 found: "ModernBert".to_owned(),
                 supported: "Bert, XlmRoberta, Qwen3, Mistral",
             });

@@ -293,7 +293,7 @@ fn at_start() {
     string(
         c"situ.devices",
         c"Devices of the encoder, each with a worker of its own.",
-        c"Names with commas between them: cpu, cuda:0. auto means all CUDA cards that are found, and the processor \
+        c"Names with commas between them: cpu, cuda:0. auto means all CUDA GPUs that are found, and the processor \
           where there are none.",
         &DEVICES,
         GucContext::Postmaster,
@@ -340,7 +340,7 @@ pub fn model_dir() -> String {
     data_directory().join(directory).to_string_lossy().into_owned()
 }
 
-/// Where kernels that were compiled for the machine's cards are kept: `situ_kernels` in the data directory.
+/// Where kernels that were compiled for the machine's GPUs are kept: `situ_kernels` in the data directory.
 pub fn kernel_cache() -> PathBuf {
     data_directory().join("situ_kernels")
 }

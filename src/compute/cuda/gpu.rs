@@ -119,7 +119,7 @@ impl Gpu {
         let count = result::device::get_count().map_err(|error| sorted("cuDeviceGetCount", error, 0))?;
         if ordinal >= count as u32 {
             return Err(ComputeError::Device(format!(
-                "there is no card {ordinal}: {count} found"
+                "there is no GPU {ordinal}: {count} found"
             )));
         }
         let (info, device) = describe(ordinal as i32)?;

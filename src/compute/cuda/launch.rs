@@ -53,7 +53,7 @@ pub(super) fn number(value: usize) -> Result<u32, ComputeError> {
 /// The variant of a normalisation for a row of that width.
 fn chunks(width: usize) -> Result<usize, ComputeError> {
     if width == 0 || !width.is_multiple_of(8) || width > WIDEST_ROW {
-        let what = format!("rows of {width} numbers; multiples of 8 up to {WIDEST_ROW} are supported on a card");
+        let what = format!("rows of {width} numbers; multiples of 8 up to {WIDEST_ROW} are supported on a GPU");
         return Err(ComputeError::Shape(what));
     }
     Ok(width.div_ceil(256).next_power_of_two().max(2))
@@ -270,7 +270,7 @@ impl Launch<'_> {
         } = *heads;
         if !HEAD_SIZES.contains(&size) || key_heads == 0 || !heads.heads.is_multiple_of(key_heads) {
             return Err(ComputeError::Shape(format!(
-                "attention of {} heads of {size} over {key_heads}; sizes 32, 64, 96 and 128 are supported on a card",
+                "attention of {} heads of {size} over {key_heads}; sizes 32, 64, 96 and 128 are supported on a GPU",
                 heads.heads
             )));
         }
@@ -332,7 +332,7 @@ impl Launch<'_> {
             Activation::Gelu => 0,
             Activation::GeluTanh => 1,
             Activation::Relu => 2,
-            Activation::Silu => return Err(ComputeError::Shape("SiLU runs gated on a card".to_string())),
+            Activation::Silu => return Err(ComputeError::Shape("SiLU runs gated on a GPU".to_string())),
         };
         self.run(
             kernel,

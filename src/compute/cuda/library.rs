@@ -6,7 +6,7 @@ use cudarc::{cublaslt, driver, nvrtc};
 use std::sync::OnceLock;
 
 /// The libraries, by the names that an error shows.
-const DRIVER: &str = "libcuda (the card's driver)";
+const DRIVER: &str = "libcuda (the GPU's driver)";
 const MATMUL: &str = "libcublasLt (CUDA 13)";
 const COMPILER: &str = "libnvrtc (CUDA 13)";
 

@@ -138,12 +138,12 @@ mod tests {
         let Some(_bench) = crate::compute::cuda::testing::bench() else {
             return;
         };
-        let held = open(Device::Cuda(0), cache.clone()).expect("the card opens");
+        let held = open(Device::Cuda(0), cache.clone()).expect("the GPU opens");
         assert!(cache.read_dir().expect("the cache").count() > 0, "kernels are kept");
         drop(held);
         let Err(reason) = open(Device::Cuda(63), cache) else {
-            panic!("there is no such card");
+            panic!("there is no such GPU");
         };
-        assert!(reason.contains("there is no card 63"), "{reason}");
+        assert!(reason.contains("there is no GPU 63"), "{reason}");
     }
 }

@@ -103,7 +103,7 @@ impl From<&ModelError> for Failure {
             E::Compute(ComputeError::DeviceLost(_)) => (Kind::DeviceLost, None),
             E::Compute(ComputeError::DeviceMemory { .. }) => (
                 Kind::Memory,
-                Some("Lower situ.model_memory or situ.batch_tokens, or give the card to this server alone."),
+                Some("Lower situ.model_memory or situ.batch_tokens, or give the GPU to this server alone."),
             ),
             E::Compute(ComputeError::Memory { .. }) => (Kind::Memory, Some(MEMORY_HINT)),
             E::Sequence { .. } | E::Tensor(_) | E::Stopped | E::Compute(_) | E::Output { .. } => (Kind::Internal, None),

@@ -123,12 +123,8 @@ fn read_npy(path: &Path) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
     }
     let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..10 + length])?;
-    if !header.contains("'<f4'") || header.contains("'fortran_order': True") {
-        return Err(format!(
-            "{}: only little-endian f32 in C order is read, not {header}",
-            path.display()
-        )
-        .into());
+    if !header.contains("'<f4'") {
+        return Err(format!("{}: only little-endian f32 is read, not {header}", path.display()).into());
     }
     let shape = header
         .split('(')
@@ -136,12 +132,16 @@ fn read_npy(path: &Path) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
         .and_then(|rest| rest.split(')').next())
         .ok_or("no shape")?;
     let sizes: Vec<usize> = shape.split(',').filter_map(|size| size.trim().parse().ok()).collect();
-    let [_, columns] = sizes[..] else {
+    let [rows, columns] = sizes[..] else {
         return Err("not two-dimensional".into());
     };
     let values: Vec<f32> = bytes[10 + length..]
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
+    if header.contains("'fortran_order': True") {
+        let row = |row| (0..columns).map(|column| values[column * rows + row]).collect();
+        return Ok((0..rows.min(values.len() / columns.max(1))).map(row).collect());
+    }
     Ok(values.chunks_exact(columns).map(<[f32]>::to_vec).collect())
 }

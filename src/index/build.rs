@@ -345,7 +345,7 @@ fn stored_centroids(
         rotated.iter_mut().zip(origin).for_each(|(x, o)| *x -= o);
         Centroid::new(&rotated)
     });
-    Ok(collected(stored)?)
+    collected(stored)
 }
 
 fn mean(rows: &[f32], d: usize) -> Vec<f32> {

@@ -198,7 +198,7 @@ fn a_recall_is_aimed_at_and_the_order_holds() {
     vector_table(&mut client, "t", "vector", &clustered(30_000, 48, 91));
     client.run("CREATE INDEX t_v ON t USING situ (v vector_l2_ops)");
     let queries = clustered(60, 48, 92);
-    let mut reached = |client: &mut Client, setting: &str, operand: &dyn Fn(&str) -> String| {
+    let reached = |client: &mut Client, setting: &str, operand: &dyn Fn(&str) -> String| {
         client.run(setting);
         let mut found = 0;
         for query in &queries {

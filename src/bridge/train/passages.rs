@@ -230,7 +230,7 @@ mod tests {
         let left = unknown(index, &given);
         assert_eq!(left, [passage("2", 1, 0, "A ship sails.")]);
         let all = beside(given.to_vec(), left);
-        assert_eq!((all.len(), all[2].document, &*all[2].key), (3, 6, "\02"));
+        assert_eq!((all.len(), all[2].document, &*all[2].key), (3, 6, "\x002"));
     }
 
     #[test]

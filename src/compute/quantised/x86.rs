@@ -186,7 +186,7 @@ unsafe fn vnni_tile<const FOUR: bool, const SHARE: usize, const OFFSET: bool, co
                 } else {
                     _mm512_setzero_ps()
                 };
-                for t in 0..T {
+                for (t, total) in totals.iter_mut().enumerate() {
                     let dot = rows.dot::<SHARE>(t, group, part, &w);
                     let a = _mm512_set1_ps(rows.scales[t].add(group).read());
                     let sum = rows.sum::<SHARE>(t, group, part);
@@ -195,9 +195,9 @@ unsafe fn vnni_tile<const FOUR: bool, const SHARE: usize, const OFFSET: bool, co
                     } else {
                         _mm512_mul_ps(dot, a)
                     };
-                    totals[t] = _mm512_fmadd_ps(d, scaled, totals[t]);
+                    *total = _mm512_fmadd_ps(d, scaled, *total);
                     if OFFSET {
-                        totals[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), totals[t]);
+                        *total = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *total);
                     }
                 }
             }

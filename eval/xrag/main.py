@@ -196,7 +196,7 @@ class Run:
             prompt = passage.format(bridge=bridge)
             generate = "xrag_generate" if "{bridge}" in passage else "generate"
             statements.append((f"{mode} from the gold passage",
-                f"INSERT INTO answers SELECT '{s}', '{mode}', 'gold', {tokens}, q.id, situ.{generate}('{LLM}', {prompt}, {how}), NULL "
+                f"INSERT INTO answers SELECT '{s}', '{mode}', 'gold', {tokens}, q.id, situ.{generate}({prompt}, '{LLM}', {how}), NULL "
                 f"FROM {s}.questions q JOIN {s}.docs d ON d.id = q.gold JOIN {s}.docs o ON o.id = q.other "
                 f"WHERE abs(hashtext(q.id)) % {self.sessions} = %session%;"))
         for mode, statement in statements:

@@ -90,5 +90,5 @@ CREATE VIEW situ.stat_index AS
       LEFT JOIN LATERAL situ_internal.index_statistics(class.oid) statistics ON true
      WHERE class.relkind = 'i' AND NOT pg_catalog.pg_is_other_temp_schema(class.relnamespace);
 COMMENT ON VIEW situ.stat_index IS
-    'the situ indexes of this database: documents and chunks in them, tokens and seconds of the build, lists, first-round probes, size, model; NULL in an index that cannot be read now (being rebuilt, half built, or unlogged on a standby)';
+    'the situ indexes of this database: documents and chunks in them, tokens and seconds of the build, lists, first-round probes, size, model (probes as the recall target of this session takes); NULL in an index that cannot be read now (being rebuilt, half built, or unlogged on a standby)';
 GRANT SELECT ON situ.stat_index TO PUBLIC;

@@ -139,9 +139,12 @@ fn read_npy(path: &Path) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
+    if values.len() != rows * columns {
+        return Err(format!("{} does not hold {rows} rows of {columns}", path.display()).into());
+    }
     if header.contains("'fortran_order': True") {
         let row = |row| (0..columns).map(|column| values[column * rows + row]).collect();
-        return Ok((0..rows.min(values.len() / columns.max(1))).map(row).collect());
+        return Ok((0..rows).map(row).collect());
     }
     Ok(values.chunks_exact(columns).map(<[f32]>::to_vec).collect())
 }

@@ -257,7 +257,10 @@ fn ratios(data: &Data, reached: &[Vec<Reached>; PEERS.len()]) {
                         &format!("recall {recall}"),
                     );
                 }
-                (own, other) => println!("no ratio at recall {recall}: situ {own:?}, {} {other:?}", peer.name),
+                (own, other) => println!(
+                    "SKIPPED: no ratio at recall {recall}: situ {own:?}, {} {other:?}",
+                    peer.name
+                ),
             }
         }
     }

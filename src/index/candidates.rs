@@ -161,7 +161,7 @@ pub struct Least {
 }
 
 impl Least {
-    /// Keeps `count` bounds, at least one.
+    /// Keeps `count` bounds.
     pub fn new(count: usize) -> Result<Least, IndexError> {
         let mut bounds = BinaryHeap::new();
         reserve(&mut bounds, count + 1)?;

@@ -10,7 +10,7 @@
 use super::IndexError;
 use super::calibrate::Sample;
 use super::lists::{RankedList, rank};
-use super::memory_limit::{filled, reserve};
+use super::memory_limit::filled;
 use super::meta::Meta;
 use super::page::{FIRST, Kind, Layout, NEXT, NONE, Reader, expect_kind, u32_at};
 use super::rabitq::Prepared;
@@ -211,8 +211,6 @@ impl<S: PageStore> Looked<'_, S> {
             expect_kind(&page, block, Kind::Codes)?;
             self.prepared.bounds(self.layout, &page, estimated, &mut self.estimates);
             self.prepared.bounds(self.layout, &page, list.terms, &mut self.bounds);
-            let more = self.estimates.len().saturating_sub(self.bounds.len());
-            reserve(&mut self.bounds, more)?;
             let (estimates, bounds) = (&self.estimates, &self.bounds);
             self.layout.each_live(&page, |lane| {
                 let (Some(estimate), Some(bound)) = (estimates.get(lane), bounds.get(lane)) else {

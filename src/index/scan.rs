@@ -286,7 +286,8 @@ impl<S: PageStore> Scan<S> {
     /// one a hit would often be found after a farther one; so the first ten, and then as many again as have come out,
     /// come in their order among all that is re-ranked for them.
     fn settle(&mut self) -> Result<(), IndexError> {
-        let count = self.given.max(SETTLED);
+        // No more hits than those wait at a time.
+        let count = self.given.max(SETTLED).min(self.held);
         let mut nearest = Least::new(count)?;
         self.waiting.iter().for_each(|waiting| nearest.show(waiting.bound));
         while let Some((bound, of_list)) = self.least_unranked() {

@@ -109,7 +109,11 @@ impl RowKey {
                     let mut nulls = vec![false; values.len()];
                     let tuple = pg_sys::heap_form_tuple(*description, values.as_mut_ptr(), nulls.as_mut_ptr());
                     let row = pg_sys::heap_copy_tuple_as_datum(tuple, *description);
-                    pg_sys::OidOutputFunctionCall(pg_sys::F_RECORD_OUT.into(), row)
+                    let printed = pg_sys::OidOutputFunctionCall(pg_sys::F_RECORD_OUT.into(), row);
+                    // A search can read many rows before its memory context goes.
+                    pg_sys::pfree(row.cast_mut_ptr());
+                    pg_sys::heap_freetuple(tuple);
+                    printed
                 }
             };
             let key = CStr::from_ptr(printed).to_string_lossy().into_owned();

@@ -4,6 +4,7 @@ use crate::index::store::{PAGE_SIZE, PageStore};
 use crate::index::{self, IndexError, Meta};
 use crate::pg::am::build::ambuild;
 use crate::pg::am::kind::{self, KeyKind};
+use crate::pg::am::settings;
 use crate::pg::am::text_index::{TextRecord, relation_name};
 use crate::pg::catalog::names::name_of;
 use crate::pg::ereport::fail_with_hint;
@@ -112,6 +113,7 @@ unsafe fn read(relation: pg_sys::Relation) -> Result<Option<Row>, IndexError> {
         return Ok(None);
     }
     let meta = Meta::open(&store)?;
+    let probes = meta.probes_for(settings::recall_target(kind));
     let (entries, rows) = index::count(&store)?;
     let text = match kind {
         KeyKind::Text if meta.is_decided() => Some(TextRecord::read(&meta)?),
@@ -124,7 +126,7 @@ unsafe fn read(relation: pg_sys::Relation) -> Result<Option<Row>, IndexError> {
         text.as_ref().map(|text| text.tokens as i64),
         (options.dimensions > 0).then_some(options.dimensions as i32),
         meta.lists as i32,
-        meta.probes as i32,
+        probes as i32,
         i64::from(blocks) * PAGE_SIZE as i64,
         format!("{:?}", options.metric).to_lowercase(),
         text.as_ref().map(|text| text.model.clone()),
